@@ -1,0 +1,1 @@
+"""Couplings: prompts, noise, generation, shards, verification, and the loader that turns shards into batches."""

@@ -1,0 +1,1 @@
+"""The miniature: real handwritten digits, their captions, tokenizer and network sizes."""

@@ -1,0 +1,1 @@
+"""Evaluation: features and distances, protocols, the report page."""

@@ -1,0 +1,1 @@
+"""Text-to-image models: loading, sampling, their view as a velocity, export."""

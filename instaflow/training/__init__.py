@@ -1,0 +1,1 @@
+"""Training: the loop, the DeepSpeed engine, EMA, checkpoints and losses."""

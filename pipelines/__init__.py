@@ -1,0 +1,1 @@
+"""One module per stage kind: the order of events, no maths."""
