@@ -1,0 +1,52 @@
+"""Fréchet distance of two sets of features, each read as a Gaussian."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from instaflow.errors import InstaFlowError
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """mean: [D]; covariance: [D, D]; float64. Of a reference, computed once and compared with many sets."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+
+    @classmethod
+    def of(cls, features: np.ndarray) -> "Gaussian":
+        """The Gaussian of `features` [N, D], with the unbiased covariance (divided by N - 1)."""
+        values = np.asarray(features, dtype=np.float64)
+        if values.ndim != 2:
+            raise InstaFlowError(f"features must have the shape [N, D], not {list(values.shape)}")
+        if len(values) < 2:
+            raise InstaFlowError(f"a Fréchet distance needs at least 2 samples on each side, not {len(values)}")
+        if not np.isfinite(values).all():
+            broken = int((~np.isfinite(values).all(axis=1)).sum())
+            raise InstaFlowError(f"{broken} of {len(values)} samples have features that are not finite")
+        mean = values.mean(axis=0)
+        centred = values - mean
+        return cls(mean, centred.T @ centred / (len(values) - 1))
+
+
+def frechet_distance(a: np.ndarray | Gaussian, b: np.ndarray | Gaussian) -> float:
+    """||μ_a - μ_b||² + Tr(C_a + C_b - 2 (C_a C_b)^½), as in Heusel et al. 2017 (arXiv 1706.08500), eq. 6.
+
+    a, b: features [N, D] or their `Gaussian`. C_a C_b has the eigenvalues of the symmetric C_a^½ C_b C_a^½, so
+    that the trace of its root is a sum of real square roots, also where a covariance has no full rank.
+    """
+    a, b = (side if isinstance(side, Gaussian) else Gaussian.of(side) for side in (a, b))
+    if a.mean.shape != b.mean.shape:
+        raise InstaFlowError(f"the two sides have {len(a.mean)} and {len(b.mean)} features; they must be the same ones")
+    root = symmetric_root(a.covariance)
+    product = np.linalg.eigvalsh(root @ b.covariance @ root)
+    trace_of_root = np.sqrt(product.clip(min=0)).sum()
+    distance = np.sum((a.mean - b.mean) ** 2) + np.trace(a.covariance) + np.trace(b.covariance) - 2 * trace_of_root
+    return max(float(distance), 0.0)
+
+
+def symmetric_root(matrix: np.ndarray) -> np.ndarray:
+    """The symmetric square root of a positive semi-definite [D, D]; eigenvalues rounded below 0 count as 0."""
+    values, vectors = np.linalg.eigh(matrix)
+    return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
