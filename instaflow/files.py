@@ -23,6 +23,12 @@ def write_file(path: Path, content: bytes | str) -> None:
     sync_folder(path.parent)
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of killed writers of `path`. Only its one writer may call this."""
+    for temporary in path.parent.glob(f".{path.name}.tmp-*"):
+        temporary.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     write_file(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 

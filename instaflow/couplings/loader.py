@@ -1,0 +1,99 @@
+"""Batches of couplings at any position of an endless, shuffled stream: exact, and the same for any number of ranks."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from instaflow.couplings.manifest import read_manifest
+from instaflow.couplings.noise import random_stream, stream_key
+from instaflow.couplings.shards import BadShard, Shard, read_shard, read_sidecar, shards_to_make, tar_path
+from instaflow.errors import DataError
+
+WINDOW = 4  # shards whose records are shuffled together
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B couplings."""
+
+    noise: np.ndarray  # [B, C, H, W] float32, unit variance
+    latent: np.ndarray  # [B, C, H, W] float32, scaled
+    prompts: list[str]
+    indices: np.ndarray  # [B] int64
+
+
+class Couplings:
+    """The couplings of a finished couple stage, shuffled anew in each epoch by `seed`.
+
+    An epoch's order: a permutation of the shards, cut into windows of `WINDOW`; within a window a permutation of its
+    records. A position thus fixes its record by arithmetic alone, and reading on needs one window in memory, or two
+    at their border. Raises DataError where shards are missing or don't fit the manifest, from `batch` where one's
+    hash doesn't match.
+    """
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder, self.seed = Path(folder), seed
+        self.manifest = read_manifest(self.folder)
+        plan = self.manifest.plan
+        missing = shards_to_make(self.folder, plan)
+        if missing:
+            message = f'"{self.folder}" lacks {len(missing)} of its {plan.num_shards} shards'
+            raise DataError(message, "Run its `instaflow couple` command again: it makes those that are missing.")
+        self.sidecars = [read_sidecar(self.folder, shard, plan) for shard in range(plan.num_shards)]
+        self._counts = np.array([sidecar.count for sidecar in self.sidecars])
+        self._decoded: OrderedDict[int, Shard] = OrderedDict()  # the least recently used first
+
+    def __len__(self) -> int:
+        """The records of one epoch."""
+        return int(self._counts.sum())
+
+    def batch(self, position: int, size: int) -> Batch:
+        """The `size` records from `position` on; positions count on over the epochs."""
+        if position < 0 or size < 1:
+            raise ValueError(f"no batch of {size} records at position {position}")
+        shards, rows = self._records(position, size).T
+        shape = (size, *self.manifest.latent_shape)
+        noise, latent = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        prompts, indices = [""] * size, np.empty(size, np.int64)
+        for shard in np.unique(shards):
+            records = self._shard(int(shard))
+            places = np.flatnonzero(shards == shard)
+            noise[places] = records.noise[rows[places]]
+            latent[places] = records.latent[rows[places]]
+            for place in places:
+                prompts[place] = records.prompts[rows[place]]
+                indices[place] = records.indices[rows[place]]
+        return Batch(noise, latent, prompts, indices)
+
+    def _records(self, position: int, size: int) -> np.ndarray:
+        """Shard and row of each of the `size` records from `position` on: [size, 2]."""
+        parts = []
+        while size:
+            epoch, offset = divmod(position, len(self))
+            start, window = self._window(epoch, offset)
+            parts.append(window[offset - start :][:size])
+            position, size = position + len(parts[-1]), size - len(parts[-1])
+        return np.concatenate(parts)
+
+    def _window(self, epoch: int, offset: int) -> tuple[int, np.ndarray]:
+        """The window that holds the epoch's record `offset`: its first offset, and shard and row of each: [R, 2]."""
+        key = stream_key("order", self.seed, epoch)
+        order = random_stream(key, 0).permutation(len(self._counts))
+        ends = np.cumsum(self._counts[order])
+        window = int(np.searchsorted(ends, offset, side="right")) // WINDOW
+        shards = order[window * WINDOW : (window + 1) * WINDOW]
+        records = [(shard, row) for shard in shards for row in range(self._counts[shard])]
+        return ends[window * WINDOW] - self._counts[shards[0]], random_stream(key, 1 + window).permutation(records)
+
+    def _shard(self, shard: int) -> Shard:
+        if shard not in self._decoded:
+            records = read_shard(self.folder, self.sidecars[shard])
+            if not records.noise.shape[1:] == records.latent.shape[1:] == self.manifest.latent_shape:
+                raise BadShard(tar_path(self.folder, shard), "does not hold the manifest's latent_shape")
+            self._decoded[shard] = records
+            if len(self._decoded) > 2 * WINDOW:
+                self._decoded.popitem(last=False)
+        self._decoded.move_to_end(shard)
+        return self._decoded[shard]

@@ -1,0 +1,67 @@
+"""`manifest.json`: what a couple stage's shards hold and what made them."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from instaflow.couplings.shards import FORMAT_VERSION, ShardPlan
+from instaflow.errors import DataError
+from instaflow.files import remove_leftovers, write_json
+
+
+class Manifest(BaseModel):
+    """Identity of a couple stage. What decides bytes: all but `hardware`, which decides the latents' last bits."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+    stage: str  # its name, part of the noise's key
+    seed: int
+    count: int = Field(ge=1)
+    records_per_shard: int = Field(ge=1)
+    latent_shape: tuple[int, int, int]  # (C, H, W)
+    stored_dtype: Literal["float16", "float32"] = "float16"  # of noise and latents in the shards
+    prompts_hash: str
+    model: str  # a stage's relative name, or a hub name
+    model_fingerprint: str
+    sampler: dict[str, Any]  # {"class": ..., and its config}
+    num_steps: int = Field(ge=1)
+    guidance_scale: float
+    timestep_spacing: str
+    dtype: str  # the model computes in it
+    batch_size: int = Field(ge=1)
+    hardware: dict[str, Any]
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def plan(self) -> ShardPlan:
+        return ShardPlan(self.count, self.records_per_shard)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    path = folder / "manifest.json"
+    remove_leftovers(path)
+    write_json(path, manifest.model_dump(mode="json"))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a couple stage's folder. Raises DataError."""
+    path = folder / "manifest.json"
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        hint = "Name the folder of a couple stage, such as runs/digits/pairs."
+        raise DataError(f'"{path}" cannot be read: {error.strerror}', hint) from error
+    except ValidationError as error:
+        hint = "The couple stage writes this file: run its `instaflow couple` command again."
+        raise DataError(f'"{path}" is not a manifest: {first_fault(error)}', hint) from error
+    if manifest.format_version != FORMAT_VERSION:
+        message = f'"{path}" has format version {manifest.format_version}; this version reads {FORMAT_VERSION}'
+        raise DataError(message, "Use the version of instaflow that made the couplings.")
+    return manifest
+
+
+def first_fault(error: ValidationError) -> str:
+    """A validation error in one line: the key, and what is wrong with it."""
+    fault = error.errors(include_url=False)[0]
+    return ": ".join(filter(None, [".".join(map(str, fault["loc"])), fault["msg"]]))
