@@ -1,0 +1,68 @@
+"""The miniature's networks: the parts of a StableDiffusionPipeline, in sizes that two processor cores can train."""
+
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+TEXT_WIDTH = 64
+
+
+def build_autoencoder() -> AutoencoderKL:
+    """32x32 RGB images to 4x8x8 latents and back."""
+    return AutoencoderKL(
+        sample_size=32,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+    )
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Prompts to 16 hidden states of width 64."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            max_position_embeddings=tokenizer.model_max_length,
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=2 * TEXT_WIDTH,
+            projection_dim=TEXT_WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def build_unet() -> UNet2DConditionModel:
+    """Noisy 4x8x8 latents, a timestep and a prompt's hidden states to the noise in the latents."""
+    return UNet2DConditionModel(
+        sample_size=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(32, 96),
+        layers_per_block=1,
+        norm_num_groups=8,
+        attention_head_dim=2,  # the number of heads, by an old slip of diffusers that checkpoints rely on
+        cross_attention_dim=TEXT_WIDTH,
+        use_linear_projection=True,
+    )
+
+
+def build_scheduler() -> DPMSolverMultistepScheduler:
+    """Stable Diffusion's noise schedule, with the solver that makes good images in 25 steps."""
+    return DPMSolverMultistepScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type="epsilon",
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        timestep_spacing="linspace",  # the first step is at timestep 999, where the noise is
+        steps_offset=1,  # as in Stable Diffusion; no matter with this spacing
+        final_sigmas_type="zero",
+    )
