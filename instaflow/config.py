@@ -1,0 +1,289 @@
+"""An experiment: one YAML file of named stages, read strictly."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from instaflow.errors import ConfigError
+from instaflow.stages import KINDS, CoupleStage, Section, Stage
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A checked experiment: its stages in an order in which each comes after those it builds on."""
+
+    source: str
+    """How the user named the file; commands in hints repeat it."""
+    run: str
+    seed: int
+    stages: dict[str, Stage]
+
+    def stage_parents(self, name: str) -> list[str]:
+        """The stages that `name` builds on, in the file's order."""
+        wanted = set(self.stages[name].parents().values())
+        return [other for other in self.stages if other in wanted]
+
+    def resolved(self) -> str:
+        """The whole experiment as YAML, every default spelled out."""
+        stages = {name: stage.model_dump(mode="json") for name, stage in self.stages.items()}
+        return yaml.safe_dump({"run": self.run, "seed": self.seed, "stages": stages}, sort_keys=False, width=100)
+
+
+def load_experiment(source: str, overrides: Sequence[str] = (), run: str | None = None) -> Experiment:
+    """Read, override and check an experiment.
+
+    `source` is a path, or the name of a packaged config ("digits"); `overrides` are `a.b=c` strings as `--set` takes
+    them; `run` replaces the file's run folder. Everything that can be checked without running is checked here.
+    Raises ConfigError.
+    """
+    path = find_config(source)
+    tree = parse_yaml(read_text(path), f"'{source}'")
+    if not isinstance(tree, dict):
+        raise ConfigError(f"'{source}' is not an experiment: a mapping with 'run', 'seed' and 'stages' is expected")
+    for override in overrides:
+        apply_override(tree, override)
+    check_keys(tree, ("run", "seed", "stages"), "the experiment")
+    folder, seed, stages = run or tree.get("run"), tree.get("seed", 0), tree.get("stages")
+    if not isinstance(folder, str) or not folder:
+        raise ConfigError("'run' is missing: the folder that the run is written to", "Write, say, run: runs/digits")
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ConfigError(f"'seed' must be a whole number of at least 0, not {seed!r}")
+    if not isinstance(stages, dict) or not stages:
+        raise ConfigError("'stages' is missing or empty: a mapping from a stage's name to its settings is expected")
+    parsed = {name: parse_stage(name, settings) for name, settings in stages.items()}
+    parsed = {name: locate_prompts(stage, path.parent) for name, stage in parsed.items()}
+    for name, stage in parsed.items():
+        check_parents(name, stage, parsed)
+    return Experiment(source=source, run=folder, seed=seed, stages=in_order(parsed))
+
+
+def find_config(source: str) -> Path:
+    """The file that `source` names: a path, or a packaged config without its ending."""
+    path = Path(source)
+    if path.is_file():
+        return path
+    packaged = Path(str(resources.files("instaflow.configs")))
+    if (packaged / f"{source}.yaml").is_file() and path.name == source:
+        return packaged / f"{source}.yaml"
+    if path.is_dir():
+        raise ConfigError(f"'{source}' is a folder; an experiment is a YAML file")
+    names = sorted(file.stem for file in packaged.glob("*.yaml"))
+    raise ConfigError(f"No experiment file '{source}'", f"Give a path, or a packaged config: {', '.join(names)}")
+
+
+def read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"'{path}' is not UTF-8 text (byte {error.start})") from error
+
+
+# --- YAML without its traps ------------------------------------------------------------------------------------------
+
+
+class Loader(yaml.SafeLoader):
+    """YAML 1.2's core types: only true and false are booleans, 1e-6 is a float, dates and sexagesimals are strings."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own name
+
+
+Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), None)
+Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:null|Null|NULL|~|)$"), None)
+Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$"), None)
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?$"),
+    None,
+)
+
+
+def construct_float(loader: Loader, node: yaml.ScalarNode) -> float:
+    return float(str(loader.construct_scalar(node)).replace("_", ""))
+
+
+def construct_mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    """A mapping in which a key that stands twice is an error, where PyYAML would let the last one win in silence."""
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = key_node.value
+        if key in seen:
+            raise ConfigError(f"'{key}' stands twice in one mapping (line {key_node.start_mark.line + 1})")
+        seen.add(key)
+    # Keys are names: a stage called 2024 stays text.
+    return {key_node.value: loader.construct_object(value_node, deep=True) for key_node, value_node in node.value}
+
+
+Loader.add_constructor("tag:yaml.org,2002:float", construct_float)
+Loader.add_constructor("tag:yaml.org,2002:map", construct_mapping)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The value that `text` spells; `where` names it in errors. Raises ConfigError."""
+    try:
+        return yaml.load(text, Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise ConfigError(f"{where}{line} is not valid YAML: {problem}") from error
+
+
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set one value in place, `stages.2rf.phases.0.samples=64`: the value is read as YAML, as in the file."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"--set '{override}' is not of the form a.b=c", "Example: --set stages.2rf.ema_decay=0.999")
+    value = parse_yaml(text, f"--set '{override}'")
+    node: Any = tree
+    keys = split_path(path, tree)
+    for depth, key in enumerate(keys):
+        here = ".".join(keys[:depth]) or "the experiment"
+        last = depth == len(keys) - 1
+        if isinstance(node, list):
+            if not key.isdigit() or int(key) >= len(node):
+                raise ConfigError(f"--set '{override}': '{here}' has items 0 to {len(node) - 1}, not '{key}'")
+            if last:
+                node[int(key)] = value
+            else:
+                node = node[int(key)]
+        elif isinstance(node, dict):
+            if last:
+                node[key] = value
+            elif key not in node:
+                raise ConfigError(f"--set '{override}': '{here}' has no '{key}'", nearest(key, node))
+            else:
+                node = node[key]
+        else:
+            raise ConfigError(f"--set '{override}': '{here}' is a single value and has nothing below it")
+
+
+def split_path(path: str, tree: dict[str, Any]) -> list[str]:
+    """The keys of a dotted path; a stage's own name may hold dots."""
+    stages = tree.get("stages")
+    for name in stages if isinstance(stages, dict) else ():
+        if "." in str(name) and path.startswith(f"stages.{name}."):
+            return ["stages", str(name), *path.removeprefix(f"stages.{name}.").split(".")]
+    return path.split(".")
+
+
+# --- stages -----------------------------------------------------------------------------------------------------------
+
+
+def parse_stage(name: str, settings: Any) -> Stage:
+    """One checked stage. Raises ConfigError, which names the key by its path in the file."""
+    where = f"stages.{name}"
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"'{where}': a stage's name is letters, digits, '_', '.' and '-': it becomes a folder")
+    if not isinstance(settings, dict):
+        raise ConfigError(f"'{where}' must be a mapping of settings, not {settings!r}")
+    kind = settings.get("kind")
+    if kind not in KINDS:
+        said = f"no such kind: '{kind}'" if kind is not None else "'kind' is missing"
+        raise ConfigError(f"'{where}': {said}", nearest(str(kind), KINDS))
+    schema = KINDS[kind]
+    check_nested_keys(settings, schema, where)
+    try:
+        return schema.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError(describe(error, where)) from error
+
+
+def check_nested_keys(settings: dict[str, Any], schema: type[Section], where: str) -> None:
+    """Refuse unknown keys here and in the sections below, naming the nearest known one."""
+    check_keys(settings, schema.model_fields, where)
+    for key, field in schema.model_fields.items():
+        section = section_of(field.annotation)
+        value = settings.get(key)
+        if section and isinstance(value, list):
+            for index, item in enumerate(value):
+                if isinstance(item, dict):
+                    check_nested_keys(item, section, f"{where}.{key}.{index}")
+        elif section and isinstance(value, dict):
+            check_nested_keys(value, section, f"{where}.{key}")
+
+
+def section_of(annotation: Any) -> type[Section] | None:
+    """The Section inside an annotation such as list[Phase], if there is one."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := section_of(part))), None)
+
+
+def check_keys(mapping: dict[str, Any], known: Any, where: str) -> None:
+    for key in mapping:
+        if key not in known:
+            raise ConfigError(f"'{where}' has no setting '{key}'", nearest(key, known))
+
+
+def nearest(word: str, known: Any) -> str:
+    """A hint: the known word nearest to `word`, or all of them."""
+    names = [str(name) for name in known]
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    return f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(names)}"
+
+
+def describe(error: ValidationError, where: str) -> str:
+    """Pydantic's findings as one line each: the key's path, the rule, the value received."""
+    lines = []
+    for finding in error.errors():
+        path = ".".join([where, *(str(part) for part in finding["loc"] if part not in ("str", "list[str]"))])
+        rule = finding["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        if finding["type"] == "missing":
+            lines.append(f"'{path}' is missing")
+        elif finding["type"] == "value_error":
+            lines.append(f"'{path}': {rule}")
+        else:
+            lines.append(f"'{path}' {rule}, not {finding['input']!r}")
+    return "\n       ".join(dict.fromkeys(lines))
+
+
+def locate_prompts(stage: Stage, folder: Path) -> Stage:
+    """Read a relative prompt file beside the experiment file, from wherever the command is called."""
+    if isinstance(stage, CoupleStage) and isinstance(stage.prompts, str) and "://" not in stage.prompts:
+        return stage.model_copy(update={"prompts": str(folder / stage.prompts)})
+    return stage
+
+
+def check_parents(name: str, stage: Stage, stages: dict[str, Stage]) -> None:
+    """Every parent must be a stage of the right kind, an existing folder, or (for a model) a hub name."""
+    for key, parent in stage.parents().items():
+        wanted = stage.parent_keys.get(key, "model")
+        where = f"stages.{name}.{key}"
+        if parent in stages:
+            if stages[parent].gives != wanted:
+                raise ConfigError(f"'{where}' needs a stage that gives {article(wanted)}, and '{parent}' gives none")
+        elif not Path(parent).is_dir() and not (wanted == "model" and re.fullmatch(r"[\w.-]+/[\w.-]+", parent)):
+            hint = nearest(parent, stages)
+            raise ConfigError(f"'{where}' names '{parent}', which is no stage of this experiment and no folder", hint)
+
+
+def article(thing: str) -> str:
+    return "couplings" if thing == "couplings" else f"a {thing}"
+
+
+def in_order(stages: dict[str, Stage]) -> dict[str, Stage]:
+    """The stages in the file's order, but each after its parents. Raises ConfigError on a cycle, which it prints."""
+    ordered: dict[str, Stage] = {}
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        if name in trail:
+            cycle = " → ".join((*trail[trail.index(name) :], name))
+            raise ConfigError(f"The stages build on each other in a circle: {cycle}")
+        if name not in ordered:
+            for parent in stages[name].parents().values():
+                if parent in stages:
+                    visit(parent, (*trail, name))
+            ordered[name] = stages[name]
+
+    for name in stages:
+        visit(name, ())
+    return ordered

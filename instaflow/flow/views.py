@@ -1,0 +1,133 @@
+"""A network read as a velocity: what it is fed, and what its output means.
+
+Two parametrizations, each with the sampler that stock diffusers brings for it. Every method takes and returns tensors;
+shapes are [B, C, H, W] for images and [B] for times and timesteps.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from instaflow.flow.paths import interpolate
+from instaflow.flow.schedules import (
+    epsilon_to_data,
+    epsilon_to_velocity,
+    flow_state,
+    flow_time,
+    v_prediction_to_epsilon,
+)
+
+NUM_TIMESTEPS = 1000
+
+
+@dataclass(frozen=True)
+class VelocityView:
+    """A network in diffusers' flow convention: at timestep 1000 (1 - t) it returns noise - data.
+
+    Sampled by DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, solver_order=1).
+    Its grid begins at noise level 0.999, where the network's input is the noise itself.
+    """
+
+    def time(self, uniform: Tensor) -> Tensor:
+        """Uniform numbers in [0, 1) as flow times t in [0, 1)."""
+        return uniform
+
+    def point(self, noise: Tensor, data: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The network's input and timestep at time t of a coupling."""
+        return interpolate(noise, data, t), (NUM_TIMESTEPS * (1 - t)).clamp(max=NUM_TIMESTEPS - 1)
+
+    def velocity(self, x: Tensor, timestep: Tensor, output: Tensor) -> Tensor:
+        """The velocity data - noise that the network's output stands for."""
+        return -output
+
+    def one_step(self, noise: Tensor, output: Tensor) -> Tensor:
+        """Data after one step from noise, given the output there: noise - 0.999 output, as the scheduler has it."""
+        return noise - (NUM_TIMESTEPS - 1) / NUM_TIMESTEPS * output
+
+    def state(self, x: Tensor, timestep: Tensor) -> Tensor:
+        """The flow's point z that the network's input x is."""
+        return x
+
+    def model_input(self, z: Tensor, timestep: Tensor) -> Tensor:
+        """The network's input at the flow's point z: the inverse of `state`."""
+        return z
+
+    def grid(self, num_steps: int) -> tuple[Tensor, Tensor]:
+        """The sampler's timesteps [N] and flow times [N + 1], the last of which is 1."""
+        levels = torch.linspace(1 - 1 / NUM_TIMESTEPS, 0, num_steps + 1, dtype=torch.float64)
+        return (levels[:-1] * NUM_TIMESTEPS + 1e-6).long(), 1 - levels
+
+
+@dataclass(frozen=True)
+class EpsilonView:
+    """A diffusion teacher's network, read through the exact map of `schedules`.
+
+    Sampled by DDIMScheduler(timestep_spacing="trailing", set_alpha_to_one=True): one of its steps is an Euler step
+    of the flow. At the last timestep the network's input is the noise itself, in training as in sampling, although
+    Stable Diffusion's schedule still holds a trace of data there.
+    """
+
+    alphas_cumprod: Tensor
+    """[1000], of the teacher's noise schedule."""
+    prediction_type: str = "epsilon"
+    """"epsilon" or "v_prediction"."""
+
+    def alpha_sigma(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """α and σ at integer timesteps, shaped to broadcast over images."""
+        alpha_bar = self.alphas_cumprod.to(timestep.device)[timestep.long()].view(-1, 1, 1, 1)
+        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+    def times(self) -> Tensor:
+        """The flow time of each timestep, [1000], falling from 0.97 to 0.06 for Stable Diffusion."""
+        return flow_time(self.alphas_cumprod.sqrt(), (1 - self.alphas_cumprod).sqrt())
+
+    def time(self, uniform: Tensor) -> Tensor:
+        """Uniform numbers in [0, 1) as flow times in the range that the teacher knows."""
+        times = self.times().to(uniform.device)
+        return times[-1] + (times[0] - times[-1]) * uniform
+
+    def point(self, noise: Tensor, data: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The network's input and timestep at the timestep nearest to time t of a coupling."""
+        rising = self.times().flip(0).to(t.device)
+        right = torch.searchsorted(rising, t.contiguous()).clamp(1, len(rising) - 1)
+        index = torch.where(t - rising[right - 1] < rising[right] - t, right - 1, right)
+        timestep = len(rising) - 1 - index
+        alpha, sigma = self.alpha_sigma(timestep)
+        x = alpha * data + sigma * noise
+        return torch.where((timestep == NUM_TIMESTEPS - 1).view(-1, 1, 1, 1), noise, x), timestep
+
+    def epsilon(self, x: Tensor, timestep: Tensor, output: Tensor) -> Tensor:
+        if self.prediction_type == "epsilon":
+            return output
+        return v_prediction_to_epsilon(x, output, *self.alpha_sigma(timestep))
+
+    def velocity(self, x: Tensor, timestep: Tensor, output: Tensor) -> Tensor:
+        """The velocity data - noise that the network's output stands for, in float32."""
+        x, output = x.float(), output.float()
+        return epsilon_to_velocity(x, self.epsilon(x, timestep, output), *self.alpha_sigma(timestep))
+
+    def one_step(self, noise: Tensor, output: Tensor) -> Tensor:
+        """Data after one step from noise, given the output there: (noise - σ ε) / α at the last timestep."""
+        last = torch.full((len(noise),), NUM_TIMESTEPS - 1, device=noise.device)
+        noise, output = noise.float(), output.float()
+        return epsilon_to_data(noise, self.epsilon(noise, last, output), *self.alpha_sigma(last))
+
+    def state(self, x: Tensor, timestep: Tensor) -> Tensor:
+        """The flow's point z that the network's input x is."""
+        return flow_state(x, *self.alpha_sigma(timestep))
+
+    def model_input(self, z: Tensor, timestep: Tensor) -> Tensor:
+        """The network's input at the flow's point z: the inverse of `state`."""
+        alpha, sigma = self.alpha_sigma(timestep)
+        return (alpha + sigma) * z
+
+    def grid(self, num_steps: int) -> tuple[Tensor, Tensor]:
+        """The sampler's timesteps [N] and flow times [N + 1], the last of which is 1."""
+        steps = torch.arange(num_steps, dtype=torch.float64)
+        timesteps = (NUM_TIMESTEPS - steps * NUM_TIMESTEPS / num_steps).round().long() - 1
+        times = self.times().double()[timesteps]
+        return timesteps, torch.cat([times, times.new_ones(1)])
+
+
+View = VelocityView | EpsilonView

@@ -1,0 +1,204 @@
+"""A run on disk: one self-contained folder a stage, with identity, lock, done mark and figures.
+
+RUN/STAGE/stage.json    what the stage is: its settings, seed, and the content of its parents
+RUN/STAGE/state.json    where it stands: running, interrupted, failed or done
+RUN/STAGE/done.json     written last: the payload's fingerprint, seconds
+RUN/STAGE/stats.jsonl   figures over time, one JSON object a line
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from instaflow.config import Experiment
+from instaflow.errors import ConfigError, DataError, InstaFlowError
+from instaflow.files import fingerprint_of, sha256_of, write_json
+from instaflow.stages import CoupleStage, Stage
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """One stage of a run and its folder."""
+
+    run: Path
+    name: str
+    stage: Any  # the Stage subclass of its kind
+    seed: int
+    stage_names: tuple[str, ...]
+    source: str
+
+    @property
+    def folder(self) -> Path:
+        return self.run / self.name
+
+    @property
+    def model(self) -> Path:
+        """The folder of the stage's final model."""
+        return self.folder / "model"
+
+    @property
+    def stats_file(self) -> Path:
+        return self.folder / "stats.jsonl"
+
+    def command(self) -> str:
+        """What to type to run or resume this stage."""
+        return f"instaflow {self.stage.kind} {self.source} --run-dir {self.run} --stage {self.name}"
+
+    def locate(self, parent: str) -> str:
+        """A parent's payload: a stage's model folder or the stage's folder, or the folder or hub name as it stands."""
+        if parent not in self.stage_names:
+            return parent
+        folder = self.run / parent
+        return str(folder / "model" if (folder / "model").is_dir() else folder)
+
+    def relative(self, parent: str) -> str:
+        """A parent's payload as this stage's folder sees it, free of absolute paths for a stage of the same run."""
+        place = self.locate(parent)
+        return os.path.relpath(place, self.folder) if parent in self.stage_names else place
+
+    # --- identity -----------------------------------------------------------------------------------------------------
+
+    def identity(self) -> dict[str, Any]:
+        """What decides this stage's result, its parents by content. Raises DataError if a parent is not there."""
+        identity: dict[str, Any] = {"format": FORMAT, "name": self.name, "seed": self.seed, **self.stage.identity()}
+        if isinstance(self.stage, CoupleStage):
+            identity["prompts"] = content_of(self.stage.prompts)
+        for key, parent in self.stage.parents().items():
+            identity[f"{key} (content)"] = self.content(parent)
+        return identity
+
+    def content(self, parent: str) -> str:
+        """The fingerprint of a parent: of a done stage, a folder, or a hub model's name."""
+        if parent in self.stage_names:
+            return str(read_done(self.run / parent)["fingerprint"])
+        return fingerprint_of(Path(parent)) if Path(parent).is_dir() else parent
+
+    def is_done(self) -> bool:
+        return (self.folder / "done.json").is_file()
+
+    def check_identity(self) -> None:
+        """Refuse to go on with a stage that was begun with other settings or other parents. Raises ConfigError."""
+        file = self.folder / "stage.json"
+        if not file.is_file():
+            return
+        old, new = json.loads(file.read_text())["identity"], self.identity()
+        changes = [
+            f"'{key}' was {old.get(key)!r}, is now {new.get(key)!r}"
+            for key in {**old, **new}
+            if old.get(key) != new.get(key)
+        ]
+        if changes:
+            raise ConfigError(
+                f"Stage '{self.name}' in '{self.run}' was made with other settings: {'; '.join(changes)}",
+                f"Go back to the old value, choose another --run-dir, or delete '{self.folder}' to make it anew",
+            )
+
+    # --- work ---------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the stage for this process. The kernel drops the lock of a process that dies."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / ".lock", "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                raise InstaFlowError(
+                    f"Stage '{self.name}' in '{self.run}' is being worked on by {file.read().strip() or 'a process'}",
+                    "Wait for it, or stop it, then type the same command again",
+                ) from error
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            yield
+
+    def begin(self) -> None:
+        """Check and record what this stage is."""
+        self.check_identity()
+        settings = self.stage.model_dump(mode="json")
+        write_json(self.folder / "stage.json", {"identity": self.identity(), "settings": settings})
+        self.set_state("running")
+
+    def set_state(self, state: str, **facts: Any) -> None:
+        write_json(self.folder / "state.json", {"state": state, **facts})
+
+    def finish(self, fingerprint: str, **facts: Any) -> None:
+        """Mark the stage as done: the last file that it writes."""
+        self.set_state("done")
+        write_json(self.folder / "done.json", {"fingerprint": fingerprint, **facts})
+
+    def log(self, **figures: Any) -> None:
+        """Append one line to stats.jsonl."""
+        with open(self.stats_file, "a", encoding="utf-8") as file:
+            file.write(json.dumps(figures, ensure_ascii=False) + "\n")
+
+    def stats(self) -> list[dict[str, Any]]:
+        return read_stats(self.stats_file)
+
+    def forget_stats(self, keep: Any) -> None:
+        """Drop the lines for which `keep(line)` is false: those past the state that work resumes from."""
+        if self.stats_file.exists():
+            lines = [line for line in self.stats() if keep(line)]
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            temporary = self.stats_file.with_suffix(".tmp")
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, self.stats_file)
+
+
+def stage_folders(experiment: Experiment) -> dict[str, StageFolder]:
+    """Every stage of an experiment with its folder, in order."""
+    names = tuple(experiment.stages)
+    return {
+        name: StageFolder(Path(experiment.run), name, stage, experiment.seed, names, experiment.source)
+        for name, stage in experiment.stages.items()
+    }
+
+
+def read_stats(file: Path) -> list[dict[str, Any]]:
+    """The lines of a stats.jsonl; a last line that a kill cut short does not count."""
+    lines = []
+    for text in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def read_done(folder: Path) -> dict[str, Any]:
+    """A stage's done mark. Raises DataError where there is none."""
+    file = folder / "done.json"
+    if not file.is_file():
+        raise DataError(f"Stage '{folder.name}' in '{folder.parent}' is not done", "Run it first")
+    mark: dict[str, Any] = json.loads(file.read_text())
+    return mark
+
+
+def content_of(prompts: str | list[str]) -> str:
+    """The hash of a prompt file's bytes, or of a list. Raises ConfigError if there is no such file."""
+    if isinstance(prompts, list):
+        return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
+    if not Path(prompts).is_file():
+        raise ConfigError(f"The prompt file '{prompts}' does not exist", "A relative path starts at the experiment file")
+    return sha256_of(Path(prompts))
+
+
+class Stopwatch:
+    """Seconds of work on a stage, those before an interruption included."""
+
+    def __init__(self, before: float = 0.0) -> None:
+        self.start = time.monotonic() - before
+
+    def seconds(self) -> float:
+        return round(time.monotonic() - self.start, 3)

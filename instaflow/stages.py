@@ -1,0 +1,193 @@
+"""What each kind of stage takes: the schema of an experiment file.
+
+Keys mean one thing everywhere. `model` is what is sampled, `init` the weights that training starts from, `couplings`
+a couple stage. Each takes a stage's name, a folder, or (for models) a hub name.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+Parametrization = Literal["velocity", "epsilon"]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A mapping in the file; a key it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Phase(Section):
+    """A stretch of training with one batch size and learning rate (InstaFlow trained with 64, then 1024)."""
+
+    samples: PositiveInt
+    global_batch_size: PositiveInt
+    learning_rate: PositiveFloat
+    warmup_samples: NonNegativeInt = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    """After the warm-up: constant, or a half cosine from the learning rate to zero at the phase's end."""
+
+    @model_validator(mode="after")
+    def whole_batches(self) -> "Phase":
+        if self.samples < self.global_batch_size:
+            raise ValueError(f"samples ({self.samples}) is less than one global_batch_size ({self.global_batch_size})")
+        return self
+
+
+class Stage(Section):
+    """What every stage has."""
+
+    parent_keys: ClassVar[dict[str, str]] = {}
+    """The keys that name another stage, and what it must give: "model" or "couplings"."""
+    gives: ClassVar[str] = ""
+    free_keys: ClassVar[frozenset[str]] = frozenset()
+    """Keys that may change between an interruption and its resumption: they do not change the result."""
+
+    def parents(self) -> dict[str, str]:
+        """Each place that names another stage, a folder or a hub model, with the name found there."""
+        return {key: getattr(self, key) for key in self.parent_keys}
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide this stage's result."""
+        return {key: value for key, value in self.model_dump(mode="json").items() if key not in self.free_keys}
+
+
+class TrainingStage(Stage):
+    """What every stage has that trains a network."""
+
+    gives: ClassVar[str] = "model"
+    free_keys: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "micro_batch_size"})
+
+    phases: Annotated[list[Phase], Field(min_length=1)]
+    micro_batch_size: PositiveInt | None = None
+    """Samples that one process takes through the network at a time; by default its whole share of a global batch."""
+    ema_decay: Fraction = 0.9999
+    weight_decay: NonNegativeFloat = 0.01
+    gradient_clipping: PositiveFloat = 1.0
+    checkpoint_every: PositiveInt = 65536
+    """Samples between two checkpoints."""
+
+
+class TeacherStage(TrainingStage):
+    """Trains the miniature teacher: an autoencoder, then text encoder and U-Net together."""
+
+    kind: Literal["teacher"]
+    data: Literal["digits"]
+    autoencoder_phases: Annotated[list[Phase], Field(min_length=1)]
+    caption_dropout: Fraction = 0.1
+    num_steps: PositiveInt = 25
+    guidance_scale: NonNegativeFloat
+    """With `num_steps`, the default that the model folder carries for sampling."""
+
+
+class CoupleStage(Stage):
+    """Writes (noise, latent) couplings of a model into webdataset shards."""
+
+    parent_keys: ClassVar[dict[str, str]] = {"model": "model"}
+    gives: ClassVar[str] = "couplings"
+    free_keys: ClassVar[frozenset[str]] = frozenset({"prompts"})  # their content counts, not their path
+
+    kind: Literal["couple"]
+    model: str
+    prompts: str | Annotated[list[str], Field(min_length=1)]
+    """A UTF-8 text file with one prompt a line, relative to the experiment file; or a list of prompts."""
+    count: PositiveInt
+    records_per_shard: PositiveInt = 1024
+    batch_size: PositiveInt = 16
+    num_steps: PositiveInt = 25
+    guidance_scale: NonNegativeFloat
+    timestep_spacing: Literal["leading", "trailing", "linspace"] | None = None
+    """Which of the teacher's timesteps a sampler visits, "trailing" by default; a velocity flow has no such choice."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """The network's precision while it samples; couplings are stored in float16."""
+
+
+class FlowStage(TrainingStage):
+    """What reflow and distillation share: a network trained on couplings."""
+
+    parent_keys: ClassVar[dict[str, str]] = {"init": "model", "couplings": "couplings"}
+
+    init: str
+    couplings: str
+    parametrization: Parametrization = "velocity"
+    negate_output_at_start: bool = False
+    """Negate the last convolution of an epsilon teacher before training, as a flow of the paper's sign would see it."""
+
+    @model_validator(mode="after")
+    def sign_of_a_velocity(self) -> "FlowStage":
+        if self.negate_output_at_start and self.parametrization != "velocity":
+            raise ValueError("negate_output_at_start goes with parametrization: velocity")
+        return self
+
+
+class ReflowStage(FlowStage):
+    """Trains the next rectified flow on couplings (InstaFlow, Eq. 5)."""
+
+    kind: Literal["reflow"]
+    caption_dropout: Fraction = 0.1
+    num_steps: PositiveInt = 25
+    guidance_scale: NonNegativeFloat = 1.5
+
+
+class DistillStage(FlowStage):
+    """Trains a one-step student on couplings (InstaFlow, Eq. 6)."""
+
+    kind: Literal["distill"]
+
+
+class EvaluatedModel(Section):
+    """A model in the report, sampled with each number of steps."""
+
+    model: str
+    num_steps: Annotated[list[PositiveInt], Field(min_length=1)]
+    guidance_scale: NonNegativeFloat | None = None
+    """By default what the model's folder recommends."""
+
+
+class Reference(Section):
+    """The images that every model's images of the same noise are compared with."""
+
+    model: str
+    num_steps: PositiveInt
+
+
+class EvaluateStage(Stage):
+    """Measures models by one protocol and writes report.json and report.html."""
+
+    kind: Literal["evaluate"]
+    protocol: Literal["digits"]
+    models: Annotated[list[EvaluatedModel], Field(min_length=1)]
+    reference: Reference
+    num_samples: Annotated[int, Field(ge=2)] = 2000
+    batch_size: PositiveInt = 250
+    straightness_samples: PositiveInt = 256
+    straightness_steps: PositiveInt = 100
+
+    def parents(self) -> dict[str, str]:
+        return {f"models.{i}.model": entry.model for i, entry in enumerate(self.models)}
+
+    @model_validator(mode="after")
+    def reference_is_measured(self) -> "EvaluateStage":
+        rows = {(entry.model, steps) for entry in self.models for steps in entry.num_steps}
+        if (self.reference.model, self.reference.num_steps) not in rows:
+            raise ValueError(
+                f"reference: '{self.reference.model}' at {self.reference.num_steps} steps is not among the models"
+            )
+        if len({entry.model for entry in self.models}) < len(self.models):
+            raise ValueError("models: a model stands twice; give its step counts in one list")
+        return self
+
+
+AnyStage = Annotated[
+    TeacherStage | CoupleStage | ReflowStage | DistillStage | EvaluateStage, Field(discriminator="kind")
+]
+KINDS: dict[str, type[Stage]] = {
+    "teacher": TeacherStage,
+    "couple": CoupleStage,
+    "reflow": ReflowStage,
+    "distill": DistillStage,
+    "evaluate": EvaluateStage,
+}
