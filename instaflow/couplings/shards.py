@@ -78,7 +78,9 @@ class Sidecar(BaseModel):
     def _adds_up(self) -> "Sidecar":
         if self.format_version != FORMAT_VERSION:
             raise ValueError(f"format version {self.format_version}; this version reads {FORMAT_VERSION}")
-        if list(self.left_out) != sorted(set(self.left_out)) or len(self.indices) != self.count:
+        span = range(self.first_index, self.last_index + 1)
+        in_order = list(self.left_out) == sorted(set(self.left_out)) and all(index in span for index in self.left_out)
+        if not in_order or len(span) != self.count + len(self.left_out):
             raise ValueError("count, range of indices and left-out indices do not add up")
         return self
 

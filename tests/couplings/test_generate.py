@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+
+from instaflow.couplings.generate import make_shard, stored_noise
+from instaflow.couplings.noise import coupled_noise
+from instaflow.couplings.prompts import prompt_of
+from instaflow.couplings.shards import read_shard, read_sidecar
+from instaflow.errors import DataError
+from tests.couplings.made import PROMPTS, contents, make_couplings, manifest_of, sample
+
+
+def test_a_record_is_its_index_noise_prompt_and_latent(tmp_path):
+    manifest = manifest_of()
+    sidecar = make_shard(tmp_path, 4, manifest, PROMPTS, sample)
+    assert sidecar == read_sidecar(tmp_path, 4, manifest.plan)
+    assert (sidecar.count, sidecar.first_index, sidecar.last_index, sidecar.left_out) == (3, 20, 22, ())
+    records = read_shard(tmp_path, sidecar)
+    noise = coupled_noise(0, "pairs", range(20, 23), (2, 4, 4)).astype(np.float16)
+    prompts = [prompt_of(PROMPTS, index) for index in range(20, 23)]
+    assert records.indices == [20, 21, 22] and records.prompts == prompts
+    assert records.noise.dtype == np.float16 and np.array_equal(records.noise, noise)
+    assert np.array_equal(records.latent, sample(noise.astype(np.float32), prompts).astype(np.float16))
+
+
+def test_noise_is_rounded_before_it_is_integrated(tmp_path):
+    seen = []
+
+    def keep(noise, prompts):
+        assert noise.dtype == np.float32
+        seen.append(noise)
+        return noise
+
+    sidecar = make_shard(tmp_path, 0, manifest_of(), PROMPTS, keep)
+    records = read_shard(tmp_path, sidecar)
+    assert np.array_equal(np.concatenate(seen), records.noise.astype(np.float32))
+    assert not np.array_equal(np.concatenate(seen), coupled_noise(0, "pairs", range(5), (2, 4, 4)))
+    exact = make_shard(tmp_path, 0, manifest_of(stored_dtype="float32"), PROMPTS, keep)
+    assert np.array_equal(read_shard(tmp_path, exact).noise, coupled_noise(0, "pairs", range(5), (2, 4, 4)))
+
+
+def test_batches_are_cut_from_the_shards_first_index(tmp_path):
+    sizes, told = [], []
+
+    def count(noise, prompts):
+        sizes.append(len(prompts))
+        return noise
+
+    make_shard(tmp_path, 1, manifest_of(), PROMPTS, count, report=told.append)
+    assert sizes == told == [2, 2, 1]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_batch_size_changes_no_byte_of_an_elementwise_sampler(tmp_path, batch_size):
+    one = make_couplings(tmp_path / "one", manifest_of())
+    other = make_couplings(tmp_path / "other", manifest_of(batch_size=batch_size))
+    assert contents(one / "shards") == contents(other / "shards")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 70000.0])  # float16 ends at 65504
+def test_latents_that_are_not_finite_are_left_out(tmp_path, value):
+    manifest = manifest_of()
+    bad = stored_noise(manifest, [5, 8])
+
+    def fail_at_5_and_8(noise, prompts):
+        latent = noise.copy()
+        for row in range(len(noise)):
+            if any(np.array_equal(noise[row], one) for one in bad):
+                latent[row, 1, 2, 3] = value
+        return latent
+
+    sidecar = make_shard(tmp_path, 1, manifest, PROMPTS, fail_at_5_and_8)
+    assert (sidecar.count, sidecar.first_index, sidecar.last_index, sidecar.left_out) == (3, 5, 9, (5, 8))
+    records = read_shard(tmp_path, read_sidecar(tmp_path, 1, manifest.plan))
+    assert records.indices == [6, 7, 9] and records.prompts == [PROMPTS[1], PROMPTS[2], PROMPTS[4]]
+    assert np.array_equal(records.noise, stored_noise(manifest, [6, 7, 9]))
+
+
+def test_a_shard_without_a_finite_latent_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="not one latent is finite") as caught:
+        make_shard(tmp_path, 0, manifest_of(), PROMPTS, lambda noise, prompts: noise * np.float32(np.nan))
+    assert "float32" in caught.value.hint and contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("batches", [0, 1, 2])
+def test_a_stopped_shard_leaves_nothing_behind(tmp_path, batches):
+    answers = iter([False] * batches + [True])
+    assert make_shard(tmp_path, 0, manifest_of(), PROMPTS, sample, stop=lambda: next(answers)) is None
+    assert contents(tmp_path) == {}
+
+
+def test_a_sampler_of_the_wrong_shape_is_a_mistake_in_the_code(tmp_path):
+    with pytest.raises(ValueError, match="sampler returned"):
+        make_shard(tmp_path, 0, manifest_of(), PROMPTS, lambda noise, prompts: noise[:, :1])

@@ -1,0 +1,137 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from instaflow.couplings import loader
+from instaflow.couplings.generate import stored_noise
+from instaflow.couplings.loader import WINDOW, Couplings
+from instaflow.couplings.prompts import prompt_of
+from instaflow.couplings.shards import sidecar_path, tar_path
+from instaflow.errors import DataError
+from tests.couplings.made import PROMPTS, make_couplings, manifest_of, sample
+
+# 53 records planned in 11 shards of 5, three windows; LEFT_OUT are not there: 49 records, shards of 3 to 5
+MANIFEST = manifest_of(count=53)
+LEFT_OUT = [0, 11, 12, 52]
+
+
+def _sample_but_left_out(noise, prompts):
+    latent = sample(noise, prompts)
+    for bad in stored_noise(MANIFEST, LEFT_OUT):
+        latent[(noise == bad).all(axis=(1, 2, 3))] = np.nan
+    return latent
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_couplings(tmp_path_factory.mktemp("run") / "pairs", MANIFEST, _sample_but_left_out)
+
+
+@pytest.fixture(scope="module")
+def stream(folder):
+    """The indices at positions 0 to 199: four epochs and a bit."""
+    return [int(Couplings(folder, seed=0).batch(position, 1).indices[0]) for position in range(200)]
+
+
+def test_each_epoch_holds_each_record_once(folder, stream):
+    present = sorted(set(range(53)) - set(LEFT_OUT))
+    assert len(Couplings(folder, seed=0)) == 49
+    for epoch in range(4):
+        assert sorted(stream[epoch * 49 : (epoch + 1) * 49]) == present
+
+
+@pytest.mark.parametrize("size", [2, 7, 16, 48, 49, 50, 120])
+def test_any_batch_size_gives_the_same_stream(folder, stream, size):
+    couplings = Couplings(folder, seed=0)
+    read = np.concatenate([couplings.batch(position, size).indices for position in range(0, 200 - size, size)])
+    assert read.tolist() == stream[: len(read)] and len(read) >= 120
+
+
+@pytest.mark.parametrize("position", [0, 1, 17, 48, 49, 97, 131])
+def test_any_position_is_read_at_once(folder, stream, position):
+    assert Couplings(folder, seed=0).batch(position, 31).indices.tolist() == stream[position : position + 31]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_ranks_share_the_stream(folder, stream, world):
+    ranks = [Couplings(folder, seed=0) for _ in range(world)]
+    read = [
+        index
+        for position in range(0, 120, 12)
+        for rank in range(world)
+        for index in ranks[rank].batch(position + rank * (12 // world), 12 // world).indices
+    ]
+    assert read == stream[:120]
+
+
+def test_a_batch_holds_the_records_of_its_indices(folder):
+    batch = Couplings(folder, seed=0).batch(30, 40)  # over windows and an epoch's end
+    prompts = [prompt_of(PROMPTS, index) for index in batch.indices]
+    noise = stored_noise(MANIFEST, batch.indices.tolist()).astype(np.float32)
+    assert batch.noise.dtype == batch.latent.dtype == np.float32 and batch.indices.dtype == np.int64
+    assert batch.prompts == prompts and np.array_equal(batch.noise, noise)
+    assert np.array_equal(batch.latent, sample(noise, prompts).astype(np.float16))
+
+
+def test_epochs_and_seeds_differ_in_order(folder, stream):
+    orders = [tuple(stream[epoch * 49 : (epoch + 1) * 49]) for epoch in range(4)]
+    orders += [tuple(Couplings(folder, seed=seed).batch(0, 49).indices) for seed in (1, 2)]
+    assert len(set(orders)) == len(orders)
+    # shards are permuted between windows, records within one: both must show
+    windows = [{index // 5 for index in order[: WINDOW * 3]} for order in orders]
+    assert len(set(map(frozenset, windows))) > 1
+    shards = [index // 5 for index in orders[0][: WINDOW * 3]]
+    assert sum(one != other for one, other in pairwise(shards)) > WINDOW
+
+
+def test_the_order_is_frozen(stream):
+    # A run that resumes with another order would repeat and skip records: never change these values.
+    assert stream[:12] == [50, 19, 47, 18, 48, 46, 14, 13, 49, 51, 17, 10]
+    assert stream[49:61] == [43, 31, 42, 20, 30, 32, 25, 34, 24, 33, 28, 40]
+
+
+def test_an_epoch_decodes_each_shard_once_and_keeps_two_windows(folder, monkeypatch):
+    read, read_shard = [], loader.read_shard
+
+    def watch(folder, sidecar):
+        read.append(sidecar.shard)
+        return read_shard(folder, sidecar)
+
+    monkeypatch.setattr(loader, "read_shard", watch)
+    couplings = Couplings(folder, seed=0)
+    assert read == []
+    for position in range(0, 49, 7):
+        couplings.batch(position, 7)
+        assert len(couplings._decoded) <= 2 * WINDOW
+    assert sorted(read) == list(range(11))
+
+
+def test_few_shards_are_decoded_once_for_all_epochs(tmp_path, monkeypatch):
+    read, read_shard = [], loader.read_shard
+    monkeypatch.setattr(loader, "read_shard", lambda *args: read.append(args) or read_shard(*args))
+    couplings = Couplings(make_couplings(tmp_path / "pairs", manifest_of()), seed=0)
+    for position in range(0, 23 * 4, 4):
+        couplings.batch(position, 4)
+    assert len(read) == 5
+
+
+def test_unfinished_couplings_are_refused_at_open(tmp_path):
+    folder = make_couplings(tmp_path / "pairs", manifest_of())
+    for shard in 1, 4:
+        sidecar_path(folder, shard).unlink()
+    with pytest.raises(DataError, match="lacks 2 of its 5 shards") as caught:
+        Couplings(folder, seed=0)
+    assert "instaflow couple" in caught.value.hint
+
+
+def test_a_listing_is_not_trusted(tmp_path):
+    folder = make_couplings(tmp_path / "pairs", manifest_of())
+    tar_path(folder, 7).write_bytes(tar_path(folder, 0).read_bytes())
+    assert sorted(Couplings(folder, seed=0).batch(0, 23).indices) == list(range(23))
+
+
+@pytest.mark.parametrize(("position", "size"), [(-1, 4), (0, 0)])
+def test_no_batch_lies_before_the_stream_or_is_empty(folder, position, size):
+    with pytest.raises(ValueError, match="no batch"):
+        Couplings(folder, seed=0).batch(position, size)

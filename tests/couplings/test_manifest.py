@@ -1,0 +1,45 @@
+import json
+
+import pytest
+
+from instaflow.couplings.manifest import read_manifest, write_manifest
+from instaflow.errors import DataError
+from tests.couplings.made import manifest_of
+
+
+def test_a_manifest_comes_back(tmp_path):
+    manifest = manifest_of(hardware={"device": "NVIDIA H200", "count": 2}, guidance_scale=7.5)
+    (tmp_path / ".manifest.json.tmp-1").write_text("{")
+    write_manifest(tmp_path, manifest)
+    assert read_manifest(tmp_path) == manifest
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+    assert (manifest.plan.count, manifest.plan.records_per_shard) == (23, 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"count": 0}, "count"),
+        ({"count": "23"}, "count"),
+        ({"latent_shape": [4, 8]}, "latent_shape"),
+        ({"stored_dtype": "bfloat16"}, "stored_dtype"),
+        ({"sampler": "ddim"}, "sampler"),
+        ({"counts": 3}, "counts"),
+        ({"format_version": 2}, "format version 2"),
+    ],
+)
+def test_another_manifest_is_refused(tmp_path, change, words):
+    write_manifest(tmp_path, manifest_of())
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(DataError) as caught:
+        read_manifest(tmp_path)
+    assert words in caught.value.message and str(path) in caught.value.message and caught.value.hint
+
+
+@pytest.mark.parametrize("text", [None, "", "{}", '{"count": 23'])
+def test_a_missing_or_cut_manifest_is_refused(tmp_path, text):
+    if text is not None:
+        (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(DataError, match=r"manifest\.json"):
+        read_manifest(tmp_path)

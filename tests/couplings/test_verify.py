@@ -1,0 +1,220 @@
+import json
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+
+from instaflow.couplings import shards
+from instaflow.couplings.generate import make_shard
+from instaflow.couplings.loader import Couplings
+from instaflow.couplings.manifest import write_manifest
+from instaflow.couplings.shards import Shard, read_shard, read_sidecar, sidecar_path, tar_path, write_shard
+from instaflow.couplings.verify import bad_shards, verify
+from instaflow.errors import DataError
+from tests.couplings.made import PROMPTS, contents, make_couplings, manifest_of, sample
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    return make_couplings(tmp_path_factory.mktemp("sound") / "pairs", manifest_of())
+
+
+@pytest.fixture
+def folder(sound, tmp_path):
+    return shutil.copytree(sound, tmp_path / "pairs")
+
+
+def cut_at_a_member(folder):
+    with tarfile.open(tar_path(folder, 2)) as tar:
+        boundary = tar.getmembers()[6].offset  # after two whole records
+    data = tar_path(folder, 2).read_bytes()
+    tar_path(folder, 2).write_bytes(data[:boundary])
+
+
+def cut_at_a_member_and_closed(folder):
+    """The cut tar with an end and padding of its own: a valid tar of the same size."""
+    with tarfile.open(tar_path(folder, 2)) as tar:
+        boundary = tar.getmembers()[6].offset
+    data = tar_path(folder, 2).read_bytes()
+    tar_path(folder, 2).write_bytes(data[:boundary] + bytes(len(data) - boundary))
+
+
+def flip_a_byte(folder):
+    with tarfile.open(tar_path(folder, 2)) as tar:
+        member = tar.getmember("000000012.latent.npy")
+    data = bytearray(tar_path(folder, 2).read_bytes())
+    data[member.offset_data + member.size - 1] ^= 1  # in an array's last value: the tar still opens
+    tar_path(folder, 2).write_bytes(data)
+
+
+def empty(folder):
+    tar_path(folder, 2).write_bytes(b"")
+
+
+def delete_tar(folder):
+    tar_path(folder, 2).unlink()
+
+
+def delete_sidecar(folder):
+    sidecar_path(folder, 2).unlink()
+
+
+def delete_both(folder):
+    delete_tar(folder)
+    delete_sidecar(folder)
+
+
+def another_shards_sidecar(folder):
+    shutil.copy(sidecar_path(folder, 3), sidecar_path(folder, 2))
+
+
+def another_shards_tar(folder):
+    shutil.copy(tar_path(folder, 3), tar_path(folder, 2))
+
+
+def another_shards_tar_and_sidecar(folder):
+    another_shards_tar(folder)
+    another_shards_sidecar(folder)
+
+
+def edit_count(folder):
+    sidecar = json.loads(sidecar_path(folder, 2).read_text())
+    sidecar_path(folder, 2).write_text(json.dumps(sidecar | {"count": 4}))
+
+
+def edit_hash(folder):
+    sidecar = json.loads(sidecar_path(folder, 2).read_text())
+    sidecar_path(folder, 2).write_text(json.dumps(sidecar | {"sha256": "0" * 64}))
+
+
+def cut_sidecar(folder):
+    path = sidecar_path(folder, 2)
+    path.write_bytes(path.read_bytes()[:40])
+
+
+CORRUPTIONS = {
+    cut_at_a_member: "00002.tar",
+    cut_at_a_member_and_closed: "00002.tar",
+    flip_a_byte: "00002.tar",
+    empty: "00002.tar",
+    delete_tar: "00002.tar",
+    delete_sidecar: "00002.json",
+    delete_both: "00002.tar",
+    another_shards_sidecar: "00002.json",
+    another_shards_tar: "00002.tar",
+    another_shards_tar_and_sidecar: "00002.json",
+    edit_count: "00002.json",
+    edit_hash: "00002.tar",
+    cut_sidecar: "00002.json",
+}
+
+
+def test_sound_couplings_have_no_problem(folder):
+    before = contents(folder)
+    assert verify(folder) == []
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize(("corrupt", "name"), CORRUPTIONS.items())
+def test_corruption_is_found_and_repaired(folder, corrupt, name):
+    before = contents(folder)
+    corrupt(folder)
+    problems = verify(folder)
+    assert [(problem.path, problem.shard, problem.stray) for problem in problems] == [
+        (folder / "shards" / name, 2, False)
+    ]
+    assert bad_shards(problems) == [2]
+    make_shard(folder, 2, manifest_of(), PROMPTS, sample)
+    assert contents(folder) == before and verify(folder) == []
+
+
+@pytest.mark.parametrize("corrupt", CORRUPTIONS)
+def test_corruption_is_refused_before_anything_is_decoded(folder, corrupt, monkeypatch):
+    corrupt(folder)
+    decode, decoded = shards._decode, []
+
+    def watch(data, indices):
+        decoded.append(indices[0] // 5)
+        return decode(data, indices)
+
+    monkeypatch.setattr(shards, "_decode", watch)
+    with pytest.raises(DataError) as caught:
+        read_shard(folder, read_sidecar(folder, 2, manifest_of().plan))
+    assert "00002." in caught.value.message and f"instaflow repair {folder}" in caught.value.hint
+    with pytest.raises(DataError):
+        Couplings(folder, seed=0).batch(0, 23)
+    assert 2 not in decoded
+
+
+def test_an_edited_left_out_is_refused_though_it_adds_up(folder):
+    sidecar = json.loads(sidecar_path(folder, 2).read_text())
+    sidecar_path(folder, 2).write_text(json.dumps(sidecar | {"count": 4, "left_out": [13]}))
+    assert bad_shards(verify(folder)) == [2]
+    with pytest.raises(DataError, match="its members are not the records"):
+        Couplings(folder, seed=0).batch(0, 22)
+
+
+def _rewrite(folder, **changes):
+    """Shard 2 with other contents, and a sidecar that fits them."""
+    records = read_shard(folder, read_sidecar(folder, 2, manifest_of().plan))
+    parts = {"noise": records.noise, "latent": records.latent, "prompts": records.prompts, "indices": records.indices}
+    write_shard(folder, 2, Shard(**(parts | changes)), left_out=[])
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"latent": np.full((5, 2, 4, 4), np.nan, np.float16)}, "latent that is not finite"),
+        ({"latent": np.zeros((5, 2, 4, 4), np.float32)}, "latent of float32[2, 4, 4]"),
+        ({"latent": np.zeros((5, 1, 4, 4), np.float16)}, "latent of float16[1, 4, 4]"),
+        ({"noise": np.zeros((5, 2, 4, 4), np.float16)}, "noise that is not that of the manifest's seed"),
+        ({"prompts": ["a"] * 5}, "prompts that are not the stage's"),
+    ],
+)
+def test_wrong_contents_under_a_right_hash_are_found(folder, changes, fault):
+    _rewrite(folder)
+    assert verify(folder) == []
+    _rewrite(folder, **changes)
+    (problem,) = verify(folder)
+    assert fault in problem.fault and problem.path == tar_path(folder, 2) and problem.shard == 2
+
+
+def test_shards_of_another_run_are_found(folder, tmp_path):
+    other = make_couplings(tmp_path / "other", manifest_of(seed=1))
+    for path in tar_path, sidecar_path:
+        shutil.copy(path(other, 2), path(folder, 2))
+    assert bad_shards(verify(folder)) == [2]
+
+
+def test_each_bad_shard_is_named(folder):
+    tar_path(folder, 0).unlink()
+    edit_count(folder)
+    sidecar_path(folder, 4).unlink()
+    assert bad_shards(verify(folder)) == [0, 2, 4]
+
+
+def test_strays_are_named_and_harm_nothing(folder):
+    strays = ["shards/.00001.tar.tmp-7", "shards/00005.json", "shards/notes.txt", ".manifest.json.tmp-7"]
+    for name in strays:
+        (folder / name).write_text("")
+    problems = verify(folder)
+    assert sorted(str(problem.path.relative_to(folder)) for problem in problems) == sorted(strays)
+    assert all(problem.stray for problem in problems) and bad_shards(problems) == []
+    assert len(Couplings(folder, seed=0)) == 23
+
+
+def test_lost_or_changed_prompts_are_a_problem_that_no_shard_can_mend(folder):
+    (folder / "prompts.json").write_text(json.dumps([*PROMPTS[:-1], "another"]))
+    (changed,) = verify(folder)
+    (folder / "prompts.json").unlink()
+    (lost,) = verify(folder)
+    assert changed.path == lost.path == folder / "prompts.json" and "hash" in changed.fault
+    assert not changed.stray and bad_shards([changed, lost]) == []
+
+
+def test_a_folder_without_couplings_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"manifest\.json"):
+        verify(tmp_path)
+    write_manifest(tmp_path, manifest_of())
+    assert bad_shards(verify(tmp_path)) == [0, 1, 2, 3, 4]
