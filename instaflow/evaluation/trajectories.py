@@ -17,9 +17,8 @@ def project(paths: Mapping[str, np.ndarray]) -> list[Trajectories]:
     flat = {model: np.asarray(p, dtype=np.float64).reshape(*np.shape(p)[:2], -1) for model, p in paths.items()}
     points = np.concatenate([p.reshape(-1, p.shape[-1]) for p in flat.values()])  # [all, D]
     centre = points.mean(axis=0)
-    _, vectors = np.linalg.eigh((points - centre).T @ (points - centre))
-    plane = vectors[:, :-3:-1]  # [D, 2], main direction first
-    plane = plane * np.where(plane[np.abs(plane).argmax(axis=0), [0, 1]] < 0, -1, 1)  # eigenvectors have no sign
+    plane = np.linalg.svd(points - centre, full_matrices=False)[2][:2].T  # [D, 2], main direction first
+    plane = plane * np.where(plane[np.abs(plane).argmax(axis=0), [0, 1]] < 0, -1, 1)  # its sign is arbitrary
     return [
         Trajectories(model=model, paths=[[(float(x), float(y)) for x, y in path] for path in (p - centre) @ plane])
         for model, p in flat.items()

@@ -1,0 +1,160 @@
+"""The page's building blocks that are not charts: table, galleries, bars, cards."""
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+from PIL import Image
+
+from instaflow.evaluation.findings import reference
+from instaflow.evaluation.plots import Colours
+from instaflow.evaluation.report import Gallery, Gaps, Picture, Report, Row, Stage
+from instaflow.evaluation.svg import marker
+from instaflow.evaluation.wording import duration, number, percent, steps
+
+LARGEST = 256  # pixels; larger images are reduced to it, and stored as JPEG
+
+
+def figure(inside: str, caption: str, *, narrow: bool = False) -> str:
+    style = ' style="max-width: 560px"' if narrow else ""
+    text = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f'<figure{style}><div class="panel">{inside}</div>{text}</figure>'
+
+
+def picture(image: Picture, alt: str) -> str:
+    """An <img> that carries its own pixels."""
+    drawn = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    drawn = drawn if drawn.mode in ("L", "RGB") else drawn.convert("RGB")
+    kind = "png"
+    if max(drawn.size) > LARGEST:
+        drawn, kind = drawn.convert("RGB"), "jpeg"
+        drawn.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    drawn.save(buffer, kind, quality=90) if kind == "jpeg" else drawn.save(buffer, kind, optimize=True)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    smooth = ' style="image-rendering: auto"' if max(drawn.size) > 96 else ""
+    return f'<img src="data:image/{kind};base64,{data}" alt="{escape(alt)}"{smooth}>'
+
+
+def sign(colour: int) -> str:
+    """A model's marker, for legends and tables."""
+    return f'<svg viewBox="0 0 14 14" aria-hidden="true">{marker(colour, 7, 7)}</svg>'
+
+
+def legend(models: Sequence[str], colours: Colours) -> str:
+    items = "".join(f"<li>{sign(colours[model])}{escape(model)}</li>" for model in dict.fromkeys(models))
+    return f'<ul class="legend">{items}</ul>'
+
+
+def gallery_grid(gallery: Gallery, colours: Colours) -> str:
+    columns = len(gallery.prompts)
+    cells = ['<div class="corner"></div>']
+    for place, prompt in enumerate(gallery.prompts, start=1):
+        text = escape(prompt) or "(empty)"
+        cells.append(f'<div class="head"><span class="number">{place}</span><span class="text">{text}</span></div>')
+    before = None
+    for row in gallery.rows:
+        if before is not None and row.model != before:
+            cells.append('<div class="gap"></div>')
+        before = row.model
+        count = f'<span class="soft small">{steps(row.num_steps)}</span>'
+        cells.append(f'<div class="name">{sign(colours[row.model])}{escape(row.model)} {count}</div>')
+        for prompt, image in zip(gallery.prompts, row.images, strict=True):
+            cells.append(picture(image, f"{prompt}: {row.model}, {steps(row.num_steps)}"))
+    prompts = "".join(f"<li>{escape(prompt) or '(empty)'}</li>" for prompt in gallery.prompts)
+    return f'<div class="gallery" style="--n: {columns}">{"".join(cells)}</div><ol class="prompts">{prompts}</ol>'
+
+
+def gap_grid(gaps: Gaps) -> str:
+    cells = []
+    for gap in gaps.worst:
+        images = picture(gap.teacher_image, f"{gaps.teacher}: {gap.prompt}")
+        images += picture(gap.student_image, f"{gaps.student}: {gap.prompt}")
+        read = " → ".join(text for text in (gap.teacher_reading, gap.student_reading) if text)
+        text = f"{escape(gap.prompt) or '(empty)'}<br>{escape(read)}{' · ' if read else ''}{number(gap.distance)} apart"
+        cells.append(f'<figure><div class="pair">{images}</div><figcaption>{text}</figcaption></figure>')
+    return f'<div class="gaps">{"".join(cells)}</div>'
+
+
+def rows_table(report: Report, colours: Colours) -> str:
+    """All rows; the best one-step value of each column is marked. A column that says nothing is left out."""
+    rows = list(report.rows)
+    several_weights = len({row.weights for row in rows}) > 1
+    several_counts = len({row.num_samples for row in rows}) > 1
+    columns = [
+        # heading, texts, values of which the smallest is best
+        ("Steps", [str(row.num_steps) for row in rows], None),
+        ("Guidance", ["" if row.guidance_scale is None else f"{row.guidance_scale:g}" for row in rows], None),
+        ("Weights", [row.weights if several_weights else "" for row in rows], None),
+        ("Samples", [f"{row.num_samples:,}" if several_counts else "" for row in rows], None),
+        _numbers("Fréchet distance to real", [row.frechet_distance_real for row in rows]),
+        _numbers("Fréchet distance to teacher", [row.frechet_distance_teacher for row in rows]),
+        _shares("Prompt accuracy", [row.prompt_accuracy for row in rows]),
+        _shares("on an unseen template", [row.prompt_accuracy_unseen for row in rows]),
+        ("Straightness S(Z)", [_text(row.straightness) for row in rows], None),
+        ("relative", [_text(row.straightness_relative) for row in rows], None),
+        ("Time per image", [duration(row.seconds_per_image) for row in rows], None),
+    ]
+    columns = [column for column in columns if any(text not in ("", "–") for text in column[1])]
+    marked = {title: _best(rows, texts, values) for title, texts, values in columns}
+    head = "".join(f'<th class="wrap">{escape(title)}</th>' for title, *_ in columns)
+    own = reference(report)
+    lines, before = [], None
+    for i, row in enumerate(rows):
+        cells = []
+        for title, texts, _ in columns:
+            text = "itself" if title.endswith("to teacher") and row is own and texts[i] == "–" else texts[i]
+            cells.append(f'<td><span class="best">{text}</span></td>' if i in marked[title] else f"<td>{text}</td>")
+        style = " ".join(name for name, on in (("new", row.model != before), ("one", row.num_steps == 1)) if on)
+        name = f"{sign(colours[row.model])}{escape(row.model)}" if row.model != before else ""
+        lines.append(f'<tr class="{style}"><td>{name}</td>{"".join(cells)}</tr>')
+        before = row.model
+    return f"<table><thead><tr><th>Model</th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None else number(value)
+
+
+def _numbers(title: str, values: list[float | None]) -> tuple:
+    return title, [number(value) for value in values], [math.inf if value is None else value for value in values]
+
+
+def _shares(title: str, values: list[float | None]) -> tuple:
+    return title, [percent(value) for value in values], [math.inf if value is None else -value for value in values]
+
+
+def _best(rows: Sequence[Row], texts: list[str], values: list[float] | None) -> set[int]:
+    """The one-step rows whose figure, as shown, is the best of them; none where there is nothing to compare."""
+    single = [i for i, row in enumerate(rows) if row.num_steps == 1 and values and math.isfinite(values[i])]
+    if len(single) < 2 or not values:
+        return set()
+    first = min(single, key=lambda i: values[i])
+    return {i for i in single if texts[i] == texts[first]}
+
+
+def stage_bars(stages: Sequence[Stage], colours: Colours) -> str:
+    total = sum(stage.seconds or 0 for stage in stages) or 1.0
+    lines, before = [], 0.0
+    for stage in stages:
+        took = stage.seconds or 0.0
+        bar = f'<i style="left: {100 * before / total:.2f}%; width: {100 * took / total:.2f}%"></i>' if took else ""
+        before += took
+        notes = [stage.description, f"from {', '.join(stage.parents)}" if stage.parents else ""]
+        notes.append(f"{stage.samples:,} samples" if stage.samples else "")
+        text = " · ".join(escape(note) for note in notes if note)
+        lines.append(
+            f'<div class="stage c{colours[stage.name]}"><div><b>{escape(stage.name)}</b> '
+            f'<span class="soft small">{escape(stage.kind)}</span></div>'
+            f'<div class="what"><div class="track">{bar}</div><div class="small soft">{text}</div></div>'
+            f'<div class="took">{duration(stage.seconds)}</div></div>'
+        )
+    return "".join(lines)
+
+
+def pairs_list(pairs: Sequence[tuple[str, str]]) -> str:
+    inside = "".join(f"<dt>{escape(label)}</dt><dd>{escape(text)}</dd>" for label, text in pairs)
+    return f'<dl class="protocol">{inside}</dl>'

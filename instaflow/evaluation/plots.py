@@ -1,0 +1,168 @@
+"""The report's plots: which figure goes on which axis."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from instaflow.evaluation.report import (
+    Floors,
+    Gaps,
+    LossCurve,
+    Row,
+    StraightnessProfile,
+    Trajectories,
+    distance_summary,
+)
+from instaflow.evaluation.svg import Axis, Point, Series, axis_over, chart, polyline
+from instaflow.evaluation.wording import number, percent, steps
+
+Colours = dict[str, int]  # model's name -> index of the page's palette
+
+
+def quality_plots(rows: Sequence[Row], floors: Floors, colours: Colours) -> list[str]:
+    """Fréchet distances (log-log) and prompt accuracy against the number of steps, one line a model."""
+    real = [(floors.real_halves, "real images, half against half"), (floors.autoencoder, "autoencoder’s round trip")]
+    again = [(floors.teacher_again, "teacher against itself, other noise")]
+    plots = [
+        _against_steps(rows, colours, "frechet_distance_real", "Fréchet distance to the real images", real),
+        _against_steps(rows, colours, "frechet_distance_teacher", "Fréchet distance to the teacher’s images", again),
+        _accuracy_plot(rows, floors, colours),
+    ]
+    return [plot for plot in plots if plot]
+
+
+def _against_steps(rows: Sequence[Row], colours: Colours, key: str, label: str, floors: list) -> str:
+    found = [(row, float(getattr(row, key))) for row in rows if (getattr(row, key) or 0) > 0]
+    rules = [(float(value), text) for value, text in floors if value is not None and value > 0 and math.isfinite(value)]
+    if not found:
+        return ""
+    y = axis_over([value for _, value in found] + [value for value, _ in rules], label + ", log scale", log=True)
+    return chart(_by_model(found, colours), x=_steps_axis(rows), y=y, title=f"{label} against steps", rules=rules)
+
+
+def _accuracy_plot(rows: Sequence[Row], floors: Floors, colours: Colours) -> str:
+    found = [(row, row.prompt_accuracy) for row in rows if row.prompt_accuracy is not None]
+    if not found:
+        return ""
+    values = [value for _, value in found]
+    rules = [(floors.reader_accuracy, "the reader on real images")] if floors.reader_accuracy is not None else []
+    low = min(values + [value for value, _ in rules])
+    y = Axis(label="Prompt accuracy", low=max(0.0, low - 0.15 * (1 - low) - 0.005), high=1.0, percent=True)
+    title = "Prompt accuracy against steps"
+    return chart(_by_model(found, colours, text=percent), x=_steps_axis(rows), y=y, title=title, rules=rules)
+
+
+def _steps_axis(rows: Sequence[Row]) -> Axis:
+    ticks = sorted({row.num_steps for row in rows})
+    return Axis(label="steps, log scale", low=ticks[0], high=max(ticks[-1], 2 * ticks[0]), log=True, ticks=ticks)
+
+
+def _by_model(
+    found: Sequence[tuple[Row, float]], colours: Colours, text: Callable[[float], str] = number
+) -> list[Series]:
+    series = []
+    for model in dict.fromkeys(row.model for row, _ in found):
+        own = sorted(((row, value) for row, value in found if row.model == model), key=lambda pair: pair[0].num_steps)
+        titles = [f"{row.model}, {steps(row.num_steps)}: {text(value)}" for row, value in own]
+        points = [(float(row.num_steps), value) for row, value in own]
+        series.append(Series(name=model, colour=colours[model], points=points, look="marked", titles=titles))
+    return series
+
+
+def loss_plot(curve: LossCurve, colour: int) -> str:
+    """The loss as logged, thin, and its mean over neighbours, bold; phases apart."""
+    phases = list(curve.phases) or [""] * len(curve.loss)
+    logged = zip(curve.samples_seen, curve.loss, phases, strict=True)
+    points = [(float(x), float(y), phase) for x, y, phase in logged if math.isfinite(x) and math.isfinite(y)]
+    if not points:
+        return ""
+    y_values = [y for _, y, _ in points]
+    log = min(y_values) > 0 and max(y_values) > 4 * min(y_values)
+    series, marks = [], []
+    for phase in dict.fromkeys(phase for *_, phase in points):
+        own = [(x, y) for x, y, p in points if p == phase]
+        series.append(Series(name=curve.stage, colour=colour, points=_thinned(own, 600), look="faint"))
+        series.append(Series(name=curve.stage, colour=colour, points=_smoothed(own)))
+        if len(set(phases)) > 1:
+            marks.append((own[0][0], phase))
+    x = Axis(label="training samples seen", low=0, high=max(max(x for x, *_ in points), 1))
+    y = axis_over(y_values, "Loss, log scale" if log else "Loss", log=log)
+    return chart(series, x=x, y=y, title=f"Loss of {curve.stage}", marks=marks)
+
+
+def _thinned(points: Sequence[Point], most: int) -> list[Point]:
+    return list(points[:: max(1, math.ceil(len(points) / most))])
+
+
+def _smoothed(points: Sequence[Point], bins: int = 40) -> list[Point]:
+    groups = np.array_split(np.asarray(points), min(bins, max(1, len(points) // 3)))
+    return [(float(x), float(y)) for x, y in (group.mean(axis=0) for group in groups)]
+
+
+def straightness_plot(profiles: Sequence[StraightnessProfile], colours: Colours) -> str:
+    series = []
+    for profile in profiles:
+        pairs = zip(profile.times, profile.values, strict=True)
+        points = [(float(t), float(value)) for t, value in pairs if math.isfinite(value)]
+        series.append(Series(name=profile.model, colour=colours[profile.model], points=points))
+    values = [value for one in series for _, value in one.points]
+    if not values:
+        return ""
+    x = Axis(label="time: noise at 0, data at 1", low=0, high=1)
+    y = axis_over(values, "Squared departure from the straight line, relative", zero=True)
+    return chart(series, x=x, y=y, title="Straightness over time")
+
+
+def gap_plot(gaps: Gaps, colours: Colours) -> str:
+    """Histograms of the distances to the teacher's images, with the student's median and 95th percentile."""
+    finite = {m: [float(v) for v in values if math.isfinite(v)] for m, values in gaps.distances.items()}
+    finite = {model: values for model, values in finite.items() if values}
+    if gaps.student not in finite:
+        return ""
+    high = max(max(values) for values in finite.values()) or 1.0
+    if gaps.unrelated is not None and math.isfinite(gaps.unrelated):
+        high = max(high, gaps.unrelated)
+    edges = np.linspace(0, 1.04 * high, 53)
+    series, top = [], 0.0
+    for model, values in finite.items():
+        counts = np.histogram(values, edges)[0] / len(values)
+        outline = [(float(e), float(c)) for i, c in enumerate(counts) for e in edges[i : i + 2]]
+        series.append(Series(name=model, colour=colours[model], points=[(0.0, 0.0), *outline]))
+        top = max(top, float(counts.max()))
+    summary = distance_summary(finite[gaps.student])
+    marks = [(summary["percentile_95"], "95 %")]
+    if gaps.unrelated is not None and math.isfinite(gaps.unrelated):
+        marks.append((gaps.unrelated, "other noise"))
+    x = Axis(label=gaps.measure, low=0, high=float(edges[-1]))
+    y = Axis(label="Share of images", low=0, high=1.12 * top, percent=True)
+    return chart(series, x=x, y=y, title="How far the images lie from the teacher’s", marks=marks)
+
+
+def path_plots(trajectories: Sequence[Trajectories], colours: Colours) -> list[tuple[str, str]]:
+    """(model, SVG): its paths on the same scale as the others', with the straight line from end to end beneath."""
+    points = np.array([point for one in trajectories for path in one.paths for point in path])
+    if not len(points) or not np.isfinite(points).all():
+        return []
+    low, high = points.min(axis=0), points.max(axis=0)
+    width, margin = 420, 12
+    scale = (width - 2 * margin) / max(high[0] - low[0], 1e-9)
+    scale = min(scale, 300 / max(high[1] - low[1], 1e-9))
+    height = round(scale * (high[1] - low[1])) + 2 * margin
+    side = (width - scale * (high[0] - low[0])) / 2
+
+    def at(point: Point) -> Point:
+        return float(side + scale * (point[0] - low[0])), float(margin + scale * (high[1] - point[1]))
+
+    drawn = []
+    for one in trajectories:
+        colour, parts = colours[one.model], []
+        for path in one.paths:
+            pixels = [at(point) for point in path]
+            parts.append(f'<path class="chord" d="{polyline([pixels[0], pixels[-1]])}"/>')
+            parts.append(f'<path class="line c{colour}" d="{polyline(pixels)}"/>')
+            for name, (x, y) in (("start", pixels[0]), (f"end c{colour}", pixels[-1])):
+                parts.append(f'<circle class="{name}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
+        head = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="Paths from noise to data">'
+        drawn.append((one.model, f"{head}{''.join(parts)}</svg>"))
+    return drawn

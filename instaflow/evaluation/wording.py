@@ -1,0 +1,64 @@
+"""Figures as a reader wants to see them, always in the same form."""
+
+import math
+
+
+def is_number(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, no exponent: 0.0312, 0.312, 6.41, 23.4, 1,234; a dash for no number."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if value == 0:
+        return "0"
+    if abs(value) < 1e-4:
+        return f"{value:.1e}"
+    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
+    text = f"{value:,.{decimals}f}"
+    return text[:-1] if decimals and sum(c.isdigit() for c in text.lstrip("-0.,")) > 3 else text  # 0.9996 -> 1.000
+
+
+def percent(share: float | None) -> str:
+    return f"{100 * share:.1f} %" if share is not None and math.isfinite(share) else "–"
+
+
+def duration(seconds: float | None) -> str:
+    """3.42 ms, 1.70 s, 48 s, 5 min 12 s, 2 h 05 min, 3.1 days."""
+    if seconds is None or not math.isfinite(seconds):
+        return "–"
+    if seconds < 1:
+        return f"{number(1000 * seconds)} ms"
+    if seconds < 10:
+        return f"{number(seconds)} s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if seconds < 3599.5:
+        whole = round(seconds)
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{seconds / 86400:.1f} days"
+
+
+def memory(size: float | None) -> str:
+    """Bytes as GB (10⁹), or MB below one."""
+    if size is None or not math.isfinite(size):
+        return "–"
+    return f"{number(size / 1e9)} GB" if size >= 1e9 else f"{number(size / 1e6)} MB"
+
+
+def times(ratio: float) -> str:
+    """1.4 times, 21 times."""
+    return f"{ratio:.1f} times" if ratio < 9.95 else f"{ratio:,.0f} times"
+
+
+def steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count} steps"
+
+
+def joined(names: list[str]) -> str:
+    """a, b and c"""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
