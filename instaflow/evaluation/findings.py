@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from instaflow.evaluation.report import Report, Row, Stage, distance_summary
-from instaflow.evaluation.wording import duration, is_number, joined, number, percent, steps, times
+from instaflow.evaluation.wording import duration, is_number, number, percent, steps, times
 
 TIE = 0.05  # two Fréchet distances within 5 % of one another are called the same
 
@@ -56,22 +56,38 @@ def headline(report: Report) -> list[str]:
         return [] if teacher is None else [f"This report shows {teacher.model} alone."]
     found = []
     if is_number(distance(best)):
-        others = []
-        if teacher and is_number(distance(teacher)):
-            others.append(f"{number(distance(teacher))} at {steps(teacher.num_steps)}")
-            same = [row for row in rows_of(report, "teacher") if row.num_steps == best.num_steps != teacher.num_steps]
-            others += [f"{number(distance(row))} at {steps(row.num_steps)}" for row in same if is_number(distance(row))]
-        beside = f" ({teacher.model}, its teacher: {joined(others)})" if teacher and others else ""
         target = "the real images" if is_number(best.frechet_distance_real) else "the teacher’s images"
-        reached = f"Fréchet distance {number(distance(best))} to {target}{beside}."
-        found.append(f"{_sentence(steps(best.num_steps))} of {best.model}: {reached}")
+        passes = "one step" if best.num_steps == 1 else steps(best.num_steps)
+        text = (
+            f"{best.model} draws an image in {passes}, at a Fréchet distance of {number(distance(best))} from {target}"
+        )
+        if teacher and is_number(distance(teacher)):
+            text += f"; {teacher.model} reaches {number(distance(teacher))} in {steps(teacher.num_steps)}"
+            as_few = [row for row in rows_of(report, "teacher") if row.num_steps == best.num_steps < teacher.num_steps]
+            text += "".join(f" and {number(distance(row))} in {passes}" for row in as_few if is_number(distance(row)))
+        found.append(f"{text}.")
     if best.prompt_accuracy is not None:
-        found.append(f"{percent(best.prompt_accuracy)} of its images show what the prompt asks for.")
+        compared = teacher and teacher.prompt_accuracy is not None
+        beside = f" ({teacher.model}: {percent(teacher.prompt_accuracy)})" if teacher and compared else ""
+        found.append(f"{percent(best.prompt_accuracy)} of its images show what the prompt asks for{beside}.")
     if best.seconds_per_image and teacher and teacher.seconds_per_image:
         ratio = teacher.seconds_per_image / best.seconds_per_image
         than = f"{teacher.model} at {steps(teacher.num_steps)}"
         each = f"An image takes {duration(best.seconds_per_image)}"
-        found.append(f"{each}, {times(ratio)} less than {than}." if ratio > 1.05 else f"{each}; {than} is no slower.")
+        found.append(f"{each}: {than} is {times(ratio)} slower." if ratio > 1.05 else f"{each}; {than} is no slower.")
+    return found
+
+
+def scale(report: Report) -> list[str]:
+    """What a Fréchet distance is, and how large it is where nothing is wrong."""
+    if not any(is_number(distance(row)) for row in report.rows):
+        return []
+    found = [
+        "Fréchet distance: how far two sets of images are apart, by the mean and the covariance of their features; "
+        "lower is better, 0 is equality."
+    ]
+    if is_number(report.floors.real_halves):
+        found.append(f"For scale: one half of the real images is {number(report.floors.real_halves)} from the other.")
     return found
 
 
@@ -81,10 +97,10 @@ def few_steps(report: Report) -> list[str]:
     if not teacher or not single or single is teacher or not _numbers(distance(teacher), distance(single)):
         return []
     full, one = distance(teacher), distance(single)
-    sides = f"{number(full)} at {steps(teacher.num_steps)}, {number(one)} at 1 step"
+    sides = f"Fréchet distance: {number(full)} at {steps(teacher.num_steps)}, {number(one)} at 1 step"
     if comparison(one, full) <= 0:
-        return [f"Measured: {teacher.model} lies at {sides}. Here one step of the teacher already suffices."]
-    return [f"Measured: {teacher.model} lies at {sides}, {times(one / full)} as far from the target."]
+        return [f"{sides}. Here one step of the teacher already suffices."]
+    return [f"{sides}, {times(one / full)} as much."] if full else [f"{sides}."]
 
 
 def reflow(report: Report) -> list[str]:
@@ -102,10 +118,9 @@ def reflow(report: Report) -> list[str]:
     single, teacher_single = one_step(report, "flow"), one_step(report, "teacher")
     if single and teacher_single and _numbers(distance(single), distance(teacher_single)):
         after, before = distance(single), distance(teacher_single)
-        change = ("nearer", "about the same", "further away")[1 + comparison(after, before)]
-        found.append(
-            f"One step of {name} lands at {number(after)}, one step of {teacher.model} at {number(before)}: {change}."
-        )
+        changes = (f"{times(before / after)} nearer" if after else "nearer", "about the same", "further away")
+        values = f"{number(before)} for {teacher.model}, {number(after)} for {name}"
+        found.append(f"Fréchet distance of one step: {values}; {changes[1 + comparison(after, before)]}.")
     most = flows[-1]
     if most.num_steps > 1 and _numbers(distance(most), distance(teacher)):
         flow_at = f"{number(distance(most))} for {name} at {steps(most.num_steps)}"
@@ -124,14 +139,14 @@ def distillation(report: Report) -> list[str]:
     student, flow = one_step(report, "student"), one_step(report, "flow")
     if not student or not flow or not _numbers(distance(student), distance(flow)):
         return []
-    values = f"{number(distance(flow))} before ({flow.model}), {number(distance(student))} after ({student.model})"
+    values = f"{number(distance(flow))} for {flow.model}, {number(distance(student))} for {student.model}"
     ratio = distance(flow) / distance(student) if distance(student) else math.inf
     verdict = (
         f"distillation brings it {times(ratio)} nearer" if math.isfinite(ratio) else "distillation brings it nearer",
         "distillation adds little here",
         "distillation made it worse here",
     )
-    return [f"Measured, at one step: {values}; {verdict[1 + comparison(distance(student), distance(flow))]}."]
+    return [f"Fréchet distance of one step: {values}; {verdict[1 + comparison(distance(student), distance(flow))]}."]
 
 
 def control(report: Report) -> list[str]:
@@ -241,7 +256,3 @@ def _standard_error(a: Row, b: Row) -> float:
 
 def _numbers(*values: float) -> bool:
     return all(math.isfinite(value) for value in values)
-
-
-def _sentence(text: str) -> str:
-    return {"1 step": "One step"}.get(text, text)

@@ -1,18 +1,27 @@
 """The report as one self-contained HTML page, in the order of its story."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from instaflow.evaluation import findings, sketch
-from instaflow.evaluation.parts import figure, gallery_grid, gap_grid, legend, pairs_list, rows_table, stage_bars
-from instaflow.evaluation.plots import Colours, gap_plot, loss_plot, path_plots, quality_plots, straightness_plot
+from instaflow.evaluation import findings
+from instaflow.evaluation.parts import (
+    beside,
+    figure,
+    gallery_grid,
+    gap_grid,
+    legend,
+    pairs_list,
+    rows_table,
+    stage_bars,
+)
+from instaflow.evaluation.plots import Colours, gap_plot, loss_plot, quality_plots
 from instaflow.evaluation.report import Report, Row
+from instaflow.evaluation.story import contributions, idea
 from instaflow.evaluation.style import LIGHT, STYLE
-from instaflow.evaluation.wording import duration, is_number, joined, memory, number, percent, steps
+from instaflow.evaluation.wording import duration, is_number, memory, number, percent, steps
 from instaflow.files import write_file
 
 
@@ -27,8 +36,8 @@ def page(report: Report) -> str:
     sections = [
         _header(report),
         _gallery(report, colours),
-        _idea(),
-        _story(report, colours),
+        idea(report, colours),
+        contributions(report, colours),
         _quality(report, colours),
         _gaps(report, colours),
         _cost(report, colours),
@@ -60,7 +69,7 @@ def model_colours(report: Report) -> Colours:
     if report.gallery:
         kinds = {row.model: row.kind for row in report.gallery.rows} | kinds
     extra = [profile.model for profile in report.straightness] + [one.model for one in report.trajectories]
-    extra += [curve.stage for curve in report.losses] + [stage.name for stage in report.stages]
+    extra += [curve.stage for curve in report.losses]
     extra += list(report.gaps.distances) if report.gaps else []
     usual = {"teacher": 0, "flow": 1, "student": 2, "direct": 3}
     colours: Colours = {}
@@ -73,16 +82,6 @@ def model_colours(report: Report) -> Colours:
         if model not in colours:
             colours[model] = free[-1] if free and model not in kinds else free[0] if free else len(colours) % len(LIGHT)
     return colours
-
-
-def _section(title: str, *parts: str) -> str:
-    inside = "\n".join(part for part in parts if part)
-    return f"<section>\n<h2>{escape(title)}</h2>\n{inside}\n</section>" if inside else ""
-
-
-def _paragraph(sentences: Sequence[str], style: str = "") -> str:
-    attribute = f' class="{style}"' if style else ""
-    return f"<p{attribute}>{escape(' '.join(sentences))}</p>" if sentences else ""
 
 
 def _header(report: Report) -> str:
@@ -115,8 +114,9 @@ def _header(report: Report) -> str:
     return (
         f"<header>\n<h1>{escape(report.title)}</h1>\n"
         f'<div class="soft">{escape(" · ".join(text for text in about if text))}</div>\n'
-        f"{_paragraph(findings.headline(report), 'lead')}\n"
+        f"{paragraph(findings.headline(report), 'lead')}\n"
         + (f'<div class="cards">{"".join(cards)}</div>\n' if cards else "")
+        + paragraph(findings.scale(report), "small soft after")
         + "</header>"
     )
 
@@ -124,116 +124,9 @@ def _header(report: Report) -> str:
 def _gallery(report: Report, colours: Colours) -> str:
     if not report.gallery or not report.gallery.rows or not report.gallery.prompts:
         return ""
-    caption = (
-        "Each column starts from one noise and one prompt; each row is a model and its number of steps. Not selected."
-    )
-    return _section("The same prompts and the same noise", figure(gallery_grid(report.gallery, colours), caption))
-
-
-def _idea() -> str:
-    drawings = "".join(
-        f'<figure class="panel"><h3>{escape(title)}</h3>{svg}<figcaption>{escape(caption)}</figcaption></figure>'
-        for title, svg, caption in sketch.panels()
-    )
-    return _section(
-        "Why one step can be enough",
-        _paragraph(
-            [
-                "A diffusion model makes an image by following a path from noise to data. At every moment the network "
-                "gives the direction, the velocity, and the sampler goes a little way along it: one step, one pass of "
-                "the network. Where the path bends, the steps must be small. Where it is straight, the first direction "
-                "is already the right one, and a single step covers the whole way. Reflow straightens the paths.",
-            ]
-        ),
-        f'<div class="three">{drawings}</div>',
-        _paragraph(
-            ["The sketch is computed from the exact flow of a one-dimensional example. What follows is measured."],
-            "small soft",
-        ),
-    )
-
-
-def _story(report: Report, colours: Colours) -> str:
-    """What each stage does, in the field's terms, and what it did here."""
-    couplings = [stage for stage in report.stages if stage.kind == "couple"]
-    counts = [f"{stage.name}: {stage.samples:,}" for stage in couplings if stage.samples]
-    parts = [
-        (
-            "teacher",
-            "Teacher",
-            "The diffusion model to be made faster. With many steps it follows its curved paths well; with few it "
-            "leaves them. One step lands near the average of all images that the noise could still become.",
-            findings.few_steps(report),
-        ),
-        (
-            "couple",
-            "Couplings",
-            "A coupling is a noise together with the image that a model makes of it, step by step, without further "
-            "randomness. No image of the original data set is needed from here on.",
-            [f"Made here: {joined(counts)}."] if counts else [],
-        ),
-        (
-            "flow",
-            "Reflow",
-            "A new network is trained on the straight lines between coupled noise and image: at "
-            "x_t = (1 − t)·noise + t·image it is to answer image − noise. Since coupled lines hardly cross, what it "
-            "learns is nearly the lines themselves: a 2-rectified flow, with the same images and straighter paths.",
-            findings.reflow(report),
-        ),
-        (
-            "student",
-            "Distillation",
-            "No path is perfectly straight after one reflow. The student is trained for the one step only: from the "
-            "noise, straight to the image of its coupling. Straighter paths leave it less to make up for.",
-            findings.distillation(report),
-        ),
-        (
-            "direct",
-            "The control: distillation without reflow",
-            "The same distillation, but straight from the teacher’s couplings. If it does as well, the student owes "
-            "its quality to distillation alone; if it does worse, reflow is what made the difference.",
-            findings.control(report),
-        ),
-    ]
-    kinds = {row.kind for row in report.rows} | ({"couple"} if couplings else set())
-    slots = {row.kind: colours[row.model] for row in reversed(report.rows)}
-    items = [
-        f"<li><div><h3>{escape(title)}</h3><p>{escape(text)}</p>"
-        + (f'<p class="found c{slots[kind]}">' if kind in slots else '<p class="found">')
-        + f"{escape(' '.join(found))}</p></div></li>"
-        for kind, title, text, found in parts
-        if kind in kinds and (found or kind in ("teacher", "couple"))
-    ]
-    items = [item.replace('<p class="found"></p>', "") for item in items]
-    return _section(
-        "What each stage contributes",
-        f'<ol class="story">{"".join(items)}</ol>' if items else "",
-        _paths(report, colours),
-    )
-
-
-def _paths(report: Report, colours: Colours) -> str:
-    """The measured paths and their departure from a straight line."""
-    panels = [
-        f'<figure class="panel"><h3>{escape(model)}</h3>{svg}</figure>'
-        for model, svg in path_plots(report.trajectories, colours)
-    ]
-    caption = (
-        "The paths of a handful of noises (open circles) to their images (filled), the same noises in each drawing, "
-        "projected onto the same plane; dashed, the straight line from end to end. A projection keeps straight lines "
-        "straight: what bends here, bends."
-    )
-    paths = f'<div class="two">{"".join(panels)}</div><p class="small soft">{caption}</p>' if panels else ""
-    plot = straightness_plot(report.straightness, colours)
-    if not plot:
-        return paths
-    names = [profile.model for profile in report.straightness]
-    caption = (
-        "E‖(Z₁ − Z₀) − v(Z_t, t)‖² / E‖Z₁ − Z₀‖² on simulated paths: how much the velocity at each time differs from "
-        "the straight way. Its mean over time is the relative straightness; 0 means that one step is exact."
-    )
-    protocol = f" {report.protocol.straightness}." if report.protocol.straightness else ""
-    return paths + figure(legend(names, colours) + plot, caption + protocol, narrow=True)
+    caption = "Each column starts from one noise and one prompt; each row is a model and its number of steps."
+    caption += f" {report.gallery.choice}" if report.gallery.choice else ""
+    return section("The same prompts and the same noise", figure(gallery_grid(report.gallery, colours), caption))
 
 
 def _quality(report: Report, colours: Colours) -> str:
@@ -241,23 +134,23 @@ def _quality(report: Report, colours: Colours) -> str:
         return ""
     card = report.protocol
     against = [text for text in (card.samples, card.features, card.weights and f"weights: {card.weights}") if text]
-    protocol = f"Protocol: {'; '.join(against)}." if against else ""
     caption = (
-        "A Fréchet distance compares the mean and covariance of two sets of images; 0 is equality. It shrinks as the "
-        "samples grow, so compare within this page only. Dashed: what even a perfect model would show. " + protocol
+        "All axes are logarithmic, lower is better; models that have one step only are set apart sideways. Dashed: what "
+        "even a perfect model would show. A Fréchet distance shrinks as the samples grow: compare within this page only."
     )
     plots = "".join(
         f'<figure class="panel">{plot}</figure>' for plot in quality_plots(report.rows, report.floors, colours)
     )
     names = list(dict.fromkeys(row.model for row in report.rows))
-    best = " Marked: the best of the one-step rows." if sum(row.num_steps == 1 for row in report.rows) > 1 else ""
-    return _section(
+    best = "Marked: the best of the one-step rows." if sum(row.num_steps == 1 for row in report.rows) > 1 else ""
+    return section(
         "Quality against steps",
+        paragraph([f"Protocol: {'; '.join(against)}."] if against else [], "small soft"),
         f'{legend(names, colours)}<div class="two">{plots}</div><p class="small soft">{escape(caption)}</p>'
         if plots
         else "",
-        figure(f'<div class="scroll">{rows_table(report, colours)}</div>', protocol + best),
-        _paragraph(findings.accuracy(report)),
+        figure(f'<div class="scroll">{rows_table(report, colours)}</div>', best),
+        paragraph(findings.accuracy(report)),
     )
 
 
@@ -266,14 +159,17 @@ def _gaps(report: Report, colours: Colours) -> str:
     if not gaps:
         return ""
     plot = gap_plot(gaps, colours)
+    found = paragraph(["These are the worst results, not typical ones.", *findings.gaps(report)])
     caption = (
-        f"Distances of each one-step image from the image of {gaps.teacher} with the same prompt and noise. A student "
-        "that was distilled from a flow follows the flow’s images, which are not quite the teacher’s."
+        f"Each one-step image is compared with the image of {gaps.teacher} for the same prompt and noise. A student "
+        "that was distilled from a flow follows the flow’s images, which are not quite the teacher’s. Dashed: 95 % of "
+        f"the images of {gaps.student} lie to the left."
     )
-    return _section(
+    return section(
         "Where it falls short",
-        _paragraph(["These are the worst results, not typical ones.", *findings.gaps(report)]),
-        figure(legend(list(gaps.distances), colours) + plot, caption, narrow=True) if plot else "",
+        beside(legend(list(gaps.distances), colours) + plot, found + paragraph([caption], "small soft"))
+        if plot
+        else found,
         figure(gap_grid(gaps), f"Left {gaps.teacher}, right {gaps.student}; below, what the reader sees in each.")
         if gaps.worst
         else "",
@@ -285,7 +181,7 @@ def _cost(report: Report, colours: Colours) -> str:
     losses = "".join(f'<figure class="panel"><h3>{escape(name)}</h3>{plot}</figure>' for name, plot in plots if plot)
     caption = "Losses as logged (thin) and averaged over neighbours (bold). Those of different stages do not compare."
     checks = [(f"{c.stage}: {c.what}", _check(c.value, c.expected)) for c in report.checks]
-    return _section(
+    return section(
         "How it was made",
         figure(stage_bars(report.stages, colours), "One line a stage, in order; the bar is its share of the time.")
         if report.stages
@@ -320,4 +216,4 @@ def _protocol(report: Report) -> str:
         ("Versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())),
     ]
     shown = [(label, text) for label, text in entries if text]
-    return _section("How it was measured", f'<div class="panel">{pairs_list(shown)}</div>')
+    return section("How it was measured", f'<div class="panel">{pairs_list(shown)}</div>')

@@ -16,12 +16,27 @@ from instaflow.evaluation.svg import marker
 from instaflow.evaluation.wording import duration, number, percent, steps
 
 LARGEST = 256  # pixels; larger images are reduced to it, and stored as JPEG
+COUNTED = {"couple": "couplings", "evaluate": "images"}  # what a stage's samples are; of others, training samples
 
 
-def figure(inside: str, caption: str, *, narrow: bool = False) -> str:
-    style = ' style="max-width: 560px"' if narrow else ""
+def section(title: str, *parts: str) -> str:
+    inside = "\n".join(part for part in parts if part)
+    return f"<section>\n<h2>{escape(title)}</h2>\n{inside}\n</section>" if inside else ""
+
+
+def paragraph(sentences: Sequence[str], style: str = "") -> str:
+    attribute = f' class="{style}"' if style else ""
+    return f"<p{attribute}>{escape(' '.join(sentences))}</p>" if sentences else ""
+
+
+def figure(inside: str, caption: str) -> str:
     text = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f'<figure{style}><div class="panel">{inside}</div>{text}</figure>'
+    return f'<figure><div class="panel">{inside}</div>{text}</figure>'
+
+
+def beside(inside: str, text: str) -> str:
+    """A panel with a text to its right, or below it on a narrow screen."""
+    return f'<div class="two"><div class="panel">{inside}</div><div>{text}</div></div>'
 
 
 def picture(image: Picture, alt: str) -> str:
@@ -73,8 +88,11 @@ def gap_grid(gaps: Gaps) -> str:
     for gap in gaps.worst:
         images = picture(gap.teacher_image, f"{gaps.teacher}: {gap.prompt}")
         images += picture(gap.student_image, f"{gaps.student}: {gap.prompt}")
-        read = " → ".join(text for text in (gap.teacher_reading, gap.student_reading) if text)
-        text = f"{escape(gap.prompt) or '(empty)'}<br>{escape(read)}{' · ' if read else ''}{number(gap.distance)} apart"
+        lines = [escape(gap.prompt) or "(empty)"]
+        if gap.teacher_reading and gap.student_reading:
+            read = escape(f"{gap.teacher_reading} → {gap.student_reading}")
+            lines.append(read if gap.teacher_reading == gap.student_reading else f"<b>{read}</b>")
+        text = "<br>".join([*lines, f"{number(gap.distance)} apart"])
         cells.append(f'<figure><div class="pair">{images}</div><figcaption>{text}</figcaption></figure>')
     return f'<div class="gaps">{"".join(cells)}</div>'
 
@@ -94,8 +112,8 @@ def rows_table(report: Report, colours: Colours) -> str:
         _numbers("Fréchet distance to teacher", [row.frechet_distance_teacher for row in rows]),
         _shares("Prompt accuracy", [row.prompt_accuracy for row in rows]),
         _shares("on an unseen template", [row.prompt_accuracy_unseen for row in rows]),
-        ("Straightness S(Z)", [_text(row.straightness) for row in rows], None),
-        ("relative", [_text(row.straightness_relative) for row in rows], None),
+        ("Straightness S(Z)", _once_a_model(rows, [row.straightness for row in rows]), None),
+        ("relative", _once_a_model(rows, [row.straightness_relative for row in rows]), None),
         ("Time per image", [duration(row.seconds_per_image) for row in rows], None),
     ]
     columns = [column for column in columns if any(text not in ("", "–") for text in column[1])]
@@ -115,8 +133,10 @@ def rows_table(report: Report, colours: Colours) -> str:
     return f"<table><thead><tr><th>Model</th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
-def _text(value: float | None) -> str:
-    return "" if value is None else number(value)
+def _once_a_model(rows: Sequence[Row], values: list[float | None]) -> list[str]:
+    """The texts of a figure that belongs to the model, not to its number of steps."""
+    named = [(row.model, row.weights, value) for row, value in zip(rows, values, strict=True)]
+    return ["" if one[2] is None or one in named[:i] else number(one[2]) for i, one in enumerate(named)]
 
 
 def _numbers(title: str, values: list[float | None]) -> tuple:
@@ -144,10 +164,11 @@ def stage_bars(stages: Sequence[Stage], colours: Colours) -> str:
         bar = f'<i style="left: {100 * before / total:.2f}%; width: {100 * took / total:.2f}%"></i>' if took else ""
         before += took
         notes = [stage.description, f"from {', '.join(stage.parents)}" if stage.parents else ""]
-        notes.append(f"{stage.samples:,} samples" if stage.samples else "")
+        notes.append(f"{stage.samples:,} {COUNTED.get(stage.kind, 'training samples')}" if stage.samples else "")
         text = " · ".join(escape(note) for note in notes if note)
+        colour = f" c{colours[stage.name]}" if stage.name in colours else ""
         lines.append(
-            f'<div class="stage c{colours[stage.name]}"><div><b>{escape(stage.name)}</b> '
+            f'<div class="stage{colour}"><div><b>{escape(stage.name)}</b> '
             f'<span class="soft small">{escape(stage.kind)}</span></div>'
             f'<div class="what"><div class="track">{bar}</div><div class="small soft">{text}</div></div>'
             f'<div class="took">{duration(stage.seconds)}</div></div>'

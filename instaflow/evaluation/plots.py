@@ -1,7 +1,8 @@
 """The report's plots: which figure goes on which axis."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -21,53 +22,68 @@ Colours = dict[str, int]  # model's name -> index of the page's palette
 
 
 def quality_plots(rows: Sequence[Row], floors: Floors, colours: Colours) -> list[str]:
-    """Fréchet distances (log-log) and prompt accuracy against the number of steps, one line a model."""
-    real = [(floors.real_halves, "real images, half against half"), (floors.autoencoder, "autoencoder’s round trip")]
-    again = [(floors.teacher_again, "teacher against itself, other noise")]
+    """Distances and errors against steps, and distance against time, all log-log, one line a model: lower is better."""
+    real = _finite(
+        (floors.real_halves, "real images, half against half"), (floors.autoencoder, "autoencoder’s round trip")
+    )
+    again = _finite((floors.teacher_again, "teacher against itself, other noise"))
+    error = 1 - floors.reader_accuracy if floors.reader_accuracy is not None else None
+    to_real = [(row, row.frechet_distance_real) for row in rows]
+    to_teacher = [(row, row.frechet_distance_teacher) for row in rows]
+    errors = [(row, _error(row)) for row in rows]
+    ticks = sorted({row.num_steps for row in rows})
+    count = Axis(label="steps", low=ticks[0], high=max(ticks[-1], 2 * ticks[0]), log=True, ticks=ticks)
     plots = [
-        _against_steps(rows, colours, "frechet_distance_real", "Fréchet distance to the real images", real),
-        _against_steps(rows, colours, "frechet_distance_teacher", "Fréchet distance to the teacher’s images", again),
-        _accuracy_plot(rows, floors, colours),
+        _quality_plot(to_real, colours, "Fréchet distance to the real images", real, count),
+        _quality_plot(to_teacher, colours, "Fréchet distance to the teacher’s images", again, count),
+        _quality_plot(errors, colours, "Prompts not drawn right", _finite((error, "the reader’s own errors")), count),
+        _quality_plot(to_real, colours, "Fréchet distance to the real images", real, None),
     ]
     return [plot for plot in plots if plot]
 
 
-def _against_steps(rows: Sequence[Row], colours: Colours, key: str, label: str, floors: list) -> str:
-    found = [(row, float(getattr(row, key))) for row in rows if (getattr(row, key) or 0) > 0]
-    rules = [(float(value), text) for value, text in floors if value is not None and value > 0 and math.isfinite(value)]
+def _finite(*floors: tuple[float | None, str]) -> list[tuple[float, str]]:
+    return [(float(v), text) for v, text in floors if v is not None and math.isfinite(v) and v > 0]
+
+
+def _error(row: Row) -> float | None:
+    """1 - prompt accuracy, for a log scale: no error among N samples is drawn as half an error."""
+    return None if row.prompt_accuracy is None else max(1 - row.prompt_accuracy, 0.5 / max(row.num_samples, 1))
+
+
+def _quality_plot(
+    measured: Sequence[tuple[Row, float | None]],
+    colours: Colours,
+    label: str,
+    floors: Sequence[tuple[float, str]],
+    x: Axis | None,
+) -> str:
+    """One quantity against steps or, without an `x`, against milliseconds per image."""
+    found = [(row, float(value)) for row, value in measured if value is not None and value > 0]
+    if x is None:
+        found = [(row, value) for row, value in found if (row.seconds_per_image or 0) > 0]
     if not found:
         return ""
-    y = axis_over([value for _, value in found] + [value for value, _ in rules], label + ", log scale", log=True)
-    return chart(_by_model(found, colours), x=_steps_axis(rows), y=y, title=f"{label} against steps", rules=rules)
-
-
-def _accuracy_plot(rows: Sequence[Row], floors: Floors, colours: Colours) -> str:
-    found = [(row, row.prompt_accuracy) for row in rows if row.prompt_accuracy is not None]
-    if not found:
-        return ""
-    values = [value for _, value in found]
-    rules = [(floors.reader_accuracy, "the reader on real images")] if floors.reader_accuracy is not None else []
-    low = min(values + [value for value, _ in rules])
-    y = Axis(label="Prompt accuracy", low=max(0.0, low - 0.15 * (1 - low) - 0.005), high=1.0, percent=True)
-    title = "Prompt accuracy against steps"
-    return chart(_by_model(found, colours, text=percent), x=_steps_axis(rows), y=y, title=title, rules=rules)
-
-
-def _steps_axis(rows: Sequence[Row]) -> Axis:
-    ticks = sorted({row.num_steps for row in rows})
-    return Axis(label="steps, log scale", low=ticks[0], high=max(ticks[-1], 2 * ticks[0]), log=True, ticks=ticks)
-
-
-def _by_model(
-    found: Sequence[tuple[Row, float]], colours: Colours, text: Callable[[float], str] = number
-) -> list[Series]:
+    share = label.startswith("Prompts")
     series = []
+    single = [model for model in colours if sum(row.model == model for row, _ in found) == 1]
     for model in dict.fromkeys(row.model for row, _ in found):
-        own = sorted(((row, value) for row, value in found if row.model == model), key=lambda pair: pair[0].num_steps)
-        titles = [f"{row.model}, {steps(row.num_steps)}: {text(value)}" for row, value in own]
-        points = [(float(row.num_steps), value) for row, value in own]
-        series.append(Series(name=model, colour=colours[model], points=points, look="marked", titles=titles))
-    return series
+        own = sorted((pair for pair in found if pair[0].model == model), key=lambda pair: pair[0].num_steps)
+        series.append(
+            Series(
+                name=model,
+                colour=colours[model],
+                points=[(row.num_steps if x else 1000 * (row.seconds_per_image or 0), value) for row, value in own],
+                look="marked",
+                titles=[f"{row.model}, {steps(row.num_steps)}: {percent(v) if share else number(v)}" for row, v in own],
+                shift=14 * (single.index(model) - (len(single) - 1) / 2) if model in single else 0,
+            )
+        )
+    y = axis_over([value for _, value in found] + [value for value, _ in floors], label, log=True)
+    y = replace(y, low=y.low / (y.high / y.low) ** 0.05, percent=share)  # room for the floors' names
+    along = "steps" if x else "time per image"
+    x = x or axis_over([px for one in series for px, _ in one.points], "milliseconds per image", log=True)
+    return chart(series, x=x, y=y, title=f"{label} against {along}", rules=floors)
 
 
 def loss_plot(curve: LossCurve, colour: int) -> str:

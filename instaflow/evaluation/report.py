@@ -95,6 +95,7 @@ class Gallery:
 
     prompts: Sequence[str]
     rows: Sequence[GalleryRow]
+    choice: str = ""  # how they were chosen: "The first ten prompts of the evaluation."
 
 
 @dataclass(frozen=True, kw_only=True)

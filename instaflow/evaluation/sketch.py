@@ -46,19 +46,19 @@ def panels() -> list[tuple[str, str, str]]:
     one_step = NOISES + velocity(NOISES, 0.0)
     return [
         (
-            "Before: noise and data paired at random",
+            "Pairs at random cross",
             _panel("random pairs cross", [[(0, a), (1, b)] for a, b in zip(NOISES, shuffled, strict=True)], shuffled),
             "Training a diffusion model joins every noise to any data point. The lines cross. Where they cross, a "
             "network that is asked for the direction can only answer with the average of them.",
         ),
         (
-            "The flow that results: curved",
+            "So the flow’s paths bend",
             _panel("the paths bend", [list(zip(TIMES, path, strict=True)) for path in curved.T], ends, one_step),
             "Following the averages gives paths that bend, and many small steps are needed to stay on them. One big "
             "step along the first direction (dashed) ends between the two kinds of data: a blur.",
         ),
         (
-            "After reflow: straight",
+            "Pairs of reflow run straight",
             _panel("straight lines", [[(0, a), (1, b)] for a, b in zip(NOISES, ends, strict=True)], ends, ends),
             "Now each noise is paired with the end of its own path. Paths of a flow never cross, so these lines "
             "hardly do; the average is a single direction, and one step along it reaches the data.",
@@ -75,7 +75,7 @@ def _panel(title: str, paths: list[list[Point]], ends: np.ndarray, one_step: np.
 
     parts = [_bell(left, -1, at, lambda x: NormalDist().pdf(x) / 0.4), _bell(right, 1, at, _data_density)]
     for path, end in zip(paths, ends, strict=True):
-        colour = 1 if end > 0 else 2
+        colour = 4 if end > 0 else 5
         start, stop = at(*path[0]), at(*path[-1])
         parts.append(f'<path class="thin c{colour}" d="{polyline([at(*point) for point in path])}"/>')
         parts.append(f'<circle class="start" cx="{start[0]:.1f}" cy="{start[1]:.1f}" r="2.6"/>')

@@ -6,10 +6,10 @@ DARK = ("#a9b4c0", "#5ab0f0", "#ff8d52", "#3fc79f", "#c29ae6", "#dcb041", "#f083
 
 _LIGHT = """
   --page: #fbfaf8; --panel: #ffffff; --ink: #1c2024; --soft: #5c646d; --line: #dfe1e3; --grid: #ecedee;
-  --best: #e7f1e4; --bell: #e4e7ea; color-scheme: light;"""
+  --best: #e7f1e4; --bell: #e4e7ea; --idle: #b9bfc5; color-scheme: light;"""
 _DARK = """
   --page: #15181b; --panel: #1d2125; --ink: #e8eaec; --soft: #a3abb3; --line: #363c42; --grid: #2a2f34;
-  --best: #263a2a; --bell: #31373d; color-scheme: dark;"""
+  --best: #263a2a; --bell: #31373d; --idle: #59626b; color-scheme: dark;"""
 
 
 def _palette(colours: tuple[str, ...]) -> str:
@@ -29,6 +29,7 @@ main { max-width: 1000px; margin: 0 auto; padding: 40px 20px 64px; }
 h1 { font-size: 2rem; line-height: 1.15; margin: 0 0 4px; letter-spacing: -0.015em; }
 h2 { font-size: 1.35rem; line-height: 1.25; margin: 56px 0 8px; letter-spacing: -0.01em; }
 h3 { font-size: 1rem; margin: 0 0 4px; }
+section > h3 { margin: 24px 0 8px; }
 p { margin: 0 0 12px; max-width: 70ch; }
 a { color: inherit; }
 .soft, figcaption, .protocol dt { color: var(--soft); }
@@ -42,6 +43,7 @@ svg { display: block; width: 100%; height: auto; overflow: visible; }
 .three { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 16px; margin: 16px 0; }
 .two > *, .three > * { margin: 0; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: 12px; }
+.after { margin-top: 12px; }
 .cards .value { font-size: 1.55rem; line-height: 1.2; font-weight: 600; letter-spacing: -0.02em; }
 .cards .label { font-size: 0.86rem; }
 
@@ -66,6 +68,7 @@ path { fill: none; }
 
 .legend { display: flex; flex-wrap: wrap; gap: 2px 18px; list-style: none; margin: 12px 0 0;
   padding: 0; font-size: 0.9rem; }
+.panel .legend { margin: 0 0 10px; }
 .legend svg { display: inline-block; width: 14px; height: 14px; vertical-align: -2px; margin-right: 5px; }
 
 .scroll { overflow-x: auto; }
@@ -99,7 +102,7 @@ ol.prompts { display: none; }
 .story p { margin: 0 0 6px; }
 .found { border-left: 3px solid var(--c, var(--line)); padding-left: 12px; }
 
-.gaps { display: grid; grid-template-columns: repeat(auto-fill, minmax(148px, 1fr)); gap: 14px; }
+.gaps { display: grid; grid-template-columns: repeat(auto-fill, minmax(136px, 1fr)); gap: 14px 12px; }
 .gaps .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 3px; }
 .gaps figure { margin: 0; } .gaps figcaption { font-size: 0.78rem; line-height: 1.3; }
 
@@ -108,7 +111,8 @@ ol.prompts { display: none; }
 .stage:first-child { border-top: 0; }
 .stage .took { text-align: right; font-variant-numeric: tabular-nums; }
 .track { height: 8px; border-radius: 4px; background: var(--grid); margin: 4px 0; position: relative; }
-.track i { position: absolute; top: 0; bottom: 0; min-width: 3px; border-radius: 4px; background: var(--c); }
+.track i { position: absolute; top: 0; bottom: 0; min-width: 3px; border-radius: 4px;
+  background: var(--c, var(--idle)); }
 .protocol { display: grid; grid-template-columns: 190px 1fr; gap: 4px 16px; margin: 0; font-size: 0.9rem; }
 .protocol dd { margin: 0; overflow-wrap: anywhere; }
 

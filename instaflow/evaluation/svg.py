@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
@@ -10,6 +10,7 @@ from instaflow.evaluation.wording import number
 
 WIDTH, HEIGHT = 440, 280
 LEFT, RIGHT, TOP, BOTTOM = 48, 14, 26, 40  # margins around the plotted area
+LETTER = 5.6  # pixels, about the mean width of a letter in a label
 
 Point = tuple[float, float]
 
@@ -54,7 +55,8 @@ class Series:
     colour: int
     points: Sequence[Point]
     look: str = "line"
-    titles: Sequence[str] = field(default=())  # what a point says when pointed at
+    titles: Sequence[str] = ()  # what a point says when pointed at
+    shift: float = 0.0  # pixels to the right, so that points at one place can be told apart
 
 
 def axis_over(values: Sequence[float], label: str, *, log: bool = False, zero: bool = False) -> Axis:
@@ -96,15 +98,20 @@ def chart(
     parts.append(f'<text class="axis" x="{x1}" y="{HEIGHT - 4}" text-anchor="end">{escape(x.label)}</text>')
     for value, label in marks:
         px = at((value, y.low))[0]
-        end = px > (x0 + x1) / 2
-        parts.append(f'<path class="rule" d="M{px:.1f} {y0}V{y1}"/>')
-        anchor, dx = ("end", -5) if end else ("start", 5)
+        room = px + 5 + len(label) * LETTER < x1
+        parts.append(f'<path class="rule" d="M{px:.1f} {y0}V{y1}"/>' if px > x0 else "")
+        anchor, dx = ("start", 5) if room else ("end", -5)
         parts.append(f'<text class="note" x="{px + dx:.1f}" y="{y1 + 9}" text-anchor="{anchor}">{escape(label)}</text>')
-    parts += [_drawn(one, [at(point) for point in one.points]) for one in series]
-    for (value, label), py in zip(rules, _label_heights([at((x.low, v))[1] for v, _ in rules]), strict=True):
-        line = at((x.low, value))[1]
+    pixels = [[(px + one.shift, py) for px, py in map(at, one.points)] for one in series]
+    taken = [point for line in pixels for point in _dense(line)]
+    for value, label in rules:
+        line = y.place(value, y0, y1)
         parts.append(f'<path class="rule" d="M{x0} {line:.1f}H{x1}"/>')
-        parts.append(f'<text class="note" x="{x1}" y="{py - 4:.1f}" text-anchor="end">{escape(label)}</text>')
+        others = [(px, y.place(v, y0, y1)) for v, _ in rules if v != value for px in range(x0, x1, 6)]
+        text, box = _rule_label(line, label, [*taken, *others], (x0, x1))
+        parts.append(text)
+        taken += box
+    parts += [_drawn(one, line) for one, line in zip(series, pixels, strict=True)]
     return _svg(WIDTH, HEIGHT, title, "".join(parts))
 
 
@@ -138,13 +145,28 @@ def _drawn(series: Series, pixels: Sequence[Point]) -> str:
     return line + "".join(marker(series.colour, *p, title) for p, title in zip(pixels, titles, strict=True))
 
 
-def _label_heights(lines: Sequence[float], apart: float = 13) -> list[float]:
-    """Heights for the labels of horizontal lines: at the line, or higher where two would overlap."""
-    heights = list(lines)
-    order = sorted(range(len(lines)), key=lambda i: -lines[i])
-    for below, above in pairwise(order):
-        heights[above] = min(heights[above], heights[below] - apart)
-    return heights
+def _dense(line: Sequence[Point]) -> list[Point]:
+    """Points along a drawn line, close enough to find out whether a label would cover it."""
+    between = [
+        (a[0] + (b[0] - a[0]) * i / 24, a[1] + (b[1] - a[1]) * i / 24) for a, b in pairwise(line) for i in range(24)
+    ]
+    return [*between, *line]
+
+
+def _rule_label(line: float, label: str, taken: Sequence[Point], sides: tuple[int, int]) -> tuple[str, list[Point]]:
+    """The label of a horizontal line, below or above it, right or left, where it covers least; and its own points."""
+    width = len(label) * LETTER
+    best, least, text = [], math.inf, ""
+    for side, height in ((1, 12), (1, -4), (0, 12), (0, -4)):
+        start = sides[1] - width if side else sides[0]
+        box = [(start + width * i / 8, line + height - dy) for i in range(9) for dy in (0, 8)]
+        top, bottom = line + height - 12, line + height + 4
+        hidden = sum(start - 6 <= px <= start + width + 6 and top <= py <= bottom for px, py in taken)
+        if hidden < least:
+            best, least, anchor = box, hidden, "end" if side else "start"
+            at = f'x="{sides[side]}" y="{line + height:.1f}" text-anchor="{anchor}"'
+            text = f'<text class="note" {at}>{escape(label)}</text>'
+    return text, best
 
 
 def _even_ticks(low: float, high: float) -> list[float]:

@@ -1,0 +1,118 @@
+"""Why it works, told to somebody who has never heard of reflow; what was measured stands under each claim."""
+
+from html import escape
+
+from instaflow.evaluation import findings, sketch
+from instaflow.evaluation.parts import beside, legend, paragraph, section
+from instaflow.evaluation.plots import Colours, path_plots, straightness_plot
+from instaflow.evaluation.report import Report
+from instaflow.evaluation.wording import joined
+
+
+def idea(report: Report, colours: Colours) -> str:
+    drawings = "".join(
+        f'<figure class="panel"><h3>{escape(title)}</h3>{svg}<figcaption>{escape(caption)}</figcaption></figure>'
+        for title, svg, caption in sketch.panels()
+    )
+    return section(
+        "Why one step can be enough",
+        paragraph(
+            [
+                "A diffusion model makes an image by following a path from noise to data. At every moment the network "
+                "gives the direction, the velocity, and the sampler goes a little way along it: one step, one pass of "
+                "the network. Where the path bends, the steps must be small. Where it is straight, the first direction "
+                "is already the right one, and a single step covers the whole way. Reflow straightens the paths.",
+            ]
+        ),
+        f'<div class="three">{drawings}</div>',
+        paragraph(
+            [
+                "A sketch, computed from the exact flow of a one-dimensional example. What follows was measured on the "
+                "models of this experiment.",
+            ],
+            "small soft",
+        ),
+        _paths(report, colours),
+    )
+
+
+def contributions(report: Report, colours: Colours) -> str:
+    """What each stage does, in the field's terms, and what it did here."""
+    couplings = [stage for stage in report.stages if stage.kind == "couple"]
+    counts = [f"{stage.samples:,} in {stage.name}" for stage in couplings if stage.samples]
+    parts = [
+        (
+            "teacher",
+            "Teacher",
+            "The diffusion model to be made faster. With many steps it follows its curved paths well; with few it "
+            "leaves them. One step lands near the average of all images that the noise could still become.",
+            findings.few_steps(report),
+        ),
+        (
+            "couple",
+            "Couplings",
+            "A coupling is a noise together with the image that a model makes of it, step by step, without further "
+            "randomness. No image of the original data set is needed from here on.",
+            [f"Couplings made: {joined(counts)}."] if counts else [],
+        ),
+        (
+            "flow",
+            "Reflow",
+            "A network is trained on the straight lines between coupled noise and image: at every point "
+            "(1 − t)·noise + t·image of a line it is to answer with the line’s direction, image − noise. Since coupled "
+            "lines hardly cross, what it learns is nearly the lines themselves: a 2-rectified flow, made to give the "
+            "same images on straighter paths.",
+            findings.reflow(report),
+        ),
+        (
+            "student",
+            "Distillation",
+            "One reflow seldom makes the paths perfectly straight. The student is trained for the one step only: from "
+            "the noise right to the image of its coupling. Straighter paths leave it less to make up for.",
+            findings.distillation(report),
+        ),
+        (
+            "direct",
+            "The control: distillation without reflow",
+            "The same distillation, but straight from the teacher’s couplings. If it does as well, the student owes "
+            "its quality to distillation alone; if it does worse, reflow is what made the difference.",
+            findings.control(report),
+        ),
+    ]
+    kinds = {row.kind for row in report.rows} | ({"couple"} if couplings else set())
+    slots = {row.kind: colours[row.model] for row in reversed(report.rows)}
+    items = []
+    for kind, title, text, found in parts:
+        if kind in kinds and (found or kind in ("teacher", "couple")):
+            colour = f" c{slots[kind]}" if kind in slots else ""
+            measured = paragraph(found, f"found{colour}")
+            items.append(f"<li><div><h3>{escape(title)}</h3>{paragraph([text])}{measured}</div></li>")
+    return section("What each stage contributes", f'<ol class="story">{"".join(items)}</ol>' if items else "")
+
+
+def _paths(report: Report, colours: Colours) -> str:
+    """The measured paths and their departure from a straight line."""
+    panels = [
+        f'<figure class="panel"><h3>{escape(model)}</h3>{svg}</figure>'
+        for model, svg in path_plots(report.trajectories, colours)
+    ]
+    caption = (
+        "The paths of a handful of noises (open circles) to their images (filled), the same noises in each drawing, "
+        "projected onto the same plane; dashed, the straight line from end to end. A projection keeps straight lines "
+        "straight: what bends here, bends."
+    )
+    paths = f'<div class="two">{"".join(panels)}</div><p class="small soft">{caption}</p>' if panels else ""
+    plot = straightness_plot(report.straightness, colours)
+    if not plot:
+        return paths
+    names = [profile.model for profile in report.straightness]
+    explained = [
+        "The same in figures: at each time, how far the velocity on the way departs from the straight direction, from "
+        "the noise to the end of its path. 0 where they agree; the mean over time is the relative straightness. Where "
+        "that is 0, one step is exact.",
+        "E‖(Z₁ − Z₀) − v(Z(t), t)‖² / E‖Z₁ − Z₀‖², with Z₀ the noise, Z₁ the end of its path and v the velocity.",
+    ]
+    texts = paragraph(explained[:1]) + "".join(
+        paragraph([text], "small soft") for text in (explained[1], report.protocol.straightness) if text
+    )
+    return paths + beside(legend(names, colours) + plot, texts)
