@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from instaflow.evaluation.report import Report, Row, Stage, distance_summary
-from instaflow.evaluation.wording import duration, is_number, number, percent, steps, times
+from instaflow.evaluation.wording import duration, is_number, named, number, percent, steps, times
 
 TIE = 0.05  # two Fréchet distances within 5 % of one another are called the same
 
@@ -53,26 +53,24 @@ def headline(report: Report) -> list[str]:
     """What was reached: quality, accuracy, speed. One sentence each."""
     best, teacher = result(report), reference(report)
     if best is None:
-        return [] if teacher is None else [f"This report shows {teacher.model} alone."]
+        return [] if teacher is None else [f"This report shows {named(teacher.model)} alone."]
     found = []
     if is_number(distance(best)):
         target = "the real images" if is_number(best.frechet_distance_real) else "the teacher’s images"
         passes = "one step" if best.num_steps == 1 else steps(best.num_steps)
-        text = (
-            f"{best.model} draws an image in {passes}, at a Fréchet distance of {number(distance(best))} from {target}"
-        )
+        text = f"{named(best.model)} draws an image in {passes}, at a Fréchet distance of {number(distance(best))} from {target}"
         if teacher and is_number(distance(teacher)):
-            text += f"; {teacher.model} reaches {number(distance(teacher))} in {steps(teacher.num_steps)}"
+            text += f"; {named(teacher.model)} reaches {number(distance(teacher))} in {steps(teacher.num_steps)}"
             as_few = [row for row in rows_of(report, "teacher") if row.num_steps == best.num_steps < teacher.num_steps]
             text += "".join(f" and {number(distance(row))} in {passes}" for row in as_few if is_number(distance(row)))
         found.append(f"{text}.")
     if best.prompt_accuracy is not None:
         compared = teacher and teacher.prompt_accuracy is not None
-        beside = f" ({teacher.model}: {percent(teacher.prompt_accuracy)})" if teacher and compared else ""
+        beside = f" ({named(teacher.model)}: {percent(teacher.prompt_accuracy)})" if teacher and compared else ""
         found.append(f"{percent(best.prompt_accuracy)} of its images show what the prompt asks for{beside}.")
     if best.seconds_per_image and teacher and teacher.seconds_per_image:
         ratio = teacher.seconds_per_image / best.seconds_per_image
-        than = f"{teacher.model} at {steps(teacher.num_steps)}"
+        than = f"{named(teacher.model)} at {steps(teacher.num_steps)}"
         each = f"An image takes {duration(best.seconds_per_image)}"
         found.append(f"{each}: {than} is {times(ratio)} slower." if ratio > 1.05 else f"{each}; {than} is no slower.")
     return found
@@ -111,7 +109,7 @@ def reflow(report: Report) -> list[str]:
     name, found = flows[0].model, []
     bent, straight = (_straightness(report, model) for model in (teacher.model, name))
     if _numbers(bent, straight):
-        values = f"{number(bent)} for {teacher.model}, {number(straight)} for {name}"
+        values = f"{number(bent)} for {named(teacher.model)}, {number(straight)} for {named(name)}"
         changes = ("straighter", "as straight as before", "no straighter: reflow missed its aim here")
         change = changes[1 + comparison(straight, bent)]
         found.append(f"Straightness, relative (0 is straight): {values}; the paths are {change}.")
@@ -119,18 +117,18 @@ def reflow(report: Report) -> list[str]:
     if single and teacher_single and _numbers(distance(single), distance(teacher_single)):
         after, before = distance(single), distance(teacher_single)
         changes = (f"{times(before / after)} nearer" if after else "nearer", "about the same", "further away")
-        values = f"{number(before)} for {teacher.model}, {number(after)} for {name}"
+        values = f"{number(before)} for {named(teacher.model)}, {number(after)} for {named(name)}"
         found.append(f"Fréchet distance of one step: {values}; {changes[1 + comparison(after, before)]}.")
     most = flows[-1]
     if most.num_steps > 1 and _numbers(distance(most), distance(teacher)):
-        flow_at = f"{number(distance(most))} for {name} at {steps(most.num_steps)}"
+        flow_at = f"{number(distance(most))} for {named(name)} at {steps(most.num_steps)}"
         verdicts = (
             "the flow is even the nearer one.",
             "reflow cost nothing there.",
             "the price of learning from the teacher’s images, not from real ones.",
         )
         verdict = verdicts[1 + comparison(distance(most), distance(teacher))]
-        found.append(f"With many steps: {flow_at}, {number(distance(teacher))} for {teacher.model}; {verdict}")
+        found.append(f"With many steps: {flow_at}, {number(distance(teacher))} for {named(teacher.model)}; {verdict}")
     return found
 
 
@@ -139,7 +137,7 @@ def distillation(report: Report) -> list[str]:
     student, flow = one_step(report, "student"), one_step(report, "flow")
     if not student or not flow or not _numbers(distance(student), distance(flow)):
         return []
-    values = f"{number(distance(flow))} for {flow.model}, {number(distance(student))} for {student.model}"
+    values = f"{number(distance(flow))} for {named(flow.model)}, {number(distance(student))} for {named(student.model)}"
     ratio = distance(flow) / distance(student) if distance(student) else math.inf
     verdict = (
         f"distillation brings it {times(ratio)} nearer" if math.isfinite(ratio) else "distillation brings it nearer",
@@ -156,11 +154,11 @@ def control(report: Report) -> list[str]:
         return []
     found = []
     if _numbers(distance(student), distance(direct)):
-        values = f"{number(distance(student))} for {student.model}, {number(distance(direct))} for {direct.model}"
+        values = f"{number(distance(student))} for {named(student.model)}, {number(distance(direct))} for {named(direct.model)}"
         verdicts = (
-            f"{student.model} is the better, so reflow earns its cost on this data.",
+            f"{named(student.model)} is the better, so reflow earns its cost on this data.",
             f"the same within {TIE:.0%}, so reflow was not needed for one step on this data.",
-            f"{direct.model} is the better: on this data, reflow before distillation did not help.",
+            f"{named(direct.model)} is the better: on this data, reflow before distillation did not help.",
         )
         verdict = verdicts[1 + comparison(distance(student), distance(direct))]
         found.append(f"Fréchet distance: {values}; {verdict}")
@@ -170,14 +168,14 @@ def control(report: Report) -> list[str]:
         if abs(difference) <= 2 * _standard_error(student, direct):
             verdict = f"a difference that {student.num_samples:,} samples cannot tell from chance."
         else:
-            verdict = f"{(student if difference > 0 else direct).model} is the better."
+            verdict = f"{named((student if difference > 0 else direct).model)} is the better."
         found.append(f"Prompt accuracy: {values}; {verdict}")
     roads = [_road(report, row.model) for row in (student, direct)]
     seconds = [sum(stage.seconds or 0 for stage in road) for road in roads]
     samples = [sum(s.samples or 0 for s in road if s.kind in ("reflow", "distill")) for road in roads]
     if all(seconds):
         found.append(
-            f"After the teacher, {student.model} took {duration(seconds[0])}, {direct.model} {duration(seconds[1])}."
+            f"After the teacher, {named(student.model)} took {duration(seconds[0])}, {named(direct.model)} {duration(seconds[1])}."
         )
     if all(samples):
         found.append(f"Training samples seen on the way: {samples[0]:,} and {samples[1]:,}.")
@@ -194,7 +192,7 @@ def accuracy(report: Report) -> list[str]:
     if best and best.prompt_accuracy is not None and best.prompt_accuracy_unseen is not None:
         unseen, overall = percent(best.prompt_accuracy_unseen), percent(best.prompt_accuracy)
         found.append(
-            f"On the caption template that no stage trained on, {best.model} is right on {unseen} ({overall} overall)."
+            f"On the caption template that no stage trained on, {named(best.model)} is right on {unseen} ({overall} overall)."
         )
     return found
 
@@ -209,7 +207,7 @@ def gaps(report: Report) -> list[str]:
     if summary["count"]:
         share = len(shown.worst) / summary["count"]
         found.append(
-            f"Of {summary['count']:,} images of {shown.student}, half lie within {number(summary['median'])} of the "
+            f"Of {summary['count']:,} images of {named(shown.student)}, half lie within {number(summary['median'])} of the "
             f"teacher’s and 95 % within {number(summary['percentile_95'])}. The {len(shown.worst)} shown are the "
             f"worst {percent(share)}, up to {number(summary['largest'])}."
         )

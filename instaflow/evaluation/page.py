@@ -14,7 +14,9 @@ from instaflow.evaluation.parts import (
     gap_grid,
     legend,
     pairs_list,
+    paragraph,
     rows_table,
+    section,
     stage_bars,
 )
 from instaflow.evaluation.plots import Colours, gap_plot, loss_plot, quality_plots
@@ -135,8 +137,9 @@ def _quality(report: Report, colours: Colours) -> str:
     card = report.protocol
     against = [text for text in (card.samples, card.features, card.weights and f"weights: {card.weights}") if text]
     caption = (
-        "All axes are logarithmic, lower is better; models that have one step only are set apart sideways. Dashed: what "
-        "even a perfect model would show. A Fréchet distance shrinks as the samples grow: compare within this page only."
+        "All axes are logarithmic, lower is better; models with a single number of steps are set apart sideways. "
+        "Dashed: what even a perfect model would show. A Fréchet distance shrinks as the samples grow: compare within "
+        "this page only."
     )
     plots = "".join(
         f'<figure class="panel">{plot}</figure>' for plot in quality_plots(report.rows, report.floors, colours)

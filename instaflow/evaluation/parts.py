@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import re
 from collections.abc import Sequence
 from html import escape
 
@@ -25,8 +26,10 @@ def section(title: str, *parts: str) -> str:
 
 
 def paragraph(sentences: Sequence[str], style: str = "") -> str:
+    """A <p> of the sentences, in which `name` marks a model's name; nothing where there are none."""
     attribute = f' class="{style}"' if style else ""
-    return f"<p{attribute}>{escape(' '.join(sentences))}</p>" if sentences else ""
+    text = re.sub("`([^`]+)`", r"<b>\1</b>", escape(" ".join(sentences)))
+    return f"<p{attribute}>{text}</p>" if sentences else ""
 
 
 def figure(inside: str, caption: str) -> str:

@@ -6,7 +6,7 @@ from instaflow.evaluation import findings, sketch
 from instaflow.evaluation.parts import beside, legend, paragraph, section
 from instaflow.evaluation.plots import Colours, path_plots, straightness_plot
 from instaflow.evaluation.report import Report
-from instaflow.evaluation.wording import joined
+from instaflow.evaluation.wording import joined, named
 
 
 def idea(report: Report, colours: Colours) -> str:
@@ -39,7 +39,7 @@ def idea(report: Report, colours: Colours) -> str:
 def contributions(report: Report, colours: Colours) -> str:
     """What each stage does, in the field's terms, and what it did here."""
     couplings = [stage for stage in report.stages if stage.kind == "couple"]
-    counts = [f"{stage.samples:,} in {stage.name}" for stage in couplings if stage.samples]
+    counts = [f"{stage.samples:,} in {named(stage.name)}" for stage in couplings if stage.samples]
     parts = [
         (
             "teacher",

@@ -31,7 +31,7 @@ h2 { font-size: 1.35rem; line-height: 1.25; margin: 56px 0 8px; letter-spacing: 
 h3 { font-size: 1rem; margin: 0 0 4px; }
 section > h3 { margin: 24px 0 8px; }
 p { margin: 0 0 12px; max-width: 70ch; }
-a { color: inherit; }
+b { font-weight: 600; }
 .soft, figcaption, .protocol dt { color: var(--soft); }
 .small, figcaption { font-size: 0.86rem; line-height: 1.45; }
 figcaption { margin-top: 6px; max-width: 70ch; }

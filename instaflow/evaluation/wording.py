@@ -1,4 +1,4 @@
-"""Figures as a reader wants to see them, always in the same form."""
+"""Figures as a reader wants to see them, always in the same form; number and unit stay on one line."""
 
 import math
 
@@ -21,7 +21,7 @@ def number(value: float | None) -> str:
 
 
 def percent(share: float | None) -> str:
-    return f"{100 * share:.1f} %" if share is not None and math.isfinite(share) else "–"
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%" if share is not None and math.isfinite(share) else "–"
 
 
 def duration(seconds: float | None) -> str:
@@ -29,30 +29,35 @@ def duration(seconds: float | None) -> str:
     if seconds is None or not math.isfinite(seconds):
         return "–"
     if seconds < 1:
-        return f"{number(1000 * seconds)} ms"
+        return f"{number(1000 * seconds)}\N{NO-BREAK SPACE}ms"
     if seconds < 10:
-        return f"{number(seconds)} s"
+        return f"{number(seconds)}\N{NO-BREAK SPACE}s"
     if seconds < 59.5:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.0f}\N{NO-BREAK SPACE}s"
     minutes = round(seconds / 60)
     if seconds < 3599.5:
         whole = round(seconds)
-        return f"{whole // 60} min {whole % 60:02d} s"
+        return f"{whole // 60} min {whole % 60:02d}\N{NO-BREAK SPACE}s"
     if minutes < 48 * 60:
         return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{seconds / 86400:.1f} days"
+    return f"{seconds / 86400:.1f}\N{NO-BREAK SPACE}days"
 
 
 def memory(size: float | None) -> str:
     """Bytes as GB (10⁹), or MB below one."""
     if size is None or not math.isfinite(size):
         return "–"
-    return f"{number(size / 1e9)} GB" if size >= 1e9 else f"{number(size / 1e6)} MB"
+    return f"{number(size / 1e9)}\N{NO-BREAK SPACE}GB" if size >= 1e9 else f"{number(size / 1e6)}\N{NO-BREAK SPACE}MB"
 
 
 def times(ratio: float) -> str:
     """1.4 times, 21 times."""
-    return f"{ratio:.1f} times" if ratio < 9.95 else f"{ratio:,.0f} times"
+    return f"{ratio:.1f}\N{NO-BREAK SPACE}times" if ratio < 9.95 else f"{ratio:,.0f}\N{NO-BREAK SPACE}times"
+
+
+def named(model: str) -> str:
+    """A model's name, marked as one for the page's paragraphs."""
+    return f"`{model.replace('`', '')}`"
 
 
 def steps(count: int) -> str:
