@@ -9,19 +9,23 @@ from instaflow.evaluation.wording import duration, is_number, named, number, per
 TIE = 0.05  # two Fréchet distances within 5 % of one another are called the same
 
 
-def distance(row: Row) -> float:
-    """The Fréchet distance that the sentences speak of: to the real images, else to the teacher's; nan without."""
-    for value in (row.frechet_distance_real, row.frechet_distance_teacher):
-        if value is not None and math.isfinite(value):
-            return value
-    return math.nan
+def distances(*rows: Row) -> tuple[str, list[float]] | None:
+    """(to what, Fréchet distances): to the real images where all rows have that, else to the teacher's, else None."""
+    for key, target in (
+        ("frechet_distance_real", "the real images"),
+        ("frechet_distance_teacher", "the teacher’s images"),
+    ):
+        values = [getattr(row, key) for row in rows]
+        if all(is_number(value) for value in values):
+            return target, [float(value) for value in values]
+    return None
 
 
 def rows_of(report: Report, kind: str) -> list[Row]:
     """The rows of one kind, fewest steps first, the nearer to its target first among equals; EMA where there is any."""
     rows = [row for row in report.rows if row.kind == kind]
     rows = [row for row in rows if row.weights == "ema"] or rows
-    return sorted(rows, key=lambda row: (row.num_steps, distance(row) if is_number(distance(row)) else math.inf))
+    return sorted(rows, key=lambda row: (row.num_steps, *(found[1] if (found := distances(row)) else [math.inf])))
 
 
 def reference(report: Report) -> Row | None:
@@ -55,14 +59,16 @@ def headline(report: Report) -> list[str]:
     if best is None:
         return [] if teacher is None else [f"This report shows {named(teacher.model)} alone."]
     found = []
-    if is_number(distance(best)):
-        target = "the real images" if is_number(best.frechet_distance_real) else "the teacher’s images"
-        passes = "one step" if best.num_steps == 1 else steps(best.num_steps)
-        text = f"{named(best.model)} draws an image in {passes}, at a Fréchet distance of {number(distance(best))} from {target}"
-        if teacher and is_number(distance(teacher)):
-            text += f"; {named(teacher.model)} reaches {number(distance(teacher))} in {steps(teacher.num_steps)}"
+    if measured := distances(best):
+        target, (reached,) = measured
+        taken = "one step" if best.num_steps == 1 else steps(best.num_steps)
+        text = (
+            f"{named(best.model)} draws an image in {taken}, at a Fréchet distance of {number(reached)} from {target}"
+        )
+        if teacher and (both := distances(best, teacher)) and both[0] == target:
+            text += f"; {named(teacher.model)} reaches {number(both[1][1])} in {steps(teacher.num_steps)}"
             as_few = [row for row in rows_of(report, "teacher") if row.num_steps == best.num_steps < teacher.num_steps]
-            text += "".join(f" and {number(distance(row))} in {passes}" for row in as_few if is_number(distance(row)))
+            text += "".join(f" and {number(both[1][1])} in {taken}" for row in as_few if (both := distances(best, row)))
         found.append(f"{text}.")
     if best.prompt_accuracy is not None:
         compared = teacher and teacher.prompt_accuracy is not None
@@ -78,7 +84,7 @@ def headline(report: Report) -> list[str]:
 
 def scale(report: Report) -> list[str]:
     """What a Fréchet distance is, and how large it is where nothing is wrong."""
-    if not any(is_number(distance(row)) for row in report.rows):
+    if not any(distances(row) for row in report.rows):
         return []
     found = [
         "Fréchet distance: how far two sets of images are apart, by the mean and the covariance of their features; "
@@ -92,10 +98,11 @@ def scale(report: Report) -> list[str]:
 def few_steps(report: Report) -> list[str]:
     """How the teacher fares when it takes fewer steps."""
     teacher, single = reference(report), one_step(report, "teacher")
-    if not teacher or not single or single is teacher or not _numbers(distance(teacher), distance(single)):
+    measured = distances(teacher, single) if teacher and single and single is not teacher else None
+    if not teacher or not measured:
         return []
-    full, one = distance(teacher), distance(single)
-    sides = f"Fréchet distance: {number(full)} at {steps(teacher.num_steps)}, {number(one)} at 1 step"
+    target, (full, one) = measured
+    sides = f"Fréchet distance to {target}: {number(full)} at {steps(teacher.num_steps)}, {number(one)} at 1 step"
     if comparison(one, full) <= 0:
         return [f"{sides}. Here one step of the teacher already suffices."]
     return [f"{sides}, {times(one / full)} as much."] if full else [f"{sides}."]
@@ -103,83 +110,89 @@ def few_steps(report: Report) -> list[str]:
 
 def reflow(report: Report) -> list[str]:
     """Whether reflow straightened the paths, what one step gains by it, and what it costs at many steps."""
-    flows, teacher = rows_of(report, "flow"), reference(report)
+    flows, teacher, found = rows_of(report, "flow"), reference(report), []
     if not flows or not teacher:
         return []
-    name, found = flows[0].model, []
-    bent, straight = (_straightness(report, model) for model in (teacher.model, name))
-    if _numbers(bent, straight):
-        values = f"{number(bent)} for {named(teacher.model)}, {number(straight)} for {named(name)}"
+    flow = named(flows[0].model)
+    bent, straight = (_straightness(report, model) for model in (teacher.model, flows[0].model))
+    if math.isfinite(bent) and math.isfinite(straight):
+        values = f"{number(bent)} for {named(teacher.model)}, {number(straight)} for {flow}"
         changes = ("straighter", "as straight as before", "no straighter: reflow missed its aim here")
         change = changes[1 + comparison(straight, bent)]
         found.append(f"Straightness, relative (0 is straight): {values}; the paths are {change}.")
-    single, teacher_single = one_step(report, "flow"), one_step(report, "teacher")
-    if single and teacher_single and _numbers(distance(single), distance(teacher_single)):
-        after, before = distance(single), distance(teacher_single)
-        changes = (f"{times(before / after)} nearer" if after else "nearer", "about the same", "further away")
-        values = f"{number(before)} for {named(teacher.model)}, {number(after)} for {named(name)}"
-        found.append(f"Fréchet distance of one step: {values}; {changes[1 + comparison(after, before)]}.")
-    most = flows[-1]
-    if most.num_steps > 1 and _numbers(distance(most), distance(teacher)):
-        flow_at = f"{number(distance(most))} for {named(name)} at {steps(most.num_steps)}"
+    found += _one_step_gain(one_step(report, "teacher"), one_step(report, "flow"), "reflow")
+    most = [row for row in flows if row.model == flows[0].model][-1]
+    if most.num_steps > 1 and (measured := distances(most, teacher)):
+        after, before = measured[1]
         verdicts = (
             "the flow is even the nearer one.",
             "reflow cost nothing there.",
             "the price of learning from the teacher’s images, not from real ones.",
         )
-        verdict = verdicts[1 + comparison(distance(most), distance(teacher))]
-        found.append(f"With many steps: {flow_at}, {number(distance(teacher))} for {named(teacher.model)}; {verdict}")
+        values = f"{number(after)} for {flow} at {steps(most.num_steps)}, {number(before)} for {named(teacher.model)}"
+        found.append(f"With many steps: {values}; {verdicts[1 + comparison(after, before)]}")
     return found
 
 
 def distillation(report: Report) -> list[str]:
     """What distillation adds to one step of the flow."""
-    student, flow = one_step(report, "student"), one_step(report, "flow")
-    if not student or not flow or not _numbers(distance(student), distance(flow)):
+    return _one_step_gain(one_step(report, "flow"), one_step(report, "student"), "distillation")
+
+
+def _one_step_gain(before: Row | None, after: Row | None, what: str) -> list[str]:
+    """What `what` changed in the distance of one step."""
+    measured = distances(before, after) if before and after else None
+    if not before or not after or not measured:
         return []
-    values = f"{number(distance(flow))} for {named(flow.model)}, {number(distance(student))} for {named(student.model)}"
-    ratio = distance(flow) / distance(student) if distance(student) else math.inf
-    verdict = (
-        f"distillation brings it {times(ratio)} nearer" if math.isfinite(ratio) else "distillation brings it nearer",
-        "distillation adds little here",
-        "distillation made it worse here",
+    target, (old, new) = measured
+    verdicts = (
+        f"{what} brings it {times(old / new)} nearer" if new else f"{what} brings it there",
+        f"{what} changes it by less than {TIE:.0%}",
+        f"{what} makes it worse here",
     )
-    return [f"Fréchet distance of one step: {values}; {verdict[1 + comparison(distance(student), distance(flow))]}."]
+    values = f"{number(old)} for {named(before.model)}, {number(new)} for {named(after.model)}"
+    return [f"Fréchet distance of one step to {target}: {values}; {verdicts[1 + comparison(new, old)]}."]
 
 
 def control(report: Report) -> list[str]:
     """The student against direct distillation, at one step: which is the better, and at what cost."""
-    student, direct = one_step(report, "student"), one_step(report, "direct")
+    student, direct, found = one_step(report, "student"), one_step(report, "direct"), []
     if not student or not direct:
         return []
-    found = []
-    if _numbers(distance(student), distance(direct)):
-        values = f"{number(distance(student))} for {named(student.model)}, {number(distance(direct))} for {named(direct.model)}"
+    names = named(student.model), named(direct.model)
+    if measured := distances(student, direct):
+        target, (ours, other) = measured
         verdicts = (
-            f"{named(student.model)} is the better, so reflow earns its cost on this data.",
-            f"the same within {TIE:.0%}, so reflow was not needed for one step on this data.",
-            f"{named(direct.model)} is the better: on this data, reflow before distillation did not help.",
+            f"{names[0]} is the nearer, so here reflow helps the one-step model.",
+            f"the same within {TIE:.0%}, so here reflow makes no difference to the one-step model.",
+            f"{names[1]} is the nearer, so here reflow before distillation does not help.",
         )
-        verdict = verdicts[1 + comparison(distance(student), distance(direct))]
-        found.append(f"Fréchet distance: {values}; {verdict}")
+        values = f"{number(ours)} for {names[0]}, {number(other)} for {names[1]}"
+        found.append(f"Fréchet distance to {target}: {values}; {verdicts[1 + comparison(ours, other)]}")
     if student.prompt_accuracy is not None and direct.prompt_accuracy is not None:
-        values = f"{percent(student.prompt_accuracy)} and {percent(direct.prompt_accuracy)}"
         difference = student.prompt_accuracy - direct.prompt_accuracy
         if abs(difference) <= 2 * _standard_error(student, direct):
             verdict = f"a difference that {student.num_samples:,} samples cannot tell from chance."
         else:
-            verdict = f"{named((student if difference > 0 else direct).model)} is the better."
+            verdict = f"{names[0] if difference > 0 else names[1]} is the better."
+        values = f"{percent(student.prompt_accuracy)} and {percent(direct.prompt_accuracy)}"
         found.append(f"Prompt accuracy: {values}; {verdict}")
-    roads = [_road(report, row.model) for row in (student, direct)]
+    return found + _budgets(report, student.model, direct.model)
+
+
+def _budgets(report: Report, student: str, direct: str) -> list[str]:
+    """What the two roads cost after the teacher, and whether they are alike."""
+    roads = [_road(report, model) for model in (student, direct)]
     seconds = [sum(stage.seconds or 0 for stage in road) for road in roads]
     samples = [sum(s.samples or 0 for s in road if s.kind in ("reflow", "distill")) for road in roads]
-    if all(seconds):
-        found.append(
-            f"After the teacher, {named(student.model)} took {duration(seconds[0])}, {named(direct.model)} {duration(seconds[1])}."
-        )
+    found = []
     if all(samples):
-        found.append(f"Training samples seen on the way: {samples[0]:,} and {samples[1]:,}.")
-    return found
+        favoured = (direct, "", student)[1 + comparison(samples[0], samples[1])]
+        unequal = f", which favours {named(favoured)}" if favoured else ""
+        found.append(f"Training samples seen on the way: {samples[0]:,} and {samples[1]:,}{unequal}.")
+    if all(seconds):
+        found.append(f"Time after the teacher: {duration(seconds[0])} and {duration(seconds[1])}.")
+    return [*found, "Each was trained once, with one seed."]
 
 
 def accuracy(report: Report) -> list[str]:
@@ -191,9 +204,8 @@ def accuracy(report: Report) -> list[str]:
     best = result(report)
     if best and best.prompt_accuracy is not None and best.prompt_accuracy_unseen is not None:
         unseen, overall = percent(best.prompt_accuracy_unseen), percent(best.prompt_accuracy)
-        found.append(
-            f"On the caption template that no stage trained on, {named(best.model)} is right on {unseen} ({overall} overall)."
-        )
+        right = f"{named(best.model)} is right on {unseen} ({overall} overall)"
+        found.append(f"On the caption template that no stage trained on, {right}.")
     return found
 
 
@@ -206,11 +218,13 @@ def gaps(report: Report) -> list[str]:
     found = []
     if summary["count"]:
         share = len(shown.worst) / summary["count"]
+        within = f"half lie within {number(summary['median'])} of the teacher’s"
         found.append(
-            f"Of {summary['count']:,} images of {named(shown.student)}, half lie within {number(summary['median'])} of the "
-            f"teacher’s and 95 % within {number(summary['percentile_95'])}. The {len(shown.worst)} shown are the "
-            f"worst {percent(share)}, up to {number(summary['largest'])}."
+            f"Of {summary['count']:,} images of {named(shown.student)}, {within} and 95\N{NO-BREAK SPACE}% within "
+            f"{number(summary['percentile_95'])}, the furthest {number(summary['largest'])} away."
         )
+        if shown.worst:
+            found.append(f"The {len(shown.worst)} shown are the worst {percent(share)}.")
     if shown.unrelated is not None and math.isfinite(shown.unrelated):
         apart = f"{number(shown.unrelated)} apart (median)"
         found.append(f"For scale: two teacher images of one prompt from different noise lie {apart}.")
@@ -250,7 +264,3 @@ def _standard_error(a: Row, b: Row) -> float:
     """Of the difference of two accuracies, as if the samples were independent."""
     variances = [(r.prompt_accuracy or 0) * (1 - (r.prompt_accuracy or 0)) / max(r.num_samples, 1) for r in (a, b)]
     return math.sqrt(sum(variances))
-
-
-def _numbers(*values: float) -> bool:
-    return all(math.isfinite(value) for value in values)

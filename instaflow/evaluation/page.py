@@ -6,6 +6,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from instaflow.evaluation import findings
 from instaflow.evaluation.parts import (
     beside,
@@ -58,7 +60,7 @@ def without_broken(report: Report) -> Report:
     """`report` with None for every figure of a row that is not finite: a broken measurement is a missing one."""
 
     def clean(row: Row) -> Row:
-        figures = {key: value for key, value in vars(row).items() if isinstance(value, float)}
+        figures = {key: value for key, value in vars(row).items() if isinstance(value, float | np.floating)}
         missing: dict[str, Any] = {key: None for key, value in figures.items() if not math.isfinite(value)}
         return replace(row, **missing)
 
