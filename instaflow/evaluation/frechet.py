@@ -33,20 +33,20 @@ class Gaussian:
 def frechet_distance(a: np.ndarray | Gaussian, b: np.ndarray | Gaussian) -> float:
     """||μ_a - μ_b||² + Tr(C_a + C_b - 2 (C_a C_b)^½), as in Heusel et al. 2017 (arXiv 1706.08500), eq. 6.
 
-    a, b: features [N, D] or their `Gaussian`. C_a C_b has the eigenvalues of the symmetric C_a^½ C_b C_a^½, so
-    that the trace of its root is a sum of real square roots, also where a covariance has no full rank.
+    a, b: features [N, D] or their `Gaussian`. The eigenvalues of C_a C_b are the squared singular values of
+    C_a^½ C_b^½, so that the trace of its root is their sum: no root is taken of a value that rounding made of 0.
     """
     a, b = (side if isinstance(side, Gaussian) else Gaussian.of(side) for side in (a, b))
     if a.mean.shape != b.mean.shape:
         raise InstaFlowError(f"the two sides have {len(a.mean)} and {len(b.mean)} features; they must be the same ones")
-    root = symmetric_root(a.covariance)
-    product = np.linalg.eigvalsh(root @ b.covariance @ root)
-    trace_of_root = np.sqrt(product.clip(min=0)).sum()
+    product = symmetric_root(a.covariance) @ symmetric_root(b.covariance)
+    trace_of_root = np.linalg.svd(product, compute_uv=False).sum()
     distance = np.sum((a.mean - b.mean) ** 2) + np.trace(a.covariance) + np.trace(b.covariance) - 2 * trace_of_root
     return max(float(distance), 0.0)
 
 
 def symmetric_root(matrix: np.ndarray) -> np.ndarray:
-    """The symmetric square root of a positive semi-definite [D, D]; eigenvalues rounded below 0 count as 0."""
+    """The symmetric square root of a positive semi-definite [D, D]; eigenvalues within rounding of 0 count as 0."""
     values, vectors = np.linalg.eigh(matrix)
-    return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    rounding = values[-1] * len(values) * np.finfo(np.float64).eps
+    return (vectors * np.sqrt(np.where(values > rounding, values, 0))) @ vectors.T

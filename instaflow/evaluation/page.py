@@ -140,8 +140,8 @@ def _quality(report: Report, colours: Colours) -> str:
     against = [text for text in (card.samples, card.features, card.weights and f"weights: {card.weights}") if text]
     caption = (
         "All axes are logarithmic, lower is better; models with a single number of steps are set apart sideways. "
-        "Dashed: what even a perfect model would show. A Fréchet distance shrinks as the samples grow: compare within "
-        "this page only."
+        "Dashed, for scale: what real images show when they are halved, or encoded and decoded, and how often the "
+        "reader errs on them. A Fréchet distance shrinks as the samples grow: compare within this page only."
     )
     plots = "".join(
         f'<figure class="panel">{plot}</figure>' for plot in quality_plots(report.rows, report.floors, colours)
@@ -221,4 +221,4 @@ def _protocol(report: Report) -> str:
         ("Versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())),
     ]
     shown = [(label, text) for label, text in entries if text]
-    return section("How it was measured", f'<div class="panel">{pairs_list(shown)}</div>')
+    return section("How it was measured", f'<div class="panel">{pairs_list(shown)}</div>' if shown else "")

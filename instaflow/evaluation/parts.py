@@ -72,7 +72,8 @@ def gallery_grid(gallery: Gallery, colours: Colours) -> str:
     cells = ['<div class="corner"></div>']
     for place, prompt in enumerate(gallery.prompts, start=1):
         text = escape(prompt) or "(empty)"
-        cells.append(f'<div class="head"><span class="number">{place}</span><span class="text">{text}</span></div>')
+        label = f'<span class="number">{place}</span><span class="text" title="{text}">{text}</span>'
+        cells.append(f'<div class="head">{label}</div>')
     before = None
     for row in gallery.rows:
         if before is not None and row.model != before:

@@ -58,10 +58,10 @@ def contributions(report: Report, colours: Colours) -> str:
         (
             "flow",
             "Reflow",
-            "A network is trained on the straight lines between coupled noise and image: at every point "
-            "(1 − t)·noise + t·image of a line it is to answer with the line’s direction, image − noise. Since coupled "
-            "lines hardly cross, what it learns is nearly the lines themselves: a 2-rectified flow, made to give the "
-            "same images on straighter paths.",
+            "A network is trained on the straight lines between coupled noise and image: at every point of a line, "
+            "(1 − t)·noise + t·image with t from 0 to 1, it is to answer with the line’s direction, image − noise. "
+            "Since coupled lines hardly cross, what it learns is nearly the lines themselves: a 2-rectified flow, made "
+            "to give the same images on straighter paths.",
             findings.reflow(report),
         ),
         (

@@ -83,11 +83,13 @@ td svg { display: inline-block; width: 14px; height: 14px; vertical-align: -2px;
 tr.one td { font-weight: 500; }
 .best { background: var(--best); border-radius: 5px; padding: 1px 6px; margin: 0 -6px; font-weight: 700; }
 
-.gallery { display: grid; grid-template-columns: minmax(130px, auto) repeat(var(--n), minmax(0, 1fr));
+.gallery { display: grid; grid-template-columns: 136px repeat(var(--n), minmax(0, 1fr));
   gap: 4px 5px; align-items: center; }
 .gallery .head { font-size: 0.72rem; line-height: 1.2; color: var(--soft); align-self: end;
   padding-bottom: 4px; overflow-wrap: anywhere; }
 .gallery .number { display: none; }
+.gallery .text { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 5; overflow: hidden; }
+.name, .stage b { overflow-wrap: anywhere; }
 .gallery .name { font-size: 0.9rem; line-height: 1.25; }
 .gallery .gap { grid-column: 1 / -1; height: 5px; }
 .gallery img, .gaps img { width: 100%; display: block; image-rendering: pixelated; border-radius: 3px;

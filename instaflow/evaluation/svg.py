@@ -99,7 +99,7 @@ def chart(
     for value, label in marks:
         px = at((value, y.low))[0]
         room = px + 5 + len(label) * LETTER < x1
-        parts.append(f'<path class="rule" d="M{px:.1f} {y0}V{y1}"/>' if px > x0 else "")
+        parts.append(f'<path class="rule" d="M{px:.1f} {y0}V{y1}"/>' if px > x0 + 2 else "")
         anchor, dx = ("start", 5) if room else ("end", -5)
         parts.append(f'<text class="note" x="{px + dx:.1f}" y="{y1 + 9}" text-anchor="{anchor}">{escape(label)}</text>')
     pixels = [[(px + one.shift, py) for px, py in map(at, one.points)] for one in series]
@@ -178,9 +178,11 @@ def _even_ticks(low: float, high: float) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten and as many of their simple multiples as make at least three; even ticks over a narrow range."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for digits in ((1,), (1, 3), (1, 2, 5), tuple(range(1, 10))):
-        ticks = [m * 10.0**p for p in powers for m in digits if low <= m * 10.0**p <= high]
+        ticks = [float(f"{digit}e{power}") for power in powers for digit in digits]
+        ticks = [tick for tick in ticks if low <= tick <= high]
         if len(ticks) >= 3:
             return ticks
-    return ticks or [low, high]
+    return _even_ticks(low, high)

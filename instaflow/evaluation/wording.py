@@ -15,9 +15,9 @@ def number(value: float | None) -> str:
         return "0"
     if abs(value) < 1e-4:
         return f"{value:.1e}"
-    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
-    text = f"{value:,.{decimals}f}"
-    return text[:-1] if decimals and sum(c.isdigit() for c in text.lstrip("-0.,")) > 3 else text  # 0.9996 -> 1.000
+    rounded = float(f"{value:.2e}")  # so that 0.9996 is 1.00
+    decimals = max(0, 2 - math.floor(math.log10(abs(rounded))))
+    return f"{rounded:,.{decimals}f}" if decimals else f"{value:,.0f}"
 
 
 def percent(share: float | None) -> str:
@@ -37,9 +37,9 @@ def duration(seconds: float | None) -> str:
     minutes = round(seconds / 60)
     if seconds < 3599.5:
         whole = round(seconds)
-        return f"{whole // 60} min {whole % 60:02d}\N{NO-BREAK SPACE}s"
+        return f"{whole // 60} min {whole % 60:02d} s".replace(" ", "\N{NO-BREAK SPACE}")
     if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
+        return f"{minutes // 60} h {minutes % 60:02d} min".replace(" ", "\N{NO-BREAK SPACE}")
     return f"{seconds / 86400:.1f}\N{NO-BREAK SPACE}days"
 
 

@@ -1,0 +1,116 @@
+"""A report with every part, small enough to read, and of plausible figures."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from instaflow.evaluation.report import (
+    Floors,
+    Gallery,
+    GalleryRow,
+    Gap,
+    Gaps,
+    LossCurve,
+    Protocol,
+    Report,
+    Row,
+    Stage,
+    StartCheck,
+    StraightnessProfile,
+)
+from instaflow.evaluation.trajectories import project
+
+KINDS = {"teacher": "teacher", "2rf": "flow", "student": "student", "direct": "direct"}
+
+
+def row(model: str, num_steps: int, real: float | None, teacher: float | None, accuracy: float | None) -> Row:
+    straight = {"teacher": 0.284, "2rf": 0.031}.get(model)
+    return Row(
+        model=model,
+        kind=KINDS[model],
+        num_steps=num_steps,
+        guidance_scale=2.0 if model == "teacher" else 1.0,
+        weights="ema",
+        num_samples=2000,
+        frechet_distance_real=real,
+        frechet_distance_teacher=teacher,
+        prompt_accuracy=accuracy,
+        seconds_per_image=0.0027 * num_steps,
+        straightness=None if straight is None else 130 * straight,
+        straightness_relative=straight,
+        prompt_accuracy_unseen=accuracy,
+    )
+
+
+ROWS = [
+    row("teacher", 25, 0.271, None, 0.9955),
+    row("teacher", 4, 0.912, 0.521, 0.985),
+    row("teacher", 1, 6.41, 5.93, 0.713),
+    row("2rf", 25, 0.341, 0.061, 0.9945),
+    row("2rf", 1, 0.523, 0.272, 0.9865),
+    row("student", 1, 0.312, 0.071, 0.9925),
+    row("direct", 1, 0.378, 0.084, 0.991),
+]
+STAGES = [
+    Stage(name="teacher", kind="teacher", seconds=158.0, samples=640_000),
+    Stage(name="pairs", kind="couple", description="25 steps", parents=["teacher"], seconds=41.0, samples=4096),
+    Stage(name="2rf", kind="reflow", parents=["teacher", "pairs"], seconds=78.0, samples=320_000),
+    Stage(name="pairs2", kind="couple", parents=["2rf"], seconds=22.0, samples=4096),
+    Stage(name="student", kind="distill", parents=["2rf", "pairs2"], seconds=66.0, samples=260_000),
+    Stage(name="direct", kind="distill", parents=["teacher", "pairs"], seconds=139.0, samples=580_000),
+    Stage(name="report", kind="evaluate", parents=["teacher", "2rf", "student", "direct"], seconds=47.0),
+]
+
+
+def image(value: int) -> np.ndarray:
+    return np.full((8, 8, 3), value, dtype=np.uint8)
+
+
+def full_report() -> Report:
+    times = np.linspace(0, 1, 6)
+    straight = np.linspace([0.0, 0.0, 1.0], [1.0, 2.0, 3.0], 6)
+    bent = straight + np.sin(np.pi * times)[:, None] * [0.5, 0.0, 0.0]
+    prompts = ["a handwritten seven", "an odd digit"]
+    samples = [64.0 * i for i in range(1, 31)]
+    distances = [0.01 * i for i in range(1, 101)]
+    return Report(
+        title="One-step digits",
+        config="digits",
+        seed=0,
+        hardware="2 CPU cores",
+        protocol=Protocol(samples="2,000 prompts", features="64 pixels", weights="EMA", notes={"Reader": "an SVC"}),
+        rows=ROWS,
+        versions={"torch": "2.15.0"},
+        peak_memory=1.8e9,
+        floors=Floors(real_halves=0.118, autoencoder=0.094, teacher_again=0.041, reader_accuracy=0.9889),
+        stages=STAGES,
+        losses=[LossCurve(stage="2rf", samples_seen=samples, loss=[1 / s for s in samples], phases=["l2"] * 30)],
+        checks=[StartCheck(stage="2rf", what="distance to DDIM", value=3e-6, expected="below 0.0001")],
+        gallery=Gallery(
+            prompts=prompts,
+            rows=[
+                GalleryRow(model=r.model, kind=r.kind, num_steps=r.num_steps, images=[image(i), image(99)])
+                for i, r in enumerate(ROWS)
+            ],
+            choice="The first two prompts of the evaluation.",
+        ),
+        gaps=Gaps(
+            student="student",
+            teacher="teacher",
+            measure="mean difference of pixels",
+            distances={"student": distances, "direct": [2 * d for d in distances]},
+            worst=[Gap(prompt="an odd digit", teacher_image=image(5), student_image=image(6), distance=1.0)],
+            unrelated=0.8,
+        ),
+        straightness=[
+            StraightnessProfile(model="teacher", times=list(times), values=[0.3] * 6),
+            StraightnessProfile(model="2rf", times=list(times), values=[0.03] * 6),
+        ],
+        trajectories=project({"teacher": np.stack([bent, bent + 1]), "2rf": np.stack([straight, straight + 1])}),
+    )
+
+
+def with_distance(model: str, real: float | None) -> Report:
+    """The full report, but for one model's distance to the real images at one step."""
+    changed = [replace(r, frechet_distance_real=real) if (r.model, r.num_steps) == (model, 1) else r for r in ROWS]
+    return replace(full_report(), rows=changed)

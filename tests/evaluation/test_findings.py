@@ -1,0 +1,105 @@
+from dataclasses import replace
+
+import pytest
+
+from instaflow.evaluation import findings
+from instaflow.evaluation.report import Row
+from tests.evaluation.example import ROWS, full_report, with_distance
+
+
+def told(sentences: list[str]) -> str:
+    return " ".join(sentences).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def changed(model: str, num_steps: int, **figures) -> list[Row]:
+    return [replace(row, **figures) if (row.model, row.num_steps) == (model, num_steps) else row for row in ROWS]
+
+
+@pytest.mark.parametrize(
+    ("student", "verdict"),
+    [
+        (0.312, "`student` is the nearer, so here reflow helps"),
+        (0.37, "the same within 5%, so here reflow makes no difference"),
+        (0.5, "`direct` is the nearer, so here reflow before distillation does not help"),
+    ],
+)
+def test_the_control_speaks_for_whichever_is_nearer(student, verdict):
+    text = told(findings.control(with_distance("student", student)))
+    assert f"{student:.3f} for `student`, 0.378 for `direct`; {verdict}" in text
+    assert sum(word in text for word in ("`student` is the nearer", "`direct` is the nearer", "the same within")) == 1
+
+
+def test_a_small_difference_of_accuracies_is_called_chance_and_a_large_one_is_not():
+    assert "cannot tell from chance" in told(findings.control(full_report()))
+    worse = replace(full_report(), rows=changed("student", 1, prompt_accuracy=0.96))
+    assert "96.0 % and 99.1 %; `direct` is the better." in told(findings.control(worse))
+
+
+def test_the_control_states_both_budgets_and_whom_they_favour():
+    report = full_report()
+    text = told(findings.control(report))
+    assert "580,000 and 580,000." in text
+    assert "3 min 27 s and 3 min 00 s" in text  # 41 + 78 + 22 + 66, and 41 + 139
+    stages = [replace(s, samples=400_000) if s.name == "direct" else s for s in report.stages]
+    assert "580,000 and 400,000, which favours `student`." in told(findings.control(replace(report, stages=stages)))
+
+
+def test_the_headline_gives_the_result_its_teacher_and_the_speed():
+    text = told(findings.headline(full_report()))
+    assert "`student` draws an image in one step, at a Fréchet distance of 0.312 from the real images" in text
+    assert "`teacher` reaches 0.271 in 25 steps and 6.41 in one step." in text
+    assert "99.2 % of its images show what the prompt asks for (`teacher`: 99.6 %)." in text
+    assert "`teacher` at 25 steps is 25 times slower." in text
+
+
+def test_without_real_images_the_distance_to_the_teacher_is_named_as_such():
+    rows = [replace(row, frechet_distance_real=None) for row in ROWS]
+    text = told(findings.headline(replace(full_report(), rows=rows)))
+    assert "0.0710 from the teacher’s images." in text
+
+
+@pytest.mark.parametrize(
+    ("flow", "verdict"),
+    [(0.03, "the paths are straighter"), (0.28, "as straight as before"), (0.4, "no straighter: reflow missed")],
+)
+def test_reflow_is_said_to_straighten_only_if_it_did(flow, verdict):
+    rows = [replace(row, straightness_relative=flow) if row.model == "2rf" else row for row in ROWS]
+    assert verdict in told(findings.reflow(replace(full_report(), rows=rows)))
+
+
+@pytest.mark.parametrize(
+    ("at_25_steps", "verdict"),
+    [(0.2, "the flow is even the nearer one"), (0.272, "reflow cost nothing there"), (0.9, "the price of learning")],
+)
+def test_reflow_states_its_price_at_many_steps(at_25_steps, verdict):
+    rows = changed("2rf", 25, frechet_distance_real=at_25_steps)
+    assert verdict in told(findings.reflow(replace(full_report(), rows=rows)))
+
+
+@pytest.mark.parametrize(
+    ("student", "verdict"),
+    [(0.261, "brings it 2.0 times nearer"), (0.52, "changes it by less than 5%"), (0.7, "makes it worse here")],
+)
+def test_distillation_is_judged_against_one_step_of_the_flow(student, verdict):
+    assert f"distillation {verdict}" in told(findings.distillation(with_distance("student", student)))
+
+
+def test_ema_rows_speak_for_a_model_that_also_has_raw_ones():
+    raw = [replace(row, weights="raw", frechet_distance_real=0.1) for row in ROWS if row.model == "student"]
+    best = findings.result(replace(full_report(), rows=[*raw, *ROWS]))
+    assert best is not None and best.frechet_distance_real == 0.312
+
+
+def test_the_worst_gaps_are_put_in_proportion():
+    text = told(findings.gaps(full_report()))
+    assert "Of 100 images of `student`, half lie within 0.505 of the teacher’s and 95 % within 0.951" in text
+    assert "The 1 shown are the worst 1.0 %." in text
+
+
+@pytest.mark.parametrize("missing", ["teacher", "2rf", "student", "direct"])
+def test_a_missing_model_leaves_sentences_out_and_names_no_number(missing):
+    report = replace(full_report(), rows=[row for row in ROWS if row.model != missing])
+    parts = (findings.headline, findings.few_steps, findings.reflow, findings.distillation, findings.control)
+    text = told([sentence for part in parts for sentence in part(report)])
+    assert f"`{missing}`" not in text
+    assert "nan" not in text and "–" not in text

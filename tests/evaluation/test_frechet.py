@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+import scipy.linalg
+
+from instaflow.errors import InstaFlowError
+from instaflow.evaluation.frechet import Gaussian, frechet_distance
+
+
+def random_gaussian(rng: np.random.Generator, size: int) -> Gaussian:
+    half = rng.standard_normal((size, size))
+    return Gaussian(rng.standard_normal(size), half @ half.T)
+
+
+def test_equal_covariances_leave_the_squared_distance_of_the_means():
+    a = random_gaussian(np.random.default_rng(0), 7)
+    shift = np.arange(7.0)
+    assert frechet_distance(a, Gaussian(a.mean + shift, a.covariance)) == pytest.approx(shift @ shift, rel=1e-9)
+
+
+def test_commuting_covariances_leave_the_squared_difference_of_their_roots():
+    mean, rotation = np.zeros(4), np.linalg.qr(np.random.default_rng(1).standard_normal((4, 4)))[0]
+    first, second = np.array([9.0, 4.0, 1.0, 0.0]), np.array([1.0, 4.0, 16.0, 25.0])
+    a, b = (Gaussian(mean, (rotation * variances) @ rotation.T) for variances in (first, second))
+    assert frechet_distance(a, b) == pytest.approx((3 - 1) ** 2 + 0 + (1 - 4) ** 2 + 5**2, rel=1e-9)
+
+
+def test_agrees_with_the_matrix_root_of_the_product():
+    rng = np.random.default_rng(2)
+    a, b = random_gaussian(rng, 12), random_gaussian(rng, 12)
+    trace = np.trace(a.covariance + b.covariance - 2 * np.real(scipy.linalg.sqrtm(a.covariance @ b.covariance)))
+    assert frechet_distance(a, b) == pytest.approx(np.sum((a.mean - b.mean) ** 2) + trace, rel=1e-8)
+
+
+def test_features_give_the_gaussian_of_their_mean_and_unbiased_covariance():
+    features = np.random.default_rng(3).standard_normal((50, 5))
+    gaussian = Gaussian.of(features)
+    assert np.allclose(gaussian.covariance, np.cov(features, rowvar=False), atol=1e-12)
+    other = features[::-1] * 2 + 1
+    assert frechet_distance(features, other) == frechet_distance(gaussian, Gaussian.of(other))
+
+
+@pytest.mark.parametrize("count", [3, 40, 500])  # 3 samples of 16 features: far from full rank
+def test_zero_on_itself_symmetric_and_invariant_under_rotation(count):
+    rng = np.random.default_rng(4)
+    a, b = rng.standard_normal((count, 16)), rng.standard_normal((count, 16)) * np.linspace(0, 2, 16) + 0.3
+    a[:, 3] = b[:, 3] = 0.0  # constant, as the border pixels of digits are
+    rotation = np.linalg.qr(rng.standard_normal((16, 16)))[0]
+    distance = frechet_distance(a, b)
+    assert distance > 0.1
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(b, a) == pytest.approx(distance, rel=1e-9)
+    assert frechet_distance(a @ rotation, b @ rotation) == pytest.approx(distance, rel=1e-9)
+
+
+def test_float32_features_are_compared_in_float64():
+    features = np.random.default_rng(5).standard_normal((200, 6)).astype(np.float32) + np.float32(1000)
+    assert frechet_distance(features, features + np.float32(0.5)) == pytest.approx(6 * 0.25, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (np.zeros((1, 4)), "at least 2 samples"),
+        (np.zeros((9, 3)), "3 and 4 features"),
+        (np.zeros(9), r"\[N, D\]"),
+        (np.array([[0.0, 1, 2, 3], [0, np.nan, 0, 0], [1, 2, np.inf, 3]]), "2 of 3 samples"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(broken, message):
+    with pytest.raises(InstaFlowError, match=message):
+        frechet_distance(broken, np.eye(4))

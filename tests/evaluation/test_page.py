@@ -1,0 +1,176 @@
+import base64
+import io
+import math
+import re
+from dataclasses import fields, replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from instaflow.evaluation.page import model_colours, page, write_page
+from instaflow.evaluation.parts import picture
+from instaflow.evaluation.report import Gallery, GalleryRow, LossCurve, Protocol, Report
+from tests.evaluation.example import ROWS, STAGES, full_report, row, with_distance
+
+VOID = {"meta", "img", "br", "path", "circle"}
+
+
+class Reader(HTMLParser):
+    """Collects text, tags and attributes, and checks that every element is closed by its own end tag."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(content)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += " " + data.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_the_page_is_one_file_that_asks_for_nothing_else():
+    content = page(full_report())
+    reader = Reader(content)
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in reader.tags}
+    assert "//" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", content)  # no address, not even of a namespace
+    assert "url(" not in content and "@import" not in content
+    sources = [attributes["src"] for tag, attributes in reader.tags if tag == "img"]
+    assert sources and all(source.startswith("data:image/png;base64,") for source in sources)
+    assert not any("href" in attributes for _, attributes in reader.tags)
+
+
+def test_all_rows_stages_floors_and_the_protocol_are_on_the_page():
+    text = Reader(page(full_report())).text
+    for one in ROWS:
+        assert f"{one.num_steps}" in text and one.model in text
+        assert f"{one.frechet_distance_real:.3g}" in text
+    for part in ("pairs2", "couple", "41 s", "0.118", "98.9 %", "2,000 prompts", "an SVC", "torch 2.15.0", "1.80 GB"):
+        assert part in text
+    assert "The first two prompts of the evaluation." in text
+
+
+def test_what_users_wrote_is_shown_and_never_run():
+    evil = "<script>alert('1')</script>\"&"
+    base = full_report()
+    assert base.gallery and base.gaps
+    report = replace(
+        base,
+        title=evil,
+        config=evil,
+        hardware=evil,
+        protocol=Protocol(samples=evil, notes={evil: evil}),
+        versions={evil: evil},
+        rows=[replace(r, model=evil + r.model) for r in ROWS],
+        stages=[replace(s, description=evil, kind=evil) for s in STAGES],
+        checks=[replace(base.checks[0], what=evil, value=evil, expected=evil)],
+        losses=[replace(base.losses[0], stage=evil)],
+        gallery=replace(base.gallery, prompts=[evil, evil], choice=evil),
+        gaps=replace(
+            base.gaps,
+            measure=evil,
+            distances={evil: [1.0, 2.0]},
+            student=evil,
+            worst=[replace(base.gaps.worst[0], prompt=evil, teacher_reading=evil, student_reading="other")],
+        ),
+    )
+    content = page(report)
+    reader = Reader(content)
+    assert "<script" not in content
+    assert "script" not in {tag for tag, _ in reader.tags}
+    assert evil in reader.text
+    assert any(attributes.get("alt", "").startswith(evil) for tag, attributes in reader.tags if tag == "img")
+
+
+OPTIONAL = [f.name for f in fields(Report) if f.name not in ("title", "config", "seed", "hardware", "protocol", "rows")]
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_any_part_may_be_missing(name):
+    bare = Report(title="t", config="c", seed=0, hardware="", protocol=Protocol(), rows=[])
+    text = Reader(page(replace(full_report(), **{name: getattr(bare, name)}))).text
+    assert not re.search(r"\b(nan|inf|None)\b", text)
+
+
+@pytest.mark.parametrize("rows", [[], ROWS[:1], ROWS[3:4], ROWS[6:], [row("student", 1, None, None, None)]])
+def test_a_report_of_nothing_but_rows_is_a_page(rows):
+    report = Report(title="t", config="c", seed=0, hardware="", protocol=Protocol(), rows=rows)
+    reader = Reader(page(report))
+    assert not re.search(r"\b(nan|inf|None)\b", reader.text)
+    assert not any(tag in ("p", "ol", "dl") and not text.strip() for tag, text in elements(page(report)))
+
+
+def elements(content: str) -> list[tuple[str, str]]:
+    return re.findall(r"<(p|ol|dl)\b[^>]*>(.*?)</\1>", content, flags=re.S)
+
+
+def test_figures_that_are_not_finite_are_dashes_and_spoil_no_drawing():
+    broken = [replace(r, frechet_distance_real=math.nan, seconds_per_image=np.float32("inf")) for r in ROWS[3:]]
+    curve = LossCurve(stage="2rf", samples_seen=[64, 128, 192], loss=[1.0, math.nan, math.inf])
+    base = full_report()
+    assert base.gaps
+    gaps = replace(base.gaps, distances={"student": [0.1, math.nan], "direct": [math.nan]}, unrelated=math.nan)
+    content = page(replace(base, rows=[*ROWS[:3], *broken], losses=[curve], gaps=gaps))
+    assert not re.search(r"\b(nan|inf)\b", re.sub(r"base64,[^\"]+", "", content))
+    assert "–" in Reader(content).text
+
+
+def test_the_best_of_the_one_step_rows_is_marked_whoever_it_is():
+    def marked(report: Report) -> list[str]:
+        return re.findall(r'<span class="best">([^<]*)</span>', page(report))
+
+    assert "0.312" in marked(full_report()) and "0.378" not in marked(full_report())
+    assert "0.378" in marked(with_distance("student", 0.9))
+    assert marked(replace(full_report(), rows=ROWS[:1])) == []
+
+
+def test_the_story_follows_the_figures():
+    assert "student  is the nearer" in Reader(page(full_report())).text
+    assert "direct  is the nearer" in Reader(page(with_distance("student", 0.9))).text
+
+
+def test_the_same_report_gives_the_same_bytes(tmp_path):
+    for name in ("a.html", "b.html"):
+        write_page(tmp_path / name, full_report())
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "b.html"]
+
+
+def test_each_model_has_its_own_colour_and_the_roles_keep_theirs():
+    usual = {"teacher": 0, "2rf": 1, "student": 2, "direct": 3}
+    assert {m: c for m, c in model_colours(full_report()).items() if m in usual} == usual
+    two = [*ROWS, *(replace(r, model="3rf") for r in ROWS if r.model == "2rf")]
+    colours = model_colours(replace(full_report(), rows=two))
+    assert len(set(colours.values())) == len(colours)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "1"])
+def test_a_small_picture_keeps_every_pixel(mode):
+    source = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4).convert(mode)
+    data = base64.b64decode(re.findall(r"base64,([^\"]+)", picture(source, "alt"))[0])
+    assert np.array_equal(np.array(Image.open(io.BytesIO(data)).convert("RGB")), np.array(source.convert("RGB")))
+
+
+def test_a_large_picture_is_reduced_so_that_the_page_stays_small():
+    noise = np.random.default_rng(0).integers(0, 256, (512, 768, 3), dtype=np.uint8)
+    kind, data = re.findall(r"data:image/(\w+);base64,([^\"]+)", picture(noise, "alt"))[0]
+    assert kind == "jpeg"
+    assert Image.open(io.BytesIO(base64.b64decode(data))).size == (256, 171)
+
+
+def test_a_gallery_row_with_an_image_too_few_is_refused():
+    gallery = Gallery(prompts=["a", "b"], rows=[GalleryRow(model="m", kind="flow", num_steps=1, images=[])])
+    with pytest.raises(ValueError, match="shorter"):
+        page(replace(full_report(), gallery=gallery))

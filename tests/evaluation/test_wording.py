@@ -1,0 +1,44 @@
+import math
+
+import pytest
+
+from instaflow.evaluation import wording
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (0.0312, "0.0312"),
+        (0.9996, "1.00"),
+        (9.996, "10.0"),
+        (6.414, "6.41"),
+        (23.44, "23.4"),
+        (99.96, "100"),
+        (1234.4, "1,234"),
+        (3.1e-6, "3.1e-06"),
+        (-0.5, "-0.500"),
+        (None, "–"),
+        (math.nan, "–"),
+    ],
+)
+def test_number(value, text):
+    assert wording.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0027, "2.70 ms"),
+        (1.7, "1.70 s"),
+        (48.2, "48 s"),
+        (59.7, "1 min 00 s"),
+        (311.6, "5 min 12 s"),
+        (3599.8, "1 h 00 min"),
+        (7500, "2 h 05 min"),
+        (3 * 86400, "3.0 days"),
+        (math.inf, "–"),
+    ],
+)
+def test_duration(seconds, text):
+    assert wording.duration(seconds).replace("\N{NO-BREAK SPACE}", " ") == text
