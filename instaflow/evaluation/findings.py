@@ -44,7 +44,17 @@ def result(report: Report) -> Row | None:
 
 
 def one_step(report: Report, kind: str) -> Row | None:
-    rows = rows_of(report, kind)
+    return _single(rows_of(report, kind))
+
+
+def flow_rows(report: Report) -> list[Row]:
+    """The rows of the flow that the result was distilled from, or of all flows where the stages do not tell."""
+    flows, best = rows_of(report, "flow"), result(report)
+    parents = [name for stage in report.stages if best and stage.name == best.model for name in stage.parents]
+    return [row for row in flows if row.model in parents] or flows
+
+
+def _single(rows: Sequence[Row]) -> Row | None:
     return rows[0] if rows and rows[0].num_steps == 1 else None
 
 
@@ -62,9 +72,9 @@ def headline(report: Report) -> list[str]:
     if measured := distances(best):
         target, (reached,) = measured
         taken = "one step" if best.num_steps == 1 else steps(best.num_steps)
-        text = (
-            f"{named(best.model)} draws an image in {taken}, at a Fréchet distance of {number(reached)} from {target}"
-        )
+        origin = f", made from the diffusion model {named(teacher.model)}," if teacher else ""
+        text = f"{named(best.model)}{origin} draws an image in {taken}, at a Fréchet distance of {number(reached)} "
+        text += f"from {target}"
         if teacher and (both := distances(best, teacher)) and both[0] == target:
             text += f"; {named(teacher.model)} reaches {number(both[1][1])} in {steps(teacher.num_steps)}"
             as_few = [row for row in rows_of(report, "teacher") if row.num_steps == best.num_steps < teacher.num_steps]
@@ -78,7 +88,8 @@ def headline(report: Report) -> list[str]:
         ratio = teacher.seconds_per_image / best.seconds_per_image
         than = f"{named(teacher.model)} at {steps(teacher.num_steps)}"
         each = f"An image takes {duration(best.seconds_per_image)}"
-        found.append(f"{each}: {than} is {times(ratio)} slower." if ratio > 1.05 else f"{each}; {than} is no slower.")
+        slower = f"takes {times(ratio)} as long" if ratio > 1.05 else "takes no longer"
+        found.append(f"{each}; {than} {slower}.")
     return found
 
 
@@ -110,7 +121,7 @@ def few_steps(report: Report) -> list[str]:
 
 def reflow(report: Report) -> list[str]:
     """Whether reflow straightened the paths, what one step gains by it, and what it costs at many steps."""
-    flows, teacher, found = rows_of(report, "flow"), reference(report), []
+    flows, teacher, found = flow_rows(report), reference(report), []
     if not flows or not teacher:
         return []
     flow = named(flows[0].model)
@@ -120,7 +131,7 @@ def reflow(report: Report) -> list[str]:
         changes = ("straighter", "as straight as before", "no straighter: reflow missed its aim here")
         change = changes[1 + comparison(straight, bent)]
         found.append(f"Straightness, relative (0 is straight): {values}; the paths are {change}.")
-    found += _one_step_gain(one_step(report, "teacher"), one_step(report, "flow"), "reflow")
+    found += _one_step_gain(one_step(report, "teacher"), _single(flows), "reflow")
     most = [row for row in flows if row.model == flows[0].model][-1]
     if most.num_steps > 1 and (measured := distances(most, teacher)):
         after, before = measured[1]
@@ -136,7 +147,7 @@ def reflow(report: Report) -> list[str]:
 
 def distillation(report: Report) -> list[str]:
     """What distillation adds to one step of the flow."""
-    return _one_step_gain(one_step(report, "flow"), one_step(report, "student"), "distillation")
+    return _one_step_gain(_single(flow_rows(report)), one_step(report, "student"), "distillation")
 
 
 def _one_step_gain(before: Row | None, after: Row | None, what: str) -> list[str]:

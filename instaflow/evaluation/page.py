@@ -22,7 +22,7 @@ from instaflow.evaluation.parts import (
     stage_bars,
 )
 from instaflow.evaluation.plots import Colours, gap_plot, loss_plot, quality_plots
-from instaflow.evaluation.report import Report, Row
+from instaflow.evaluation.report import Floors, Report, Row
 from instaflow.evaluation.story import contributions, idea
 from instaflow.evaluation.style import LIGHT, STYLE
 from instaflow.evaluation.wording import duration, is_number, memory, number, percent, steps
@@ -139,10 +139,14 @@ def _quality(report: Report, colours: Colours) -> str:
     card = report.protocol
     against = [text for text in (card.samples, card.features, card.weights and f"weights: {card.weights}") if text]
     caption = (
-        "All axes are logarithmic, lower is better; models with a single number of steps are set apart sideways. "
-        "Dashed, for scale: what real images show when they are halved, or encoded and decoded, and how often the "
-        "reader errs on them. A Fréchet distance shrinks as the samples grow: compare within this page only."
+        "All axes are logarithmic, lower is better; models with a single number of steps are set apart sideways. A "
+        "Fréchet distance shrinks as the samples grow: compare within this page only."
     )
+    if report.floors != Floors():
+        caption += (
+            " Dashed, for scale: what real images show when they are halved, or encoded and decoded, and how often the "
+            "reader errs on them."
+        )
     plots = "".join(
         f'<figure class="panel">{plot}</figure>' for plot in quality_plots(report.rows, report.floors, colours)
     )

@@ -89,6 +89,7 @@ tr.one td { font-weight: 500; }
   padding-bottom: 4px; overflow-wrap: anywhere; }
 .gallery .number { display: none; }
 .gallery .text { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 5; overflow: hidden; }
+.name span { white-space: nowrap; }
 .name, .stage b { overflow-wrap: anywhere; }
 .gallery .name { font-size: 0.9rem; line-height: 1.25; }
 .gallery .gap { grid-column: 1 / -1; height: 5px; }

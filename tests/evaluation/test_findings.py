@@ -46,10 +46,13 @@ def test_the_control_states_both_budgets_and_whom_they_favour():
 
 def test_the_headline_gives_the_result_its_teacher_and_the_speed():
     text = told(findings.headline(full_report()))
-    assert "`student` draws an image in one step, at a Fréchet distance of 0.312 from the real images" in text
+    assert (
+        "`student`, made from the diffusion model `teacher`, draws an image in one step, at a Fréchet distance of 0.312 from the real images"
+        in text
+    )
     assert "`teacher` reaches 0.271 in 25 steps and 6.41 in one step." in text
     assert "99.2 % of its images show what the prompt asks for (`teacher`: 99.6 %)." in text
-    assert "`teacher` at 25 steps is 25 times slower." in text
+    assert "An image takes 2.70 ms; `teacher` at 25 steps takes 25 times as long." in text
 
 
 def test_without_real_images_the_distance_to_the_teacher_is_named_as_such():
@@ -82,6 +85,13 @@ def test_reflow_states_its_price_at_many_steps(at_25_steps, verdict):
 )
 def test_distillation_is_judged_against_one_step_of_the_flow(student, verdict):
     assert f"distillation {verdict}" in told(findings.distillation(with_distance("student", student)))
+
+
+def test_a_student_is_compared_with_the_flow_it_came_from_and_not_with_a_better_one():
+    third = [replace(row, model="3rf", frechet_distance_real=0.2) for row in ROWS if row.model == "2rf"]
+    report = replace(full_report(), rows=[*third, *ROWS])
+    assert "0.523 for `2rf`, 0.312 for `student`" in told(findings.distillation(report))
+    assert "`3rf`" not in told(findings.reflow(report))
 
 
 def test_ema_rows_speak_for_a_model_that_also_has_raw_ones():
