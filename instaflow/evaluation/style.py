@@ -137,9 +137,10 @@ ol.prompts { display: none; }
   .protocol { grid-template-columns: 1fr; } .protocol dd { margin-bottom: 8px; }
 }
 @media print {
-  body { background: #fff; font-size: 11pt; } main { max-width: none; padding: 0; }
+  html { font-size: 10.5pt; } body { background: #fff; font-size: 10.5pt; } main { max-width: none; padding: 0; }
   .panel, .cards > div, .story > li, .stage, .gaps figure, figure { break-inside: avoid;
   } h2, h3 { break-after: avoid; }
+  .scroll { overflow: visible; } table { font-size: 0.8rem; } th, td { padding: 3px 5px; } th.wrap { min-width: 0; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """
