@@ -8,19 +8,13 @@ import numpy as np
 from instaflow.couplings.generate import stored_noise
 from instaflow.couplings.manifest import Manifest, read_manifest
 from instaflow.couplings.prompts import load_prompts, prompt_of, prompts_hash
-from instaflow.couplings.shards import (
-    BadShard,
-    read_shard,
-    read_sidecar,
-    sidecar_path,
-    tar_path,
-)
+from instaflow.couplings.shards import BadShard, read_shard, read_sidecar, sidecar_path, tar_path
 from instaflow.errors import DataError
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A file, and what is wrong with it: '"PATH" FAULT' reads as a sentence.
+    """A file, and what is wrong with it; printed, the two are a sentence.
 
     `shard` is the one to make again, None where that doesn't help. A `stray` file is nobody's: the data is sound.
     """
@@ -29,6 +23,9 @@ class Problem:
     fault: str
     shard: int | None = None
     stray: bool = False
+
+    def __str__(self) -> str:
+        return f'"{self.path}" {self.fault}'
 
 
 def verify(folder: Path) -> list[Problem]:

@@ -6,6 +6,7 @@ import pytest
 from instaflow.couplings import loader
 from instaflow.couplings.generate import stored_noise
 from instaflow.couplings.loader import WINDOW, Couplings
+from instaflow.couplings.manifest import write_manifest
 from instaflow.couplings.prompts import prompt_of
 from instaflow.couplings.shards import sidecar_path, tar_path
 from instaflow.errors import DataError
@@ -129,6 +130,13 @@ def test_a_listing_is_not_trusted(tmp_path):
     folder = make_couplings(tmp_path / "pairs", manifest_of())
     tar_path(folder, 7).write_bytes(tar_path(folder, 0).read_bytes())
     assert sorted(Couplings(folder, seed=0).batch(0, 23).indices) == list(range(23))
+
+
+def test_latents_of_another_shape_are_refused(tmp_path):
+    folder = make_couplings(tmp_path / "pairs", manifest_of(latent_shape=(1, 4, 4)))
+    write_manifest(folder, manifest_of())  # numpy would stretch one channel to two
+    with pytest.raises(DataError, match="latent_shape"):
+        Couplings(folder, seed=0).batch(0, 1)
 
 
 @pytest.mark.parametrize(("position", "size"), [(-1, 4), (0, 0)])

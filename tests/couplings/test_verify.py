@@ -147,6 +147,12 @@ def test_corruption_is_refused_before_anything_is_decoded(folder, corrupt, monke
     assert 2 not in decoded
 
 
+def test_a_problem_is_a_sentence(folder):
+    cut_at_a_member(folder)
+    (problem,) = verify(folder)
+    assert str(problem).startswith(f'"{tar_path(folder, 2)}" has ') and "bytes where its sidecar says" in str(problem)
+
+
 def test_an_edited_left_out_is_refused_though_it_adds_up(folder):
     sidecar = json.loads(sidecar_path(folder, 2).read_text())
     sidecar_path(folder, 2).write_text(json.dumps(sidecar | {"count": 4, "left_out": [13]}))
