@@ -105,6 +105,9 @@ def _members(names: list[str]) -> bytes:
         _members([f"{0:09d}.{field}" for field in reversed(FIELDS)]),
         _members([f"{0:09d}.{field}" for field in FIELDS] + ["../../escape.npy"]),
         _encode(Shard(np.zeros((2, 1, 1, 1)), np.zeros((2, 1, 1, 1)), ["a", "b"], [0, 1])),
+        _encode(Shard(np.zeros((1, 1, 1, 1)), np.zeros((1, 1, 1, 1)), ["a"], [0])).replace(
+            b'"index": 0', b'"index": 1'
+        ),
     ],
 )
 def test_a_foreign_tar_is_refused_even_with_its_own_hash(tmp_path, data):
