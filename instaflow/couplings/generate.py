@@ -29,7 +29,7 @@ def make_shard(
 
     The noise is rounded to the stored dtype before it is integrated, so that the stored pair is exact. Records whose
     latent is not finite in the stored dtype are left out, and the sidecar lists them. `stop` is asked before each
-    batch; nothing of an abandoned shard stays. `report` hears how many records each batch added. Raises DataError
+    batch; nothing of an abandoned shard stays. `report` hears each batch's size when it is done. Raises DataError
     where no record is left, or the shard can't be written.
     """
     noises, latents, indices = [], [], []
