@@ -140,7 +140,6 @@ ol.prompts { display: none; }
   html { font-size: 10.5pt; } body { background: #fff; font-size: 10.5pt; } main { max-width: none; padding: 0; }
   .panel, .cards > div, .story > li, .stage, .gaps figure, figure { break-inside: avoid;
   } h2, h3 { break-after: avoid; }
-  .gallery { grid-template-columns: 136px repeat(var(--n), minmax(0, 40px)); }
   .scroll { overflow: visible; } table { font-size: 0.8rem; } th, td { padding: 3px 5px; } th.wrap { min-width: 0; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
