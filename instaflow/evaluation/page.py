@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,8 @@ from instaflow.evaluation.story import contributions, idea
 from instaflow.evaluation.style import LIGHT, STYLE
 from instaflow.evaluation.wording import duration, is_number, memory, number, percent, steps
 from instaflow.files import write_file
+
+Part = TypeVar("Part", Row, Floors)
 
 
 def write_page(path: Path, report: Report) -> None:
@@ -57,14 +59,14 @@ def page(report: Report) -> str:
 
 
 def without_broken(report: Report) -> Report:
-    """`report` with None for every figure of a row that is not finite: a broken measurement is a missing one."""
+    """`report` with None for a row's or floor's figure that is not finite: a broken measurement is a missing one."""
+    return replace(report, rows=[_finite(row) for row in report.rows], floors=_finite(report.floors))
 
-    def clean(row: Row) -> Row:
-        figures = {key: value for key, value in vars(row).items() if isinstance(value, float | np.floating)}
-        missing: dict[str, Any] = {key: None for key, value in figures.items() if not math.isfinite(value)}
-        return replace(row, **missing)
 
-    return replace(report, rows=[clean(row) for row in report.rows])
+def _finite(part: Part) -> Part:
+    figures = {key: value for key, value in vars(part).items() if isinstance(value, float | np.floating)}
+    missing: dict[str, Any] = {key: None for key, value in figures.items() if not math.isfinite(value)}
+    return replace(part, **missing)
 
 
 def model_colours(report: Report) -> Colours:

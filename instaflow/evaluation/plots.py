@@ -131,7 +131,7 @@ def straightness_plot(profiles: Sequence[StraightnessProfile], colours: Colours)
 
 
 def gap_plot(gaps: Gaps, colours: Colours) -> str:
-    """Histograms of the distances to the teacher's images, with the student's median and 95th percentile."""
+    """Histograms of the distances to the teacher's images, with the student's 95th percentile."""
     finite = {m: [float(v) for v in values if math.isfinite(v)] for m, values in gaps.distances.items()}
     finite = {model: values for model, values in finite.items() if values}
     if gaps.student not in finite:

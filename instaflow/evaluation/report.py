@@ -63,7 +63,7 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class LossCurve:
-    """A training stage's loss over samples seen; `phases` has one entry per point, e.g. "l2" then "lpips"."""
+    """A training stage's loss over samples seen; `phases` names each point's phase, e.g. "l2" then "lpips"."""
 
     stage: str
     samples_seen: Sequence[float]

@@ -83,7 +83,7 @@ td svg { display: inline-block; width: 14px; height: 14px; vertical-align: -2px;
 tr.one td { font-weight: 500; }
 .best { background: var(--best); border-radius: 5px; padding: 1px 6px; margin: 0 -6px; font-weight: 700; }
 
-.gallery { display: grid; grid-template-columns: 136px repeat(var(--n), minmax(0, 1fr));
+.gallery { display: grid; grid-template-columns: 152px repeat(var(--n), minmax(0, 1fr));
   gap: 4px 5px; align-items: center; }
 .gallery .head { font-size: 0.72rem; line-height: 1.2; color: var(--soft); align-self: end;
   padding-bottom: 4px; overflow-wrap: anywhere; }

@@ -11,7 +11,7 @@ from PIL import Image
 
 from instaflow.evaluation.page import model_colours, page, write_page
 from instaflow.evaluation.parts import picture
-from instaflow.evaluation.report import Gallery, GalleryRow, LossCurve, Protocol, Report
+from instaflow.evaluation.report import Floors, Gallery, GalleryRow, LossCurve, Protocol, Report
 from tests.evaluation.example import ROWS, STAGES, full_report, row, with_distance
 
 VOID = {"meta", "img", "br", "path", "circle"}
@@ -122,7 +122,8 @@ def test_figures_that_are_not_finite_are_dashes_and_spoil_no_drawing():
     base = full_report()
     assert base.gaps
     gaps = replace(base.gaps, distances={"student": [0.1, math.nan], "direct": [math.nan]}, unrelated=math.nan)
-    content = page(replace(base, rows=[*ROWS[:3], *broken], losses=[curve], gaps=gaps))
+    floors = Floors(real_halves=math.inf, reader_accuracy=math.nan)
+    content = page(replace(base, floors=floors, rows=[*ROWS[:3], *broken], losses=[curve], gaps=gaps))
     assert not re.search(r"\b(nan|inf)\b", re.sub(r"base64,[^\"]+", "", content))
     assert "–" in Reader(content).text
 
