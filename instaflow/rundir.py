@@ -21,12 +21,12 @@ from typing import Any
 from instaflow.config import Experiment
 from instaflow.errors import ConfigError, DataError, InstaFlowError
 from instaflow.files import fingerprint_of, sha256_of, write_json
-from instaflow.stages import CoupleStage, Stage
+from instaflow.stages import CoupleStage
 
 FORMAT = 1
 
 
-@dataclass(frozen=True)
+@dataclass
 class StageFolder:
     """One stage of a run and its folder."""
 
@@ -36,6 +36,7 @@ class StageFolder:
     seed: int
     stage_names: tuple[str, ...]
     source: str
+    started: float = 0.0
 
     @property
     def folder(self) -> Path:
@@ -74,6 +75,8 @@ class StageFolder:
         if isinstance(self.stage, CoupleStage):
             identity["prompts"] = content_of(self.stage.prompts)
         for key, parent in self.stage.parents().items():
+            if parent not in self.stage_names:
+                identity.pop(key, None)  # no path is part of an identity
             identity[f"{key} (content)"] = self.content(parent)
         return identity
 
@@ -129,6 +132,15 @@ class StageFolder:
         settings = self.stage.model_dump(mode="json")
         write_json(self.folder / "stage.json", {"identity": self.identity(), "settings": settings})
         self.set_state("running")
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Count the seconds of work on this stage from now, those before an interruption included."""
+        before = max((line.get("seconds", 0.0) for line in self.stats()), default=0.0)
+        self.started = time.monotonic() - before
+
+    def seconds(self) -> float:
+        return round(time.monotonic() - self.started, 3)
 
     def set_state(self, state: str, **facts: Any) -> None:
         write_json(self.folder / "state.json", {"state": state, **facts})
@@ -136,12 +148,12 @@ class StageFolder:
     def finish(self, fingerprint: str, **facts: Any) -> None:
         """Mark the stage as done: the last file that it writes."""
         self.set_state("done")
-        write_json(self.folder / "done.json", {"fingerprint": fingerprint, **facts})
+        write_json(self.folder / "done.json", {"fingerprint": fingerprint, "seconds": self.seconds(), **facts})
 
     def log(self, **figures: Any) -> None:
-        """Append one line to stats.jsonl."""
+        """Append one line to stats.jsonl, with the stage's seconds so far."""
         with open(self.stats_file, "a", encoding="utf-8") as file:
-            file.write(json.dumps(figures, ensure_ascii=False) + "\n")
+            file.write(json.dumps({**figures, "seconds": self.seconds()}, ensure_ascii=False) + "\n")
 
     def stats(self) -> list[dict[str, Any]]:
         return read_stats(self.stats_file)
@@ -190,15 +202,7 @@ def content_of(prompts: str | list[str]) -> str:
     if isinstance(prompts, list):
         return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
     if not Path(prompts).is_file():
-        raise ConfigError(f"The prompt file '{prompts}' does not exist", "A relative path starts at the experiment file")
+        raise ConfigError(
+            f"The prompt file '{prompts}' does not exist", "A relative path starts at the experiment file"
+        )
     return sha256_of(Path(prompts))
-
-
-class Stopwatch:
-    """Seconds of work on a stage, those before an interruption included."""
-
-    def __init__(self, before: float = 0.0) -> None:
-        self.start = time.monotonic() - before
-
-    def seconds(self) -> float:
-        return round(time.monotonic() - self.start, 3)

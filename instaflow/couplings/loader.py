@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from instaflow.couplings.manifest import read_manifest
-from instaflow.couplings.noise import random_stream, stream_key
 from instaflow.couplings.shards import BadShard, Shard, read_shard, read_sidecar, shards_to_make, tar_path
 from instaflow.errors import DataError
+from instaflow.streams import random_stream, stream_key
 
 WINDOW = 4  # shards whose records are shuffled together
 

@@ -19,7 +19,6 @@ def flow_state(x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     return x / (alpha + sigma)
 
 
-
 def epsilon_to_data(x: Tensor, epsilon: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """data = (x - σ ε) / α (DDIM, Eq. 9)."""
     return (x - sigma * epsilon) / alpha

@@ -61,4 +61,3 @@ def straightness(path: Trajectory) -> Straightness:
     middles = (path.times[1:] + path.times[:-1]) / 2
     profile = [(round(float(t), 4), float(d)) for t, d in zip(middles, deviation, strict=True)]
     return Straightness(value, value / scale if scale > 0 else 0.0, profile)
-

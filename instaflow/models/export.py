@@ -15,7 +15,7 @@ def save_model(
     folder: Path, *, unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, scheduler: Any, settings: ModelSettings
 ) -> None:
     """Write a StableDiffusionPipeline folder that stock diffusers loads; complete or absent, free of machine paths."""
-    pipeline = StableDiffusionPipeline(
+    pipeline: Any = StableDiffusionPipeline(
         unet=unet,
         vae=vae,
         text_encoder=text_encoder,

@@ -24,7 +24,7 @@ class TextToImage:
     in [-1, 1]; noise has unit variance.
     """
 
-    def __init__(self, pipeline: StableDiffusionPipeline, settings: ModelSettings, name: str) -> None:
+    def __init__(self, pipeline: Any, settings: ModelSettings, name: str) -> None:
         self.unet, self.vae = pipeline.unet, pipeline.vae
         self.text_encoder, self.tokenizer = pipeline.text_encoder, pipeline.tokenizer
         self.scheduler = pipeline.scheduler
@@ -139,6 +139,15 @@ class TextToImage:
         latents = latents.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor
         return self.vae.decode(latents, return_dict=False)[0].float().clamp(-1, 1)
 
+    @torch.no_grad()
+    def round_trip(self, images: Tensor, batch_size: int = 256) -> Tensor:
+        """Images [N, 3, H, W] in [-1, 1], encoded to the mean of their latents and decoded again, float32."""
+        parts = []
+        for part in images.split(batch_size):
+            means = self.vae.encode(part.to(self.device, self.vae.dtype)).latent_dist.mean
+            parts.append(self.decode(means * self.vae.config.scaling_factor).cpu())
+        return torch.cat(parts)
+
 
 def load_model(place: str | Path, *, device: torch.device, dtype: torch.dtype = torch.float32) -> TextToImage:
     """Load a pipeline folder, or a hub model by name. Raises DataError if it is not a Stable Diffusion pipeline."""
@@ -173,7 +182,9 @@ def check_pipeline_folder(folder: Path) -> None:
     index = folder / "model_index.json"
     if not index.is_file():
         inside = folder / "model" / "model_index.json"
-        hint = f"Did you mean '{folder / 'model'}'?" if inside.is_file() else "A diffusers pipeline folder holds that file"
+        hint = (
+            f"Did you mean '{folder / 'model'}'?" if inside.is_file() else "A diffusers pipeline folder holds that file"
+        )
         raise DataError(f"'{folder}' is no pipeline folder: it has no model_index.json", hint)
     try:
         name = json.loads(index.read_text(encoding="utf-8")).get("_class_name")

@@ -1,0 +1,257 @@
+"""The `instaflow` command: options, help and exit codes. Each command imports what it runs, and nothing else."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from instaflow import __version__
+
+KINDS = ("teacher", "couple", "reflow", "distill", "evaluate")
+
+
+class Commands(click.Group):
+    """The commands in the order of the data's road."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__)
+def cli() -> None:
+    """Turn a text-to-image diffusion model into a one-step generator.
+
+    An experiment is one YAML file of named stages. Start with the packaged one, which needs no GPU and no network:
+
+    \b
+        instaflow run digits
+
+    Exit codes: 0 done, 1 an error, 2 wrong usage, 75 interrupted: the same command goes on.
+    """
+
+
+def experiment_options(command: Callable[..., None]) -> Callable[..., None]:
+    """CONFIG and what every command has that runs stages of an experiment."""
+    options = [
+        click.argument("config"),
+        click.option("--run-dir", metavar="DIR", help="Write the run here instead of the file's `run`."),
+        click.option(
+            "--set",
+            "overrides",
+            metavar="KEY=VALUE",
+            multiple=True,
+            help="Change one setting, e.g. --set stages.2rf.phases.0.samples=6400. May be given several times.",
+        ),
+        click.option("--dry-run", is_flag=True, help="Show the experiment with every default, and write nothing."),
+        click.option("--local_rank", hidden=True, expose_value=False, help="Put there by the DeepSpeed launcher."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def load(config: str, run_dir: str | None, overrides: tuple[str, ...]) -> Any:
+    from instaflow.config import load_experiment
+
+    return load_experiment(config, overrides, run_dir)
+
+
+@cli.command()
+@experiment_options
+def run(config: str, run_dir: str | None, overrides: tuple[str, ...], dry_run: bool) -> None:
+    """Run all stages of an experiment, in order; go on where it stopped.
+
+    CONFIG is a YAML file, or the name of a packaged experiment.
+
+    \b
+        instaflow run digits
+        instaflow run configs/digits.yaml --run-dir runs/seed1 --set seed=1
+    """
+    experiment = load(config, run_dir, overrides)
+    if dry_run:
+        click.echo(experiment.resolved(), nl=False)
+        return
+    from pipelines.experiment import run_all
+
+    run_all(experiment)
+
+
+def add_stage_command(kind: str, first_line: str, example: str) -> None:
+    """The command that runs the stages of one kind."""
+
+    @experiment_options
+    @click.option("--stage", metavar="NAME", help="Run only this stage.")
+    def command(config: str, run_dir: str | None, overrides: tuple[str, ...], dry_run: bool, stage: str | None) -> None:
+        experiment = load(config, run_dir, overrides)
+        if dry_run:
+            click.echo(experiment.resolved(), nl=False)
+            return
+        from pipelines.experiment import run_kind, run_one
+
+        if stage is None:
+            run_kind(experiment, kind)
+        else:
+            run_one(experiment, kind, stage)
+
+    command.__doc__ = f"""{first_line}
+
+    Runs every stage of kind `{kind}` whose parents are done, in order, and says what waits for what.
+
+    \b
+        {example}
+    """
+    cli.command(kind)(command)
+
+
+add_stage_command("teacher", "Train the miniature teacher of the digits experiment.", "instaflow teacher digits")
+add_stage_command(
+    "couple", "Write (noise, image) couplings of a model into shards.", "instaflow couple digits --stage pairs"
+)
+add_stage_command(
+    "reflow", "Train the next rectified flow on couplings.", "instaflow reflow digits --set stages.2rf.ema_decay=0.999"
+)
+add_stage_command("distill", "Train a one-step student on couplings.", "instaflow distill digits --stage student")
+add_stage_command("evaluate", "Measure models; write report.json and report.html.", "instaflow evaluate digits")
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--prompt", "prompts", metavar="TEXT", multiple=True, required=True, help="May be given several times.")
+@click.option("--num-steps", type=click.IntRange(1, 1000), help="Network steps an image; the model knows its default.")
+@click.option("--guidance-scale", type=click.FloatRange(min=0), help="1 or less: none; the model knows its default.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the noise.")
+@click.option(
+    "--noise-in",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE.npy",
+    help="Take the noise from here: one [C, H, W] of unit variance per prompt, float32.",
+)
+@click.option(
+    "--latents-out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.npy",
+    help="Write the scaled latents before decoding.",
+)
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default="grid.png",
+    show_default=True,
+    help="The image, all prompts in one grid.",
+)
+def sample(
+    model: str,
+    prompts: tuple[str, ...],
+    num_steps: int | None,
+    guidance_scale: float | None,
+    seed: int,
+    noise_in: Path | None,
+    latents_out: Path | None,
+    output: Path,
+) -> None:
+    """Make images with a teacher, a flow or a student.
+
+    MODEL is a model folder of a run, or any Stable Diffusion folder or hub name.
+
+    \b
+        instaflow sample runs/digits/student/model --prompt "a handwritten seven" --prompt "an odd digit"
+    """
+    from pipelines.sample import run as run_sample
+
+    click.echo(
+        run_sample(
+            model,
+            list(prompts),
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            noise_file=noise_in,
+            latents_file=latents_out,
+            output=output,
+        )
+    )
+
+
+@cli.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+def verify(folder: Path) -> None:
+    """Check every shard of a couple stage against its sidecar.
+
+    Count, index range, hash and finite values; exit 1 names each bad file.
+
+    \b
+        instaflow verify runs/digits/pairs
+    """
+    from instaflow.couplings.manifest import read_manifest
+    from instaflow.couplings.verify import verify as check
+
+    problems = check(folder)
+    for problem in problems:
+        click.echo(str(problem), err=True)
+    plan = read_manifest(folder).plan
+    if any(not problem.stray for problem in problems):
+        if any(problem.shard is not None for problem in problems):
+            click.echo(f"Hint: instaflow repair {folder} makes the bad shards again", err=True)
+        sys.exit(1)
+    click.echo(f"{folder}: {plan.num_shards} shards, {plan.count:,} couplings, all as their sidecars say")
+
+
+@cli.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+def repair(folder: Path) -> None:
+    """Make exactly the bad or missing shards again.
+
+    Needs the stage's folder and the model that made it, by its place in the same run.
+
+    \b
+        instaflow repair runs/digits/pairs
+    """
+    from pipelines.couple import repair as make_again
+
+    shards = make_again(folder)
+    numbers = ", ".join(f"{shard:05d}" for shard in shards)
+    click.echo(f"{folder}: made {numbers} again" if shards else f"{folder}: nothing to repair")
+
+
+def main() -> None:
+    """Run the command; turn what the user can mend into `Error:` and `Hint:`."""
+    from instaflow.errors import InstaFlowError
+
+    try:
+        cli(standalone_mode=False)
+    except InstaFlowError as error:
+        leave(error.message, error.hint, error.exit_code)
+    except click.exceptions.Abort:
+        leave("stopped at once; the last checkpoint and finished shards are kept", "The same command goes on", 75)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        where = f" at '{error.filename}'" if error.filename else ""
+        leave(f"{error.strerror}{where}", "Make room or choose another --run-dir; the same command goes on", 1)
+    finally:
+        if "torch" in sys.modules:
+            from instaflow.world import leave as disconnect
+
+            disconnect()
+
+
+def leave(message: str, hint: str, code: int) -> None:
+    if os.environ.get("RANK", "0") == "0" or code != 75:
+        click.echo(f"Error: {message}", err=True)
+        if hint:
+            click.echo(f"Hint: {hint}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

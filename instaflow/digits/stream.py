@@ -1,0 +1,84 @@
+"""The teacher's training samples at any position of an endless, shuffled stream."""
+
+import random
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from instaflow.digits.captions import caption_for
+from instaflow.digits.losses import autoencoder_loss, denoiser_loss
+from instaflow.streams import random_stream, stream_key
+
+
+def records_at(seed: int, name: str, position: int, size: int, length: int) -> np.ndarray:
+    """The records [size] from a position on; each epoch is a permutation of `length` of its own."""
+    epochs, offsets = np.divmod(np.arange(position, position + size), length)
+    key = stream_key("order", seed, name)
+    orders = {epoch: random_stream(key, int(epoch)).permutation(length) for epoch in np.unique(epochs)}
+    return np.array([orders[epoch][offset] for epoch, offset in zip(epochs, offsets, strict=True)])
+
+
+def captions_at(seed: int, name: str, position: int, labels: list[int]) -> list[str]:
+    """A true caption for each label, drawn anew at every position."""
+    return [
+        caption_for(label, random.Random(f"{seed}/{name}/{position + place}")) for place, label in enumerate(labels)
+    ]
+
+
+class AutoencoderLoss(nn.Module):
+    """`autoencoder_loss` as the training loop takes it."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, images: Tensor, draws: np.ndarray) -> Tensor:
+        """Scalar. images: [B, 3, 32, 32] in [-1, 1]; draws: [B, >= 1], whose first number seeds the latents' noise."""
+        return autoencoder_loss(self.vae, images, generator_from(draws))
+
+
+class DenoiserLoss(nn.Module):
+    """`denoiser_loss` as the training loop takes it: U-Net and text encoder together."""
+
+    def __init__(
+        self,
+        unet: Any,
+        text_encoder: Any,
+        *,
+        tokenizer: Any,
+        alphas_cumprod: Tensor,
+        caption_dropout: float,
+    ) -> None:
+        super().__init__()
+        self.unet, self.text_encoder, self.caption_dropout = unet, text_encoder, caption_dropout
+        self.alphas_cumprod = alphas_cumprod
+
+        @cache
+        def tokens_of(caption: str) -> list[int]:
+            return tokenizer(caption, padding="max_length", truncation=True).input_ids
+
+        self.tokens_of = tokens_of
+
+    def forward(self, latents: Tensor, captions: list[str], draws: np.ndarray) -> Tensor:
+        """Scalar. latents: [B, 4, 8, 8], scaled; draws: [B, >= 2], for noise and timesteps, and for caption dropout."""
+        kept = ["" if u < self.caption_dropout else text for u, text in zip(draws[:, 1], captions, strict=True)]
+        generator = generator_from(draws)
+        noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+        timesteps = torch.randint(len(self.alphas_cumprod), (len(latents),), generator=generator).to(latents.device)
+        return denoiser_loss(
+            self.unet,
+            self.text_encoder,
+            self.alphas_cumprod.to(latents.device),
+            latents=latents,
+            input_ids=torch.tensor([self.tokens_of(text) for text in kept], device=latents.device),
+            noise=noise,
+            timesteps=timesteps,
+        )
+
+
+def generator_from(draws: np.ndarray) -> torch.Generator:
+    """A CPU generator seeded by a batch's first random number."""
+    return torch.Generator().manual_seed(int(draws[0, 0] * 2**53))

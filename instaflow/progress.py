@@ -1,0 +1,66 @@
+"""How far the work is: a live line on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+PLAIN_EVERY = 10.0  # seconds between two plain lines
+
+
+class Progress:
+    """A named piece of work of `total` units, of which `start` were done before.
+
+    Use it as a context; `update` says how many units are done, with figures to show beside.
+    """
+
+    def __init__(self, label: str, *, total: int, unit: str, start: int = 0, quiet: bool = False) -> None:
+        self.label, self.total, self.unit, self.start, self.done = label, total, unit, start, start
+        self.quiet = quiet
+        self.began = self.said = time.monotonic()
+        self.live: Any = None
+
+    def __enter__(self) -> "Progress":
+        if not self.quiet and sys.stdout.isatty():
+            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import Progress as Live
+
+            self.live = Live(
+                TextColumn("{task.description:<22}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + self.unit),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[figures]}"),
+            )
+            self.live.start()
+            self.task = self.live.add_task(self.label, total=self.total, completed=self.start, rate="", figures="")
+        return self
+
+    def update(self, done: int, **figures: float) -> None:
+        self.done = done
+        if self.quiet:
+            return
+        now = time.monotonic()
+        rate = (done - self.start) / max(now - self.began, 1e-9)
+        words = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        if self.live:
+            self.live.update(self.task, completed=done, rate=f"{rate:,.0f}/s", figures=words)
+        elif now - self.said >= PLAIN_EVERY:
+            self.said = now
+            left = (self.total - done) / max(rate, 1e-9)
+            print(
+                f"{self.label}: {done:,}/{self.total:,} {self.unit}, {rate:,.0f}/s, {left:,.0f} s left  {words}",
+                flush=True,
+            )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live:
+            self.live.stop()
+        elif not self.quiet and kind is None:
+            seconds = time.monotonic() - self.began
+            print(f"{self.label}: {self.done:,} {self.unit} in {seconds:,.1f} s", flush=True)

@@ -1,0 +1,86 @@
+"""Checkpoints of a training stage: safetensors and JSON, complete or absent, one form for any number of processes.
+
+CHECKPOINTS/000064000/{model,ema,optimizer}.safetensors and state.json; the folder's name is the number of samples seen.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from instaflow.errors import DataError
+from instaflow.files import replace_folder, write_json
+
+KEEP = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything that training needs to go on as if it had never stopped."""
+
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    """"NAME/exp_avg", "NAME/exp_avg_sq" and "NAME/step" for each parameter."""
+    state: dict[str, Any]
+    """samples_seen and whatever else the loop counts."""
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint and drop all but the last two. Returns its folder."""
+    final = folder / f"{checkpoint.state['samples_seen']:012d}"
+    temporary = folder / f".{final.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for name in ("model", "ema", "optimizer"):
+        tensors = {key: value.detach().contiguous() for key, value in getattr(checkpoint, name).items()}
+        save_file(tensors, temporary / f"{name}.safetensors")
+    write_json(temporary / "state.json", checkpoint.state)
+    replace_folder(temporary, final)
+    for old in complete_checkpoints(folder)[:-KEEP]:
+        shutil.rmtree(old)
+    return final
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoint folders, oldest first; one that a kill left unfinished has another name."""
+    return sorted(path for path in folder.glob("[0-9]*") if path.is_dir())
+
+
+def load_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint, or None where there is none. Raises DataError if it is damaged."""
+    found = complete_checkpoints(folder)
+    if not found:
+        return None
+    newest = found[-1]
+    try:
+        parts = {name: load_file(newest / f"{name}.safetensors") for name in ("model", "ema", "optimizer")}
+        return Checkpoint(**parts, state=json.loads((newest / "state.json").read_text()))
+    except Exception as error:  # safetensors raises its own kinds
+        raise DataError(
+            f"The checkpoint '{newest}' is damaged: {error}", f"Delete it to go on from the one before: rm -r {newest}"
+        ) from error
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]) -> dict[str, Tensor]:
+    """AdamW's state by parameter name."""
+    return {
+        f"{names[parameter]}/{key}": value
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, names: dict[Tensor, str], tensors: dict[str, Tensor]) -> None:
+    """Put AdamW's state back in place."""
+    keys = ("step", "exp_avg", "exp_avg_sq")
+    for parameter, name in names.items():
+        if f"{name}/step" in tensors:
+            own = {key: tensors[f"{name}/{key}"] for key in keys}
+            # The step count stays where the optimizer keeps it (with the parameter, for a fused one).
+            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in own.items()}

@@ -1,0 +1,15 @@
+"""The random numbers of a training step: a function of seed, stage and position alone, so that none are stored."""
+
+import numpy as np
+
+from instaflow.streams import random_stream, stream_key
+
+COLUMNS = 2  # the time, and whether the caption is dropped
+
+
+def draws(seed: int, name: str, position: int, size: int) -> np.ndarray:
+    """Uniform numbers in [0, 1), float64 [size, COLUMNS]: a row for each sample of the global batch at `position`.
+
+    Every process draws the whole batch's and takes its rows, so the number of processes does not change them.
+    """
+    return random_stream(stream_key("draws", seed, name), position).random_sample((size, COLUMNS))

@@ -1,0 +1,250 @@
+"""The training loop, the same for every stage that trains a network: progress is counted in samples."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from instaflow.errors import ConfigError, InstaFlowError, Interrupted
+from instaflow.interruption import Stop
+from instaflow.progress import Progress
+from instaflow.rundir import StageFolder
+from instaflow.stages import Phase
+from instaflow.training.checkpoint import (
+    Checkpoint,
+    complete_checkpoints,
+    load_checkpoint,
+    load_optimizer,
+    optimizer_tensors,
+    save_checkpoint,
+)
+from instaflow.training.draws import draws
+from instaflow.training.ema import Ema
+from instaflow.training.engine import set_batch, start_engine
+from instaflow.world import World, barrier, world
+
+LOG_LINES = 200  # in stats.jsonl, for one training run
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained, on what, how."""
+
+    name: str
+    """Beside the stage's name, what the progress line says and the checkpoints' folder is called."""
+    loss: nn.Module
+    """Its parameters are trained; its forward takes `*batch, draws` to a scalar, the batch's mean loss."""
+    batch: Callable[[int, int], tuple[Any, ...]]
+    """The samples from a position on: (position, size) to the loss's arguments. Positions count over epochs."""
+    describe: Callable[[int, int], str]
+    """The samples from a position on in words, for the message of a loss that is not finite."""
+    phases: list[Phase]
+    micro_batch_size: int | None
+    ema_decay: float
+    weight_decay: float
+    gradient_clipping: float
+    checkpoint_every: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The outcome: state dicts of `Job.loss`."""
+
+    ema: dict[str, Tensor]
+    raw: dict[str, Tensor]
+    samples_seen: int
+
+
+@dataclass(frozen=True)
+class Span:
+    """A phase's place in the whole: [start, end) in samples, in whole global batches."""
+
+    phase: Phase
+    start: int
+    end: int
+    micro_batch_size: int
+
+    def learning_rate(self, position: int) -> float:
+        """Warm-up from zero, then constant or a half cosine down to zero at the phase's end."""
+        done = position - self.start
+        rate = self.phase.learning_rate
+        if done < self.phase.warmup_samples:
+            return (
+                rate
+                * (done + self.phase.global_batch_size)
+                / (self.phase.warmup_samples + self.phase.global_batch_size)
+            )
+        if self.phase.schedule == "constant":
+            return rate
+        rest = (done - self.phase.warmup_samples) / max(1, self.end - self.start - self.phase.warmup_samples)
+        return rate * 0.5 * (1 + math.cos(math.pi * rest))
+
+
+def spans_of(phases: list[Phase], micro_batch_size: int | None, processes: int) -> list[Span]:
+    """Where each phase begins and ends. Raises ConfigError if a global batch cannot be shared out."""
+    spans: list[Span] = []
+    for index, phase in enumerate(phases):
+        size = phase.global_batch_size
+        micro = micro_batch_size or size // processes
+        if micro < 1 or size % (micro * processes):
+            raise ConfigError(
+                f"phases.{index}.global_batch_size is {size}, which {processes} processes with micro_batch_size "
+                f"{micro or 1} cannot share evenly",
+                f"Choose a multiple of {max(micro, 1) * processes}",
+            )
+        start = spans[-1].end if spans else 0
+        spans.append(Span(phase, start, start + phase.samples // size * size, min(micro, size)))
+    return spans
+
+
+def train(job: Job, folder: StageFolder, stop: Stop) -> Trained:
+    """Train to the end of the last phase, from the newest checkpoint if there is one.
+
+    A resumed run makes the same numbers as one that never stopped, and on any number of processes the same up to
+    rounding. Raises Interrupted after saving when `stop` is set, InstaFlowError if a loss is not finite.
+    """
+    place = world()
+    label = f"{folder.name} {job.name}".strip()
+    checkpoints = folder.folder / "checkpoints" / job.name
+    spans = spans_of(job.phases, job.micro_batch_size, place.size)
+    total = spans[-1].end
+
+    # State
+    saved = load_checkpoint(checkpoints)
+    if saved:
+        job.loss.load_state_dict(saved.model)
+    ema = Ema(job.loss, job.ema_decay)
+    first = spans[0]
+    engine = start_engine(
+        job.loss,
+        batch=(first.micro_batch_size, first.phase.global_batch_size),
+        weight_decay=job.weight_decay,
+        gradient_clipping=job.gradient_clipping,
+    )
+    names: dict[Tensor, str] = {parameter: name for name, parameter in job.loss.named_parameters()}
+    position, loss_sum, loss_count = 0, 0.0, 0
+    if saved:
+        position, loss_sum, loss_count = (saved.state[key] for key in ("samples_seen", "loss_sum", "loss_count"))
+        ema.load(saved.ema, saved.state["ema_updates"])
+        load_optimizer(engine.optimizer, names, saved.optimizer)
+    if place.leads:
+        folder.forget_stats(lambda line: line.get("job") != job.name or line.get("samples_seen", 0) <= position)
+    last_saved = position
+
+    def save() -> None:
+        nonlocal last_saved
+        if place.leads and position > last_saved:
+            state = {
+                "samples_seen": position,
+                "loss_sum": loss_sum,
+                "loss_count": loss_count,
+                "ema_updates": ema.updates,
+            }
+            optimizer = optimizer_tensors(engine.optimizer, names)
+            save_checkpoint(checkpoints, Checkpoint(job.loss.state_dict(), ema.weights, optimizer, state))
+        last_saved = position
+
+    # Steps
+    job.loss.train()
+    with Progress(label, total=total, start=position, unit="samples", quiet=not place.leads) as progress:
+        for span in spans:
+            if position >= span.end:
+                continue
+            size = span.phase.global_batch_size
+            set_batch(engine, span.micro_batch_size, size)
+            log_every = max(1, (span.end - span.start) // size * len(spans) // LOG_LINES) * size
+            while position < span.end:
+                if told_to_stop(stop, place):
+                    save()
+                    raise Interrupted(
+                        f"Stage '{label}' stopped at {position:,} of {total:,} samples ({stop.signal}); saved",
+                        f"To go on: {folder.command()}",
+                    )
+                rate = span.learning_rate(position)
+                for group in engine.optimizer.param_groups:
+                    group["lr"] = rate
+                loss = take_gradient(engine, job, folder, span, position)
+                if not math.isfinite(loss):
+                    fail(label, job, position, size, loss, checkpoints)
+                logs = (position + size - span.start) % log_every == 0 or position + size == span.end
+                gradient_norm = norm_of_gradients(job.loss) if logs else 0.0
+                engine.step()
+                ema.update(job.loss)
+                position += size
+                loss_sum, loss_count = loss_sum + loss, loss_count + 1
+                progress.update(position, loss=loss_sum / loss_count)
+
+                # Report
+                if logs:
+                    if place.leads:
+                        folder.log(
+                            job=job.name,
+                            samples_seen=position,
+                            phase=spans.index(span),
+                            loss=loss_sum / loss_count,
+                            gradient_norm=gradient_norm,
+                            learning_rate=rate,
+                        )
+                    loss_sum, loss_count = 0.0, 0
+
+                # Checkpoint
+                if position - last_saved >= job.checkpoint_every or position == total:
+                    save()
+    barrier()
+    raw = {name: value.detach().clone() for name, value in job.loss.state_dict().items()}
+    engine.destroy()
+    return Trained(ema.weights, raw, position)
+
+
+def take_gradient(engine: Any, job: Job, folder: StageFolder, span: Span, position: int) -> float:
+    """Accumulate the gradient of the global batch at `position`; its mean loss over all processes."""
+    place, size, micro = world(), span.phase.global_batch_size, span.micro_batch_size
+    share = size // place.size
+    numbers = draws(folder.seed, f"{folder.name}/{job.name}", position, size)
+    losses = []
+    for start in range(place.rank * share, (place.rank + 1) * share, micro):
+        batch = job.batch(position + start, micro)
+        loss = engine(*batch, numbers[start : start + micro])
+        engine.backward(loss)
+        losses.append(loss.detach())
+    mean = torch.stack(losses).mean().cpu()
+    if place.size > 1:
+        dist.all_reduce(mean)
+        mean /= place.size
+    return float(mean)
+
+
+def norm_of_gradients(module: nn.Module) -> float:
+    """The L2 norm of all gradients together, before clipping."""
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+
+
+def told_to_stop(stop: Stop, place: World) -> bool:
+    """Whether any process was told to stop: all of them leave at the same step."""
+    if place.size == 1:
+        return stop()
+    told = torch.tensor([float(stop())])
+    dist.all_reduce(told)
+    return bool(told.item())
+
+
+def fail(label: str, job: Job, position: int, size: int, loss: float, checkpoints: Path) -> None:
+    """Stop on a loss that is not finite: nothing is saved over the last good checkpoint."""
+    good = complete_checkpoints(checkpoints)
+    last = f"the last good checkpoint is '{good[-1]}'" if good else "there is no checkpoint yet"
+    raise InstaFlowError(
+        f"Stage '{label}': the loss is {loss} at {position:,} samples, on {job.describe(position, size)}; {last}",
+        "A lower learning_rate or a longer warmup_samples usually helps; `instaflow verify` checks the data",
+    )
+
+
+def as_tensors(device: torch.device, *arrays: np.ndarray) -> list[Tensor]:
+    """Arrays as float32 tensors on a device."""
+    return [torch.from_numpy(array).to(device, torch.float32) for array in arrays]

@@ -1,0 +1,155 @@
+"""The couple stage: (noise, latent) pairs of a model, in shards. Also what repairs them."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from instaflow.couplings.generate import make_shard
+from instaflow.couplings.manifest import Manifest, read_manifest, write_manifest
+from instaflow.couplings.prompts import load_prompts, prompts_hash, read_prompts, save_prompts
+from instaflow.couplings.shards import read_sidecar, shards_to_make, sidecar_path
+from instaflow.couplings.verify import bad_shards, verify
+from instaflow.errors import ConfigError, DataError, Interrupted
+from instaflow.files import fingerprint_of
+from instaflow.flow.views import VelocityView
+from instaflow.interruption import Stop, listening
+from instaflow.models.device import device, set_up_cpu
+from instaflow.models.text_to_image import TextToImage, coupling_scheduler, load_model
+from instaflow.progress import Progress
+from instaflow.rundir import StageFolder
+from instaflow.world import barrier, hardware, world
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
+    """Make the shards that are missing; every process of a launch makes its share."""
+    settings, place = stage.stage, world()
+    prompts = read_prompts(settings.prompts)
+    model = load_model(stage.locate(settings.model), device=device(), dtype=DTYPES[settings.dtype])
+    if settings.timestep_spacing and isinstance(model.view(), VelocityView):
+        raise ConfigError(
+            f"'stages.{stage.name}.timestep_spacing' does nothing for a velocity flow such as '{settings.model}'",
+            "Leave it out",
+        )
+    scheduler = coupling_scheduler(model, settings.timestep_spacing)
+    manifest = Manifest(
+        stage=stage.name,
+        seed=stage.seed,
+        count=settings.count,
+        records_per_shard=settings.records_per_shard,
+        latent_shape=model.latent_shape,
+        prompts_hash=prompts_hash(prompts),
+        model=stage.relative(settings.model),
+        model_fingerprint=stage.content(settings.model),
+        sampler={"class": type(scheduler).__name__, **plain(scheduler.config)},
+        num_steps=settings.num_steps,
+        guidance_scale=settings.guidance_scale,
+        timestep_spacing=scheduler.config.timestep_spacing,
+        dtype=settings.dtype,
+        batch_size=settings.batch_size,
+        hardware={"name": hardware(), "torch": torch.__version__},
+    )
+    if place.leads and not (stage.folder / "manifest.json").exists():
+        save_prompts(stage.folder, prompts)
+        write_manifest(stage.folder, manifest)
+    barrier()
+    todo = shards_to_make(stage.folder, manifest.plan)
+    mine = [shard for shard in todo if shard % place.size == place.rank]
+    made = make_shards(stage.folder, mine, manifest, prompts, model, scheduler, label=stage.name, stop=stop)
+    for shard, count, left_out in made:
+        stage.log(shard=shard, count=count, left_out=left_out)
+    if stop():
+        left = len(shards_to_make(stage.folder, manifest.plan))
+        raise Interrupted(
+            f"Stage '{stage.name}' stopped ({stop.signal}): {left} of {manifest.plan.num_shards} shards are left",
+            f"To go on: {stage.command()}",
+        )
+    return lambda: shards_fingerprint(stage.folder, manifest)
+
+
+def make_shards(
+    folder: Path,
+    shards: list[int],
+    manifest: Manifest,
+    prompts: list[str],
+    model: TextToImage,
+    scheduler: object,
+    *,
+    label: str,
+    stop: Stop,
+) -> Iterable[tuple[int, int, int]]:
+    """Sample and write shards; yields each one's number, its records, and how many were left out."""
+
+    def sample(noise: np.ndarray, texts: list[str]) -> np.ndarray:
+        latents = model.sample(
+            torch.from_numpy(noise),
+            texts,
+            num_steps=manifest.num_steps,
+            guidance_scale=manifest.guidance_scale,
+            scheduler=scheduler,
+        )
+        return latents.float().cpu().numpy()
+
+    total = sum(len(manifest.plan.indices(shard)) for shard in shards)
+    with Progress(label, total=total, unit="couplings", quiet=not world().leads) as progress:
+        for shard in shards:
+            sidecar = make_shard(
+                folder,
+                shard,
+                manifest,
+                prompts,
+                sample,
+                stop=stop,
+                report=lambda count: progress.update(progress.done + count),
+            )
+            if sidecar is None:
+                return
+            yield shard, sidecar.count, len(sidecar.left_out)
+    if model.num_truncated and world().leads:
+        print(f"{label}: {model.num_truncated:,} prompts were longer than the tokenizer's length and were cut")
+
+
+def repair(folder: Path) -> list[int]:
+    """Make exactly the bad or missing shards of a couple stage's folder again; returns their numbers."""
+    problems = verify(folder)
+    manifest = read_manifest(folder)
+    for problem in problems:
+        if problem.shard is None and not problem.stray:
+            raise DataError(str(problem), "No shard can mend that: restore the file, or make the stage anew")
+    shards = bad_shards(problems)
+    if not shards:
+        return []
+    prompts = load_prompts(folder)
+    place = str(Path(os.path.normpath(folder / manifest.model))) if manifest.model.startswith("..") else manifest.model
+    set_up_cpu()
+    model = load_model(place, device=device(), dtype=DTYPES[manifest.dtype])
+    if Path(place).is_dir() and fingerprint_of(Path(place)) != manifest.model_fingerprint:
+        raise DataError(
+            f"'{place}' is not the model that made the couplings in '{folder}'",
+            "Put back the stage that they were made from, or make the couplings anew",
+        )
+    scheduler = coupling_scheduler(model, manifest.timestep_spacing)
+    for shard in shards:
+        sidecar_path(folder, shard).unlink(missing_ok=True)
+    with listening() as stop:
+        made = list(make_shards(folder, shards, manifest, prompts, model, scheduler, label="repair", stop=stop))
+    if len(made) < len(shards):
+        raise Interrupted(f"Repair of '{folder}' stopped ({stop.signal})", f"To go on: instaflow repair {folder}")
+    return shards
+
+
+def shards_fingerprint(folder: Path, manifest: Manifest) -> str:
+    """The hash of all shards' hashes."""
+    plan = manifest.plan
+    hashes = [read_sidecar(folder, shard, plan).sha256 for shard in range(plan.num_shards)]
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def plain(config: dict) -> dict:
+    """A scheduler's settings without the library's own notes on where they were loaded from."""
+    return {key: value for key, value in dict(config).items() if not key.startswith("_")}

@@ -1,0 +1,25 @@
+"""The distill stage: a one-step student, trained on couplings."""
+
+from collections.abc import Callable
+
+from instaflow.interruption import Stop
+from instaflow.models.settings import ModelSettings
+from instaflow.rundir import StageFolder
+from instaflow.training.losses import DistillLoss
+from pipelines.on_couplings import open_material, prepare, save_both, train_on
+
+
+def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
+    """Train one step from noise to its coupled data; write the student with EMA and raw weights."""
+    settings = stage.stage
+    material = open_material(stage)
+    model = material.model
+    loss = prepare(stage, material, lambda view: DistillLoss(model.unet, view, model.encode))
+    trained = train_on(stage, stop, material, loss)
+    return save_both(
+        stage,
+        material,
+        trained,
+        ModelSettings(kind="student", parametrization=settings.parametrization, num_steps=1, guidance_scale=1.0),
+        summary=f"one-step student, {trained.samples_seen:,} training samples from {settings.couplings}",
+    )

@@ -1,0 +1,354 @@
+"""The evaluate stage: every model at every number of steps, on one protocol, into report.json and report.html."""
+
+import hashlib
+import json
+import platform
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from instaflow.couplings.noise import coupled_noise
+from instaflow.digits.protocol import DigitsProtocol, distances, features, unrelated_distance
+from instaflow.errors import InstaFlowError, Interrupted
+from instaflow.evaluation.frechet import Gaussian, frechet_distance
+from instaflow.evaluation.page import write_page
+from instaflow.evaluation.report import (
+    Floors,
+    Gallery,
+    GalleryRow,
+    Gap,
+    Gaps,
+    LossCurve,
+    Protocol,
+    Report,
+    Row,
+    Stage,
+    StartCheck,
+    StraightnessProfile,
+    Trajectories,
+    model_kind,
+    report_json,
+)
+from instaflow.evaluation.trajectories import project
+from instaflow.files import write_json
+from instaflow.flow.straightness import straightness
+from instaflow.interruption import Stop
+from instaflow.models.device import device
+from instaflow.models.text_to_image import TextToImage, load_model
+from instaflow.progress import Progress
+from instaflow.rundir import StageFolder, read_stats
+from instaflow.world import hardware, world
+
+GALLERY = 10
+PATHS = 6
+WORST = 12
+LIBRARIES = ("torch", "diffusers", "transformers", "deepspeed", "numpy", "scikit-learn")
+
+
+@dataclass
+class Measured:
+    """One model at one number of steps: its images and what was found."""
+
+    model: str
+    num_steps: int
+    guidance_scale: float
+    weights: str
+    seconds_per_image: float
+    images: Tensor
+    features: np.ndarray
+    readings: list[int]
+
+
+def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
+    """Sample, measure, and write the report; one process does it."""
+    if not world().leads:
+        return str
+    settings = stage.stage
+    protocol = DigitsProtocol(settings.num_samples)
+    models = {entry.model: load_model(stage.locate(entry.model), device=device()) for entry in settings.models}
+    shapes = {model.latent_shape for model in models.values()}
+    if len(shapes) > 1:
+        raise InstaFlowError(f"The models of '{stage.name}' make latents of different shapes: {sorted(shapes)}")
+    noise = torch.from_numpy(coupled_noise(stage.seed, "evaluate", range(settings.num_samples), shapes.pop()))
+
+    # Images
+    measured: list[Measured] = []
+    total = settings.num_samples * sum(len(entry.num_steps) for entry in settings.models)
+    with Progress(stage.name, total=total, unit="images") as progress:
+        for entry in settings.models:
+            for num_steps in entry.num_steps:
+                model = models[entry.model]
+                scale = model.settings.guidance_scale if entry.guidance_scale is None else entry.guidance_scale
+                seconds, parts = 0.0, []
+                for start in range(0, settings.num_samples, settings.batch_size):
+                    leave_if(stop, stage)
+                    batch = slice(start, start + settings.batch_size)
+                    began = time.perf_counter()
+                    latents = model.sample(
+                        noise[batch], protocol.prompts[batch], num_steps=num_steps, guidance_scale=scale
+                    )
+                    parts.append(model.decode(latents).cpu())
+                    seconds += time.perf_counter() - began
+                    progress.update(progress.done + len(parts[-1]))
+                images = torch.cat(parts)
+                measured.append(
+                    Measured(
+                        model=entry.model,
+                        num_steps=num_steps,
+                        guidance_scale=scale,
+                        weights=model.settings.weights,
+                        seconds_per_image=seconds / settings.num_samples,
+                        images=images,
+                        features=features(images),
+                        readings=protocol.readings(images),
+                    )
+                )
+
+    # Straightness of the multi-step models
+    count = min(settings.straightness_samples, settings.num_samples)
+    straight, profiles, paths = {}, [], {}
+    for entry in settings.models:
+        if max(entry.num_steps) > 1:
+            leave_if(stop, stage)
+            model = models[entry.model]
+            scale = model.settings.guidance_scale if entry.guidance_scale is None else entry.guidance_scale
+            path = model.trajectory(
+                noise[:count], protocol.prompts[:count], num_steps=settings.straightness_steps, guidance_scale=scale
+            )
+            found = straightness(path)
+            straight[entry.model] = found
+            ratio = found.relative / found.value if found.value else 0.0
+            profiles.append(
+                StraightnessProfile(
+                    model=entry.model,
+                    times=[t for t, _ in found.profile],
+                    values=[value * ratio for _, value in found.profile],
+                )
+            )
+            paths[entry.model] = path.states[:, :PATHS].transpose(0, 1).cpu().numpy()
+
+    # Figures
+    stages = stages_so_far(stage)
+    reference = next(
+        m for m in measured if (m.model, m.num_steps) == (settings.reference.model, settings.reference.num_steps)
+    )
+    real, taught = Gaussian.of(features(protocol.real_images)), Gaussian.of(reference.features)
+    rows = []
+    for m in measured:
+        accuracy = protocol.accuracy(m.readings)
+        found_straight = straight.get(m.model)
+        rows.append(
+            Row(
+                model=m.model,
+                kind=model_kind(m.model, stages),
+                num_steps=m.num_steps,
+                guidance_scale=m.guidance_scale,
+                weights=m.weights,
+                num_samples=settings.num_samples,
+                frechet_distance_real=frechet_distance(Gaussian.of(m.features), real),
+                frechet_distance_teacher=0.0 if m is reference else frechet_distance(Gaussian.of(m.features), taught),
+                prompt_accuracy=accuracy.all,
+                prompt_accuracy_unseen=accuracy.unseen,
+                straightness=found_straight.value if found_straight else None,
+                straightness_relative=found_straight.relative if found_straight else None,
+                seconds_per_image=m.seconds_per_image,
+            )
+        )
+
+    # Report
+    report = Report(
+        title=stage.run.name,
+        config=stage.source,
+        seed=stage.seed,
+        hardware=hardware(),
+        protocol=protocol_card(stage, protocol, reference, count),
+        rows=rows,
+        versions={"Python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        peak_memory=float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
+        floors=floors(protocol, models[reference.model]),
+        stages=[*stages, evaluation_stage(stage, total)],
+        losses=loss_curves(stage, stages),
+        checks=start_checks(stage, stages),
+        gallery=gallery(protocol, measured, rows),
+        gaps=gaps(protocol, measured, rows, reference),
+        straightness=profiles,
+        trajectories=trajectories(paths),
+    )
+    content = report_json(report)
+    write_json(stage.folder / "report.json", content)
+    write_page(stage.folder / "report.html", report)
+    return lambda: hashlib.sha256(json.dumps(content["rows"]).encode()).hexdigest()
+
+
+def leave_if(stop: Stop, stage: StageFolder) -> None:
+    if stop():
+        raise Interrupted(f"Stage '{stage.name}' stopped ({stop.signal})", f"To do it again: {stage.command()}")
+
+
+def floors(protocol: DigitsProtocol, model: TextToImage) -> Floors:
+    """What a perfect model could reach: real against real, and the autoencoder's round trip."""
+    real = features(protocol.real_images)
+    return Floors(
+        real_halves=frechet_distance(real[::2], real[1::2]),
+        autoencoder=frechet_distance(features(model.round_trip(protocol.real_images)), real),
+        reader_accuracy=protocol.reader.accuracy,
+    )
+
+
+def protocol_card(stage: StageFolder, protocol: DigitsProtocol, reference: Measured, count: int) -> Protocol:
+    """How the figures were measured, in words."""
+    settings = stage.stage
+    unseen = int(protocol.unseen.sum())
+    return Protocol(
+        samples=f"{settings.num_samples:,} prompts, {unseen:,} of them in words that no training stage saw together",
+        noise=f"Philox, keyed by seed {stage.seed} and 'evaluate': no training stage saw it; the same for every model",
+        features="the image's grey pixels at 8×8, 64 dimensions, in [-1, 1]",
+        reference_real=f"all {len(protocol.real_images):,} digits of scikit-learn's copy of the UCI set",
+        reference_teacher=f"the images of {reference.model} at {reference.num_steps} steps, "
+        f"guidance {reference.guidance_scale:g}, for the same prompts and noise",
+        reader="a support vector machine trained on two thirds of the real digits; for an open prompt any digit that "
+        "it names counts",
+        straightness=f"{count} noises, {settings.straightness_steps} Euler steps of the guided velocity",
+        timing=f"batches of {settings.batch_size}, text encoder and decoder included, {hardware()}",
+        weights="EMA" if reference.weights == "ema" else "raw",
+    )
+
+
+def stages_so_far(stage: StageFolder) -> list[Stage]:
+    """The experiment's stages that are done, with their costs."""
+    done = []
+    for name in stage.stage_names:
+        folder = stage.run / name
+        if name != stage.name and (folder / "done.json").is_file():
+            record = json.loads((folder / "stage.json").read_text())
+            settings = record["settings"]
+            parents = [settings[key] for key in ("model", "init", "couplings") if settings.get(key)]
+            done.append(
+                Stage(
+                    name=name,
+                    kind=settings["kind"],
+                    description=description(settings),
+                    parents=[parent for parent in parents if parent in stage.stage_names],
+                    seconds=json.loads((folder / "done.json").read_text())["seconds"],
+                    samples=samples_of(settings),
+                )
+            )
+    return done
+
+
+def description(settings: dict[str, Any]) -> str:
+    """A stage in one line."""
+    if settings["kind"] == "couple":
+        guidance = f", guidance {settings['guidance_scale']:g}" if settings["guidance_scale"] > 1 else ""
+        return f"{settings['num_steps']}-step couplings of {settings['model']}{guidance}"
+    if settings["kind"] == "reflow":
+        return f"rectified flow from {settings['init']}, on {settings['couplings']}"
+    if settings["kind"] == "distill":
+        return f"one-step student from {settings['init']}, on {settings['couplings']}"
+    return "autoencoder, text encoder and U-Net, on real images"
+
+
+def samples_of(settings: dict[str, Any]) -> int | None:
+    if "count" in settings:
+        return int(settings["count"])
+    phases = [*settings.get("autoencoder_phases", []), *settings.get("phases", [])]
+    return sum(phase["samples"] for phase in phases)
+
+
+def evaluation_stage(stage: StageFolder, images: int) -> Stage:
+    parents = [entry.model for entry in stage.stage.models if entry.model in stage.stage_names]
+    return Stage(
+        name=stage.name,
+        kind="evaluate",
+        description="all models, all figures of this page",
+        parents=parents,
+        seconds=stage.seconds(),
+        samples=images,
+    )
+
+
+def loss_curves(stage: StageFolder, stages: list[Stage]) -> list[LossCurve]:
+    """Each training run's loss, from the stages' stats."""
+    curves = []
+    for name in (entry.name for entry in stages if entry.kind != "couple"):
+        lines = [line for line in read_stats(stage.run / name / "stats.jsonl") if "loss" in line]
+        for job in dict.fromkeys(line["job"] for line in lines):
+            own = [line for line in lines if line["job"] == job]
+            curves.append(
+                LossCurve(
+                    stage=f"{name} {job}".strip(),
+                    samples_seen=[line["samples_seen"] for line in own],
+                    loss=[line["loss"] for line in own],
+                )
+            )
+    return curves
+
+
+def start_checks(stage: StageFolder, stages: list[Stage]) -> list[StartCheck]:
+    """What each training stage measured before its first update."""
+    checks = []
+    for entry in stages:
+        file = stage.run / entry.name / "start_checks.json"
+        for check in json.loads(file.read_text()) if file.is_file() else ():
+            checks.append(StartCheck(stage=entry.name, **check))
+    return checks
+
+
+def pictures(images: Tensor) -> list[np.ndarray]:
+    """uint8 [H, W, 3] each, of images [N, 3, H, W] in [-1, 1]."""
+    return list(((images.permute(0, 2, 3, 1).numpy() + 1) * 127.5).round().astype(np.uint8))
+
+
+def gallery(protocol: DigitsProtocol, measured: list[Measured], rows: list[Row]) -> Gallery:
+    places = protocol.gallery(GALLERY)
+    return Gallery(
+        prompts=[protocol.prompts[place] for place in places],
+        rows=[
+            GalleryRow(model=m.model, kind=row.kind, num_steps=m.num_steps, images=pictures(m.images[places]))
+            for m, row in zip(measured, rows, strict=True)
+        ],
+    )
+
+
+def gaps(protocol: DigitsProtocol, measured: list[Measured], rows: list[Row], reference: Measured) -> Gaps | None:
+    """The one-step students' distances to the reference's images; the worst of the last student after reflow."""
+    one_step = {
+        m.model: (row.kind, m)
+        for m, row in zip(measured, rows, strict=True)
+        if m.num_steps == 1 and row.kind in ("student", "direct")
+    }
+    if not one_step:
+        return None
+    student = next((name for name, (kind, _) in reversed(one_step.items()) if kind == "student"), next(iter(one_step)))
+    far = {name: distances(m.images, reference.images) for name, (_, m) in one_step.items()}
+    _, shown = one_step[student]
+    worst = np.argsort(-far[student], kind="stable")[:WORST]
+    return Gaps(
+        student=student,
+        teacher=reference.model,
+        measure="root mean squared pixel difference, pixels in [-1, 1]",
+        distances={name: values.tolist() for name, values in far.items()},
+        worst=[
+            Gap(
+                prompt=protocol.prompts[place],
+                teacher_image=pictures(reference.images[place : place + 1])[0],
+                student_image=pictures(shown.images[place : place + 1])[0],
+                distance=float(far[student][place]),
+                teacher_reading=str(reference.readings[place]),
+                student_reading=str(shown.readings[place]),
+            )
+            for place in worst.tolist()
+        ],
+        unrelated=unrelated_distance(reference.images, protocol.prompts),
+    )
+
+
+def trajectories(paths: dict[str, np.ndarray]) -> list[Trajectories]:
+    return list(project(paths)) if paths else []

@@ -1,0 +1,159 @@
+"""What reflow and distill share: a network, couplings, checks before the start, training, two model folders."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from instaflow.couplings.loader import Couplings
+from instaflow.errors import ConfigError
+from instaflow.files import fingerprint_of, write_json
+from instaflow.flow.views import EpsilonView, VelocityView, View
+from instaflow.interruption import Stop
+from instaflow.models.device import device
+from instaflow.models.export import save_model
+from instaflow.models.settings import ModelSettings, read_settings
+from instaflow.models.text_to_image import TextToImage, flow_scheduler, load_model, negate_output
+from instaflow.rundir import StageFolder
+from instaflow.training.draws import draws
+from instaflow.training.loop import Job, Trained, as_tensors, train
+from instaflow.training.start_checks import StartCheck, coupling_distance, parity
+from instaflow.world import world
+
+CHECK_SIZE = 256  # couplings that the checks before the start look at
+FEW = 16  # of them are sampled
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a stage trains: the initial model, its couplings, and the network's view as the stage will read it."""
+
+    model: TextToImage
+    couplings: Couplings
+    view: View
+
+
+def open_material(stage: StageFolder) -> Material:
+    """Load the initial model and open the couplings. Raises ConfigError if they do not go together."""
+    settings = stage.stage
+    model = load_model(stage.locate(settings.init), device=device())
+    couplings = Couplings(Path(stage.locate(settings.couplings)), stage.seed)
+    if tuple(couplings.manifest.latent_shape) != model.latent_shape:
+        raise ConfigError(
+            f"Stage '{stage.name}': the couplings '{settings.couplings}' hold latents of shape "
+            f"{tuple(couplings.manifest.latent_shape)}, the model '{settings.init}' makes {model.latent_shape}"
+        )
+    own = model.settings.parametrization
+    if own == "velocity" and (settings.parametrization == "epsilon" or settings.negate_output_at_start):
+        raise ConfigError(
+            f"Stage '{stage.name}': '{settings.init}' is a velocity flow already",
+            "Leave out parametrization and negate_output_at_start",
+        )
+    view = VelocityView() if settings.parametrization == "velocity" else model.view()
+    return Material(model, couplings, view)
+
+
+def prepare(stage: StageFolder, material: Material, make_loss: Callable[[View], nn.Module]) -> nn.Module:
+    """The loss over the initial network with the sign that the stage asks for, measured, printed and stored first.
+
+    `make_loss` builds the stage's loss for a view of the network.
+    """
+    model, manifest = material.model, material.couplings.manifest
+    loss, own = make_loss(material.view), make_loss(model.view())
+    file = stage.folder / "start_checks.json"
+    check = world().leads and not file.exists()
+    checks: list[StartCheck] = []
+    if check:
+        batch = material.couplings.batch(0, min(CHECK_SIZE, len(material.couplings)))
+        noise, data = as_tensors(model.device, batch.noise, batch.latent)
+        arguments = (noise, data, batch.prompts, draws(stage.seed, f"{stage.name}/start", 0, len(noise)))
+        if isinstance(material.view, EpsilonView):
+            scale, prompts = manifest.guidance_scale, batch.prompts[:FEW]
+            checks.append(parity(model, noise[:FEW], prompts, scale))
+            checks.append(
+                coupling_distance(
+                    model, noise[:FEW], data[:FEW], prompts, num_steps=manifest.num_steps, guidance_scale=scale
+                )
+            )
+        exact = mean_loss(own, arguments)
+    if stage.stage.negate_output_at_start:
+        negate_output(model.unet)
+    if check:
+        zero = float((data - noise).square().mean())
+        checks.append(StartCheck("first loss", mean_loss(loss, arguments), "falls in training"))
+        checks.append(StartCheck("loss of a velocity of zero", zero, "a trained network is below"))
+        checks.append(StartCheck("loss of the initial model's own velocity", exact, "an exact reading begins there"))
+        write_json(file, [asdict(entry) for entry in checks])
+        for entry in checks:
+            print(f"{stage.name}: before the start, {entry.what}: {entry.value:.4g} ({entry.expected})", flush=True)
+    model.unet.requires_grad_(True)
+    return loss
+
+
+def mean_loss(loss: nn.Module, arguments: tuple[Any, ...]) -> float:
+    with torch.no_grad():
+        return float(loss(*arguments))
+
+
+def train_on(stage: StageFolder, stop: Stop, material: Material, loss: nn.Module) -> Trained:
+    """Train the loss's network on the couplings."""
+    settings, couplings = stage.stage, material.couplings
+
+    def batch(position: int, size: int) -> tuple[Tensor, Tensor, list[str]]:
+        records = couplings.batch(position, size)
+        noise, data = as_tensors(material.model.device, records.noise, records.latent)
+        return noise, data, records.prompts
+
+    def describe(position: int, size: int) -> str:
+        indices = couplings.batch(position, size).indices
+        shards = sorted({int(index) // couplings.manifest.records_per_shard for index in indices})
+        return f"records of shards {', '.join(f'{shard:05d}' for shard in shards)} of '{settings.couplings}'"
+
+    job = Job(
+        name="",
+        loss=loss,
+        batch=batch,
+        describe=describe,
+        phases=settings.phases,
+        micro_batch_size=settings.micro_batch_size,
+        ema_decay=settings.ema_decay,
+        weight_decay=settings.weight_decay,
+        gradient_clipping=settings.gradient_clipping,
+        checkpoint_every=settings.checkpoint_every,
+    )
+    return train(job, stage, stop)
+
+
+def save_both(
+    stage: StageFolder, material: Material, trained: Trained, settings: ModelSettings, summary: str
+) -> Callable[[], str]:
+    """Write model/ (EMA) and model-raw/; the content's fingerprint is asked for when all processes are done."""
+    model = material.model
+    entry = {"stage": stage.name, "kind": stage.stage.kind, "summary": summary, "samples_seen": trained.samples_seen}
+    couple_model = Path(stage.locate(stage.stage.couplings), material.couplings.manifest.model)
+    before = model.settings.lineage
+    made_by = read_settings(couple_model).lineage if couple_model.is_dir() else []
+    manifest = material.couplings.manifest
+    couple_entry = {
+        "stage": manifest.stage,
+        "kind": "couple",
+        "summary": f"{manifest.count:,} couplings, {manifest.num_steps} steps, guidance {manifest.guidance_scale:g}",
+    }
+    lineage = [*before, *(item for item in made_by if item not in before), couple_entry, entry]
+    if world().leads:
+        scheduler = flow_scheduler(settings.parametrization, model.scheduler)
+        for name, weights in (("model-raw", trained.raw), ("model", trained.ema)):
+            model.unet.load_state_dict({key.removeprefix("unet."): value for key, value in weights.items()})
+            save_model(
+                stage.folder / name,
+                unet=model.unet,
+                vae=model.vae,
+                text_encoder=model.text_encoder,
+                tokenizer=model.tokenizer,
+                scheduler=scheduler,
+                settings=replace(settings, weights="ema" if name == "model" else "raw", lineage=lineage),
+            )
+    return lambda: fingerprint_of(stage.model)

@@ -1,0 +1,30 @@
+"""The reflow stage: the next rectified flow, trained on couplings of the one before."""
+
+from collections.abc import Callable
+
+from instaflow.interruption import Stop
+from instaflow.models.settings import ModelSettings
+from instaflow.rundir import StageFolder
+from instaflow.training.losses import ReflowLoss
+from pipelines.on_couplings import open_material, prepare, save_both, train_on
+
+
+def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
+    """Train on the straight paths between coupled noise and data; write the flow with EMA and raw weights."""
+    settings = stage.stage
+    material = open_material(stage)
+    model = material.model
+    loss = prepare(stage, material, lambda view: ReflowLoss(model.unet, view, model.encode, settings.caption_dropout))
+    trained = train_on(stage, stop, material, loss)
+    return save_both(
+        stage,
+        material,
+        trained,
+        ModelSettings(
+            kind="flow",
+            parametrization=settings.parametrization,
+            num_steps=settings.num_steps,
+            guidance_scale=settings.guidance_scale,
+        ),
+        summary=f"rectified flow, {trained.samples_seen:,} training samples from {settings.couplings}",
+    )

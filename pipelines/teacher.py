@@ -1,0 +1,103 @@
+"""The teacher stage: the miniature of Stable Diffusion that the digits experiment starts from."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from instaflow.digits.images import real_digits
+from instaflow.digits.losses import encode_all, measure_scaling_factor
+from instaflow.digits.networks import build_autoencoder, build_scheduler, build_text_encoder, build_unet
+from instaflow.digits.stream import AutoencoderLoss, DenoiserLoss, captions_at, records_at
+from instaflow.digits.tokenizer import build_tokenizer
+from instaflow.files import fingerprint_of
+from instaflow.interruption import Stop
+from instaflow.models.device import device
+from instaflow.models.export import save_model
+from instaflow.models.settings import ModelSettings
+from instaflow.rundir import StageFolder
+from instaflow.stages import Phase
+from instaflow.training.loop import Job, train
+from instaflow.world import world
+
+
+def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
+    """Train the autoencoder, then text encoder and U-Net together; write them as one pipeline folder."""
+    settings, place = stage.stage, device()
+    images, labels = real_digits()
+    images = images.to(place)
+    torch.manual_seed(stage.seed)
+    tokenizer = build_tokenizer()
+    scheduler: Any = build_scheduler()
+    vae: Any = build_autoencoder()
+    text_encoder: Any = build_text_encoder(tokenizer)
+    unet: Any = build_unet()
+    for network in (vae, text_encoder, unet):
+        network.to(place)
+
+    # Autoencoder
+    def image_batch(position: int, size: int) -> tuple[Tensor]:
+        return (images[records_at(stage.seed, "autoencoder", position, size, len(images))],)
+
+    job = digits_job(stage, "autoencoder", AutoencoderLoss(vae), image_batch, settings.autoencoder_phases)
+    trained = train(job, stage, stop)
+    job.loss.load_state_dict(trained.ema)
+    vae.requires_grad_(False).eval()
+    vae.register_to_config(scaling_factor=measure_scaling_factor(vae, images))
+
+    # Text encoder and U-Net
+    latents = encode_all(vae, images)
+
+    def latent_batch(position: int, size: int) -> tuple[Tensor, list[str]]:
+        records = records_at(stage.seed, "denoiser", position, size, len(latents))
+        captions = captions_at(stage.seed, "denoiser", position, labels[records].tolist())
+        return latents[records], captions
+
+    loss = DenoiserLoss(
+        unet,
+        text_encoder,
+        tokenizer=tokenizer,
+        alphas_cumprod=scheduler.alphas_cumprod,
+        caption_dropout=settings.caption_dropout,
+    )
+    trained = train(digits_job(stage, "denoiser", loss, latent_batch, settings.phases), stage, stop)
+
+    # Model folders
+    summary = f"latent diffusion model of handwritten digits, {trained.samples_seen:,} training samples"
+    for name, weights in (("model-raw", trained.raw), ("model", trained.ema)):
+        loss.load_state_dict(weights)
+        if world().leads:
+            save_model(
+                stage.folder / name,
+                unet=unet,
+                vae=vae,
+                text_encoder=text_encoder,
+                tokenizer=tokenizer,
+                scheduler=scheduler,
+                settings=ModelSettings(
+                    kind="teacher",
+                    num_steps=settings.num_steps,
+                    guidance_scale=settings.guidance_scale,
+                    weights="ema" if name == "model" else "raw",
+                    lineage=[{"stage": stage.name, "kind": "teacher", "summary": summary}],
+                ),
+            )
+    return lambda: fingerprint_of(stage.model)
+
+
+def digits_job(stage: StageFolder, name: str, loss: nn.Module, batch: Callable[..., tuple], phases: list[Phase]) -> Job:
+    """A training job on the digits with the stage's settings."""
+    settings = stage.stage
+    return Job(
+        name=name,
+        loss=loss,
+        batch=batch,
+        describe=lambda position, size: f"the digits' samples {position:,} to {position + size - 1:,}",
+        phases=phases,
+        micro_batch_size=settings.micro_batch_size,
+        ema_decay=settings.ema_decay,
+        weight_decay=settings.weight_decay,
+        gradient_clipping=settings.gradient_clipping,
+        checkpoint_every=settings.checkpoint_every,
+    )
