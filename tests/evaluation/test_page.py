@@ -117,7 +117,7 @@ def elements(content: str) -> list[tuple[str, str]]:
 
 
 def test_figures_that_are_not_finite_are_dashes_and_spoil_no_drawing():
-    broken = [replace(r, frechet_distance_real=math.nan, seconds_per_image=np.float32("inf")) for r in ROWS[3:]]
+    broken = [replace(r, frechet_distance_real=math.inf, seconds_per_image=np.float32("nan")) for r in ROWS[3:]]
     curve = LossCurve(stage="2rf", samples_seen=[64, 128, 192], loss=[1.0, math.nan, math.inf])
     base = full_report()
     assert base.gaps
