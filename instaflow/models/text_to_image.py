@@ -6,6 +6,7 @@ from typing import Any
 
 import diffusers
 import torch
+import transformers
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from instaflow.flow.views import EpsilonView, VelocityView, View
 from instaflow.models.settings import ModelSettings, read_settings
 
 diffusers.utils.logging.disable_progress_bar()
+transformers.utils.logging.disable_progress_bar()
 
 
 class TextToImage:
@@ -159,7 +161,8 @@ def load_model(place: str | Path, *, device: torch.device, dtype: torch.dtype = 
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
             str(place),
-            torch_dtype=dtype,
+            dtype=dtype,
+            low_cpu_mem_usage=False,  # its other way needs one more library
             safety_checker=None,
             requires_safety_checker=False,
             local_files_only=folder.is_dir(),
