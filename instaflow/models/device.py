@@ -13,6 +13,7 @@ def device() -> torch.device:
 
 
 def set_up_cpu() -> None:
-    """Use the machine's cores the same way whatever launched us: the number of threads is part of a result's bits."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    """Share the machine's cores evenly among its processes, whatever the launcher thinks of threads."""
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     torch.set_flush_denormal(True)

@@ -1,0 +1,23 @@
+"""What several test files share: one whole digits run, and one with its counts cut to a tenth."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.pipelines.runs import CONFIG, cut_to_a_tenth, instaflow
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`instaflow run configs/digits.yaml`, from nothing to the report."""
+    run = tmp_path_factory.mktemp("whole") / "digits"
+    instaflow("run", CONFIG, "--run-dir", run)
+    return run
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with every count cut to a tenth; tests copy what they change."""
+    run = tmp_path_factory.mktemp("small") / "digits"
+    instaflow("run", CONFIG, "--run-dir", run, *cut_to_a_tenth())
+    return run

@@ -1,0 +1,76 @@
+"""Real runs of the digits experiment by the real command, whole or with its counts cut to a tenth."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from instaflow.config import load_experiment
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "configs" / "digits.yaml"
+TRAINED = ("teacher", "2rf", "student", "direct")
+
+
+def cut_to_a_tenth() -> list[str]:
+    """`--set` options that cut every count of the experiment to a tenth; couple stages keep eight shards."""
+    options = []
+    for name, stage in load_experiment(str(CONFIG)).stages.items():
+        settings = stage.model_dump()
+        for key in ("phases", "autoencoder_phases"):
+            for index, phase in enumerate(settings.get(key, [])):
+                for count in ("samples", "warmup_samples"):
+                    options += ["--set", f"stages.{name}.{key}.{index}.{count}={phase[count] // 10}"]
+        for key in ("count", "records_per_shard", "num_samples"):
+            if key in settings:
+                options += ["--set", f"stages.{name}.{key}={settings[key] // 10}"]
+        if settings["kind"] == "couple":
+            options += ["--set", f"stages.{name}.batch_size={settings['records_per_shard'] // 20}"]
+    return options
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "cli", *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(ROOT)}
+
+
+def instaflow(*arguments: str | Path, expect: int = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; fail with its output unless it exits as expected."""
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, cwd=cwd, env=environment())
+    assert done.returncode == expect, (
+        f"exit {done.returncode}, not {expect}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    )
+    return done
+
+
+def stop_when(
+    ready: Callable[[], bool], number: signal.Signals, *arguments: str | Path
+) -> subprocess.CompletedProcess[str]:
+    """Start a command, send it a signal once `ready()`, and wait for its end."""
+    process = subprocess.Popen(
+        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    deadline = time.monotonic() + 300
+    while not ready() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    stopped_in_time = process.poll() is None
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert stopped_in_time, f"the command ended before it could be stopped:\n{out[-2000:]}\n{err[-2000:]}"
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def torchrun(processes: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a command in several processes; fail with their output unless all of them succeed."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    done = subprocess.run(
+        [*launcher, "-m", "cli", *map(str, arguments)], capture_output=True, text=True, env=environment()
+    )
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done
