@@ -11,7 +11,19 @@ import click
 
 from instaflow import __version__
 
-KINDS = ("teacher", "couple", "reflow", "distill", "evaluate")
+ROOM = "Make room, or write to another place; the same command goes on"
+ACCESS = "Check the permissions there, or choose another place"
+PATH = "Check the path: a file stands where a folder is needed, or a name is too long"
+REMEDIES = {
+    errno.ENOSPC: ROOM,
+    errno.EDQUOT: ROOM,
+    errno.EACCES: ACCESS,
+    errno.EPERM: ACCESS,
+    errno.EROFS: ACCESS,
+    errno.EEXIST: PATH,
+    errno.ENOTDIR: PATH,
+    errno.ENAMETOOLONG: PATH,
+}
 
 
 class Commands(click.Group):
@@ -234,10 +246,10 @@ def main() -> None:
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in REMEDIES:
             raise
-        where = f" at '{error.filename}'" if error.filename else ""
-        leave(f"{error.strerror}{where}", "Make room or choose another --run-dir; the same command goes on", 1)
+        where = f": '{error.filename}'" if error.filename else ""
+        leave(f"{error.strerror}{where}", REMEDIES[error.errno], 1)
     finally:
         if "torch" in sys.modules:
             from instaflow.world import leave as disconnect

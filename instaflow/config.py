@@ -26,6 +26,8 @@ class Experiment:
     run: str
     seed: int
     stages: dict[str, Stage]
+    overrides: tuple[str, ...] = ()
+    """What `--set` changed; commands in hints repeat it too."""
 
     def stage_parents(self, name: str) -> list[str]:
         """The stages that `name` builds on, in the file's order."""
@@ -35,7 +37,8 @@ class Experiment:
     def resolved(self) -> str:
         """The whole experiment as YAML, every default spelled out."""
         stages = {name: in_story_order(stage) for name, stage in self.stages.items()}
-        return yaml.safe_dump({"run": self.run, "seed": self.seed, "stages": stages}, sort_keys=False, width=100)
+        tree = {"run": self.run, "seed": self.seed, "stages": stages}
+        return yaml.dump(tree, Dumper=Dumper, sort_keys=False, width=100, allow_unicode=True)
 
 
 def in_story_order(stage: Stage) -> dict[str, Any]:
@@ -61,7 +64,8 @@ def load_experiment(source: str, overrides: Sequence[str] = (), run: str | None 
     check_keys(tree, ("run", "seed", "stages"), "the experiment")
     folder, seed, stages = run or tree.get("run"), tree.get("seed", 0), tree.get("stages")
     if not isinstance(folder, str) or not folder:
-        raise ConfigError("'run' is missing: the folder that the run is written to", "Write, say, run: runs/digits")
+        said = "is missing: the folder that the run is written to" if not folder else f"must be text, not {folder!r}"
+        raise ConfigError(f"'run' {said}", "Write, say, run: runs/digits")
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ConfigError(f"'seed' must be a whole number of at least 0, not {seed!r}")
     if not isinstance(stages, dict) or not stages:
@@ -70,7 +74,7 @@ def load_experiment(source: str, overrides: Sequence[str] = (), run: str | None 
     parsed = {name: locate_prompts(stage, path.parent) for name, stage in parsed.items()}
     for name, stage in parsed.items():
         check_parents(name, stage, parsed)
-    return Experiment(source=source, run=folder, seed=seed, stages=in_order(parsed))
+    return Experiment(source=source, run=folder, seed=seed, stages=in_order(parsed), overrides=tuple(overrides))
 
 
 def find_config(source: str) -> Path:
@@ -106,11 +110,15 @@ class Loader(yaml.SafeLoader):
 Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), None)
 Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:null|Null|NULL|~|)$"), None)
 Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$"), None)
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?$"),
-    None,
-)
+FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?$")
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, None)
+
+
+class Dumper(yaml.SafeDumper):
+    """Writes what Loader reads back: a text that either dialect of YAML takes for something else stands in quotes."""
+
+
+Dumper.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, None)
 
 
 def construct_float(loader: Loader, node: yaml.ScalarNode) -> float:
@@ -119,12 +127,14 @@ def construct_float(loader: Loader, node: yaml.ScalarNode) -> float:
 
 def construct_mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     """A mapping in which a key that stands twice is an error, where PyYAML would let the last one win in silence."""
-    seen: set[Any] = set()
+    seen: set[str] = set()
     for key_node, _ in node.value:
-        key = key_node.value
-        if key in seen:
-            raise ConfigError(f"'{key}' stands twice in one mapping (line {key_node.start_mark.line + 1})")
-        seen.add(key)
+        line = key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise ConfigError(f"A key must be a single word, not a list or a mapping (line {line})")
+        if key_node.value in seen:
+            raise ConfigError(f"'{key_node.value}' stands twice in one mapping (line {line})")
+        seen.add(key_node.value)
     # Keys are names: a stage called 2024 stays text.
     return {key_node.value: loader.construct_object(value_node, deep=True) for key_node, value_node in node.value}
 
@@ -140,8 +150,10 @@ def parse_yaml(text: str, where: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error)
+        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
         raise ConfigError(f"{where}{line} is not valid YAML: {problem}") from error
+    except (ValueError, LookupError, AttributeError) as error:  # what PyYAML lets through
+        raise ConfigError(f"{where} has a value that is not what its '!!' tag says") from error
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
@@ -156,8 +168,9 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         here = ".".join(keys[:depth]) or "the experiment"
         last = depth == len(keys) - 1
         if isinstance(node, list):
-            if not key.isdigit() or int(key) >= len(node):
-                raise ConfigError(f"--set '{override}': '{here}' has items 0 to {len(node) - 1}, not '{key}'")
+            if not re.fullmatch("[0-9]+", key) or int(key) >= len(node):
+                items = f"items 0 to {len(node) - 1}, not '{key}'" if node else f"no items, so no '{key}'"
+                raise ConfigError(f"--set '{override}': '{here}' has {items}")
             if last:
                 node[int(key)] = value
             else:
@@ -177,8 +190,9 @@ def split_path(path: str, tree: dict[str, Any]) -> list[str]:
     """The keys of a dotted path; a stage's own name may hold dots."""
     stages = tree.get("stages")
     for name in stages if isinstance(stages, dict) else ():
-        if "." in str(name) and path.startswith(f"stages.{name}."):
-            return ["stages", str(name), *path.removeprefix(f"stages.{name}.").split(".")]
+        if "." in name and f"{path}.".startswith(f"stages.{name}."):
+            below = path.removeprefix(f"stages.{name}").removeprefix(".")
+            return ["stages", name, *(below.split(".") if below else ())]
     return path.split(".")
 
 
@@ -193,7 +207,7 @@ def parse_stage(name: str, settings: Any) -> Stage:
     if not isinstance(settings, dict):
         raise ConfigError(f"'{where}' must be a mapping of settings, not {settings!r}")
     kind = settings.get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         said = f"no such kind: '{kind}'" if kind is not None else "'kind' is missing"
         raise ConfigError(f"'{where}': {said}", nearest(str(kind), KINDS))
     schema = KINDS[kind]
@@ -243,20 +257,26 @@ def describe(error: ValidationError, where: str) -> str:
     lines = []
     for finding in error.errors():
         path = ".".join([where, *(str(part) for part in finding["loc"] if part not in ("str", "list[str]"))])
-        rule = finding["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        rule = finding["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("List ")
+        rule = rule.partition(" after validation")[0]
         if finding["type"] == "missing":
             lines.append(f"'{path}' is missing")
         elif finding["type"] == "value_error":
             lines.append(f"'{path}': {rule}")
         else:
-            lines.append(f"'{path}' {rule}, not {finding['input']!r}")
+            scalar = isinstance(finding["input"], int | float)
+            quotes = " (put it in quotes)" if finding["type"] == "string_type" and scalar else ""
+            lines.append(f"'{path}' {rule}, not {finding['input']!r}{quotes}")
     return "\n       ".join(dict.fromkeys(lines))
 
 
 def locate_prompts(stage: Stage, folder: Path) -> Stage:
-    """Read a relative prompt file beside the experiment file, from wherever the command is called."""
+    """Read a relative prompt file beside the experiment file, from wherever the command is called.
+
+    The place is absolute, so that the resolved experiment means the same wherever it is saved.
+    """
     if isinstance(stage, CoupleStage) and isinstance(stage.prompts, str) and "://" not in stage.prompts:
-        return stage.model_copy(update={"prompts": str(folder / stage.prompts)})
+        return stage.model_copy(update={"prompts": str((folder / stage.prompts).absolute())})
     return stage
 
 
@@ -267,7 +287,13 @@ def check_parents(name: str, stage: Stage, stages: dict[str, Stage]) -> None:
         where = f"stages.{name}.{key}"
         if parent in stages:
             if stages[parent].gives != wanted:
-                raise ConfigError(f"'{where}' needs a stage that gives {article(wanted)}, and '{parent}' gives none")
+                givers = ", ".join(other for other, found in stages.items() if found.gives == wanted and other != name)
+                raise ConfigError(
+                    f"'{where}' needs a stage that gives {article(wanted)}, and '{parent}' gives none",
+                    f"Stages that do: {givers}" if givers else "",
+                )
+        elif not parent:
+            raise ConfigError(f"'{where}' is empty: it names a stage, a folder or a hub model")
         elif not Path(parent).is_dir() and not (wanted == "model" and re.fullmatch(r"[\w.-]+/[\w.-]+", parent)):
             hint = nearest(parent, stages)
             raise ConfigError(f"'{where}' names '{parent}', which is no stage of this experiment and no folder", hint)

@@ -34,15 +34,21 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def replace_folder(temporary: Path, folder: Path) -> None:
-    """Move the finished `temporary` folder to its final name, in place of an older one."""
+    """Move the finished `temporary` folder to its final name, in place of an older one.
+
+    A reader, or a crash, sees a whole folder under the final name or none, never a part of one.
+    """
     for file in sorted(temporary.rglob("*")):
         if file.is_file():
             with open(file, "rb") as handle:
                 os.fsync(handle.fileno())
+    older = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(older, ignore_errors=True)
     if folder.exists():
-        shutil.rmtree(folder)
+        os.replace(folder, older)
     os.replace(temporary, folder)
     sync_folder(folder.parent)
+    shutil.rmtree(older, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:

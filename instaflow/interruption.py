@@ -20,11 +20,13 @@ class Stop:
 def listening() -> Iterator[Stop]:
     """A Stop that hears SIGINT and SIGTERM while the block runs."""
     stop = Stop()
+    heard: set[int] = set()
 
     def hear(number: int, frame: FrameType | None) -> None:
-        if stop.signal == "SIGINT" and number == signal.SIGINT:
+        if number == signal.SIGINT and number in heard:
             raise KeyboardInterrupt
-        stop.signal = signal.Signals(number).name
+        heard.add(number)
+        stop.signal = stop.signal or signal.Signals(number).name
 
     before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -51,10 +51,8 @@ class Progress:
         elif now - self.said >= PLAIN_EVERY:
             self.said = now
             left = (self.total - done) / max(rate, 1e-9)
-            print(
-                f"{self.label}: {done:,}/{self.total:,} {self.unit}, {rate:,.0f}/s, {left:,.0f} s left  {words}",
-                flush=True,
-            )
+            line = f"{self.label}: {done:,}/{self.total:,} {self.unit}, {rate:,.0f}/s, {left:,.0f} s left  {words}"
+            print(line.rstrip(), flush=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -10,9 +10,10 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,11 @@ from typing import Any
 
 from instaflow.config import Experiment
 from instaflow.errors import ConfigError, DataError, InstaFlowError
-from instaflow.files import fingerprint_of, sha256_of, write_json
+from instaflow.files import fingerprint_of, sha256_of, write_file, write_json
 from instaflow.stages import CoupleStage
 
 FORMAT = 1
+PLACES = ("model", "init", "teacher", "couplings")  # the settings that may name a folder or a hub model
 
 
 @dataclass
@@ -36,6 +38,7 @@ class StageFolder:
     seed: int
     stage_names: tuple[str, ...]
     source: str
+    overrides: tuple[str, ...] = ()
     started: float = 0.0
 
     @property
@@ -53,7 +56,9 @@ class StageFolder:
 
     def command(self) -> str:
         """What to type to run or resume this stage."""
-        return f"instaflow {self.stage.kind} {self.source} --run-dir {self.run} --stage {self.name}"
+        changes = [word for override in self.overrides for word in ("--set", override)]
+        options = ["--run-dir", str(self.run), "--stage", self.name, *changes]
+        return shlex.join(["instaflow", self.stage.kind, self.source, *options])
 
     def locate(self, parent: str) -> str:
         """A parent's payload: a stage's model folder or the stage's folder, or the folder or hub name as it stands."""
@@ -71,14 +76,19 @@ class StageFolder:
 
     def identity(self) -> dict[str, Any]:
         """What decides this stage's result, its parents by content. Raises DataError if a parent is not there."""
-        identity: dict[str, Any] = {"format": FORMAT, "name": self.name, "seed": self.seed, **self.stage.identity()}
+        return {**self.own_identity(), **self.contents(self.stage.parents())}
+
+    def own_identity(self) -> dict[str, Any]:
+        """The identity less the parents' content."""
+        outside = set(self.stage.parents().values()) - set(self.stage_names)
+        settings = without_places(self.stage.identity(), outside)  # no path is part of an identity
+        identity = {"format": FORMAT, "name": self.name, "seed": self.seed, **settings}
         if isinstance(self.stage, CoupleStage):
             identity["prompts"] = content_of(self.stage.prompts)
-        for key, parent in self.stage.parents().items():
-            if parent not in self.stage_names:
-                identity.pop(key, None)  # no path is part of an identity
-            identity[f"{key} (content)"] = self.content(parent)
         return identity
+
+    def contents(self, parents: Mapping[str, str]) -> dict[str, str]:
+        return {f"{key} (content)": self.content(parent) for key, parent in parents.items()}
 
     def content(self, parent: str) -> str:
         """The fingerprint of a parent: of a done stage, a folder, or a hub model's name."""
@@ -90,15 +100,24 @@ class StageFolder:
         return (self.folder / "done.json").is_file()
 
     def check_identity(self) -> None:
-        """Refuse to go on with a stage that was begun with other settings or other parents. Raises ConfigError."""
+        """Refuse to go on with a stage that was begun with other settings or other parents. Raises ConfigError.
+
+        Parents that are not here don't count: a done stage may have been copied into this run without them.
+        """
         file = self.folder / "stage.json"
         if not file.is_file():
             return
-        old, new = json.loads(file.read_text())["identity"], self.identity()
+        here, absent = {}, set()
+        for key, parent in self.stage.parents().items():
+            if parent in self.stage_names and not (self.run / parent / "done.json").is_file():
+                absent.add(f"{key} (content)")
+            else:
+                here[key] = parent
+        old, new = flat(read_json(file)["identity"]), flat({**self.own_identity(), **self.contents(here)})
         changes = [
-            f"'{key}' was {old.get(key)!r}, is now {new.get(key)!r}"
+            f"'{key}' was {said(old, key)}, is now {said(new, key)}"
             for key in {**old, **new}
-            if old.get(key) != new.get(key)
+            if key not in absent and said(old, key) != said(new, key)
         ]
         if changes:
             raise ConfigError(
@@ -132,6 +151,7 @@ class StageFolder:
         settings = self.stage.model_dump(mode="json")
         write_json(self.folder / "stage.json", {"identity": self.identity(), "settings": settings})
         self.set_state("running")
+        self.forget_stats(lambda line: True)  # but a line that a kill cut short, which would swallow the next one
         self.start_clock()
 
     def start_clock(self) -> None:
@@ -162,17 +182,15 @@ class StageFolder:
         """Drop the lines for which `keep(line)` is false: those past the state that work resumes from."""
         if self.stats_file.exists():
             lines = [line for line in self.stats() if keep(line)]
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            temporary = self.stats_file.with_suffix(".tmp")
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, self.stats_file)
+            write_file(self.stats_file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def stage_folders(experiment: Experiment) -> dict[str, StageFolder]:
     """Every stage of an experiment with its folder, in order."""
     names = tuple(experiment.stages)
+    place, seed, source, overrides = Path(experiment.run), experiment.seed, experiment.source, experiment.overrides
     return {
-        name: StageFolder(Path(experiment.run), name, stage, experiment.seed, names, experiment.source)
+        name: StageFolder(place, name, stage, seed, names, source, overrides)
         for name, stage in experiment.stages.items()
     }
 
@@ -180,12 +198,48 @@ def stage_folders(experiment: Experiment) -> dict[str, StageFolder]:
 def read_stats(file: Path) -> list[dict[str, Any]]:
     """The lines of a stats.jsonl; a last line that a kill cut short does not count."""
     lines = []
-    for text in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+    for text in file.read_bytes().split(b"\n") if file.exists() else ():
         try:
             lines.append(json.loads(text))
-        except json.JSONDecodeError:
+        except ValueError:  # no JSON, or cut inside a character
             continue
     return lines
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """One of a stage's own files. Raises DataError if it is damaged."""
+    try:
+        value: dict[str, Any] = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise DataError(f"'{file}' is damaged: {error}", f"Delete '{file.parent}' to make the stage anew") from error
+    return value
+
+
+def without_places(value: Any, places: set[str]) -> Any:
+    """A stage's settings without the folders and hub names in `places`; their content stands beside."""
+    if isinstance(value, list):
+        return [without_places(item, places) for item in value]
+    if isinstance(value, dict):
+        kept = {key: item for key, item in value.items() if not (key in PLACES and item in places)}
+        return {key: without_places(item, places) for key, item in kept.items()}
+    return value
+
+
+def flat(value: dict[str, Any]) -> dict[str, Any]:
+    """The same settings by dotted path, as `--set` names them."""
+    found = {}
+    for key, item in value.items():
+        if isinstance(item, list) and item and all(isinstance(part, dict) for part in item):
+            item = {str(index): part for index, part in enumerate(item)}
+        if isinstance(item, dict):
+            found.update({f"{key}.{below}": part for below, part in flat(item).items()})
+        else:
+            found[key] = item
+    return found
+
+
+def said(settings: dict[str, Any], key: str) -> str:
+    return repr(settings[key]) if key in settings else "absent"
 
 
 def read_done(folder: Path) -> dict[str, Any]:
@@ -193,8 +247,7 @@ def read_done(folder: Path) -> dict[str, Any]:
     file = folder / "done.json"
     if not file.is_file():
         raise DataError(f"Stage '{folder.name}' in '{folder.parent}' is not done", "Run it first")
-    mark: dict[str, Any] = json.loads(file.read_text())
-    return mark
+    return read_json(file)
 
 
 def content_of(prompts: str | list[str]) -> str:

@@ -24,17 +24,17 @@ def run_kind(experiment: Experiment, kind: str) -> None:
     if not mine:
         raise ConfigError(f"'{experiment.source}' has no stage of kind '{kind}'")
     check_inputs(mine)
-    ran, waiting = False, []
+    ran, waiting = False, {}
     for name, stage in mine.items():
-        missing = [stages[parent] for parent in experiment.stage_parents(name) if not stages[parent].is_done()]
+        missing = missing_parents(experiment, stages, name)
         if missing:
-            waiting.append(f"'{name}' waits for {' and '.join(repr(parent.name) for parent in missing)}")
-            hint = f"Run first: {missing[0].command()}"
-            say(waiting[-1])
+            waiting[name] = f"'{name}' waits for {' and '.join(repr(parent) for parent in missing)}"
         else:
             ran = run_stage(stage) or ran
     if waiting and not ran:
-        raise InstaFlowError("; ".join(waiting), hint)
+        raise InstaFlowError("; ".join(waiting.values()), run_first(experiment, stages, next(iter(waiting))))
+    for line in waiting.values():
+        say(line)
 
 
 def run_one(experiment: Experiment, kind: str, name: str) -> None:
@@ -46,12 +46,25 @@ def run_one(experiment: Experiment, kind: str, name: str) -> None:
     if stage.stage.kind != kind:
         raise ConfigError(f"Stage '{name}' is of kind '{stage.stage.kind}'", f"Run: {stage.command()}")
     check_inputs({name: stage})
-    for parent in experiment.stage_parents(name):
-        if not stages[parent].is_done():
-            raise InstaFlowError(
-                f"Stage '{name}' builds on '{parent}', which is not done", f"Run first: {stages[parent].command()}"
-            )
+    missing = missing_parents(experiment, stages, name)
+    if missing:
+        message = f"Stage '{name}' builds on '{missing[0]}', which is not done"
+        raise InstaFlowError(message, run_first(experiment, stages, name))
     run_stage(stage)
+
+
+def missing_parents(experiment: Experiment, stages: dict[str, StageFolder], name: str) -> list[str]:
+    """The stages that `name` waits for; a done one waits for none."""
+    if stages[name].is_done():
+        return []
+    return [parent for parent in experiment.stage_parents(name) if not stages[parent].is_done()]
+
+
+def run_first(experiment: Experiment, stages: dict[str, StageFolder], name: str) -> str:
+    """A hint: the command for the first stage on the way to `name` that is not done and waits for nothing."""
+    while missing := missing_parents(experiment, stages, name):
+        name = missing[0]
+    return f"Run first: {stages[name].command()}"
 
 
 def check_inputs(stages: dict[str, StageFolder]) -> None:
@@ -78,7 +91,8 @@ def run_stage(stage: StageFolder) -> bool:
             try:
                 work(module, stage)
             except BaseException as error:
-                stage.set_state("interrupted" if isinstance(error, Interrupted) else "failed", reason=str(error))
+                stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+                stage.set_state("interrupted" if stopped else "failed", reason=str(error) or type(error).__name__)
                 raise
     else:
         world.barrier()
