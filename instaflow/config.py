@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
+from yaml.constructor import ConstructorError
 
 from instaflow.errors import ConfigError
 from instaflow.stages import KINDS, CoupleStage, Section, Stage
@@ -61,7 +62,7 @@ def load_experiment(source: str, overrides: Sequence[str] = (), run: str | None 
         raise ConfigError(f"'{source}' is not an experiment: a mapping with 'run', 'seed' and 'stages' is expected")
     for override in overrides:
         apply_override(tree, override)
-    check_keys(tree, ("run", "seed", "stages"), "the experiment")
+    check_keys(tree, ("run", "seed", "stages"), source)
     folder, seed, stages = run or tree.get("run"), tree.get("seed", 0), tree.get("stages")
     if not isinstance(folder, str) or not folder:
         said = "is missing: the folder that the run is written to" if not folder else f"must be text, not {folder!r}"
@@ -129,11 +130,11 @@ def construct_mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     """A mapping in which a key that stands twice is an error, where PyYAML would let the last one win in silence."""
     seen: set[str] = set()
     for key_node, _ in node.value:
-        line = key_node.start_mark.line + 1
+        mark = key_node.start_mark
         if not isinstance(key_node, yaml.ScalarNode):
-            raise ConfigError(f"A key must be a single word, not a list or a mapping (line {line})")
+            raise ConstructorError(problem="a key must be a single word, not a list or a mapping", problem_mark=mark)
         if key_node.value in seen:
-            raise ConfigError(f"'{key_node.value}' stands twice in one mapping (line {line})")
+            raise ConstructorError(problem=f"'{key_node.value}' stands twice in one mapping", problem_mark=mark)
         seen.add(key_node.value)
     # Keys are names: a stage called 2024 stays text.
     return {key_node.value: loader.construct_object(value_node, deep=True) for key_node, value_node in node.value}
@@ -208,7 +209,7 @@ def parse_stage(name: str, settings: Any) -> Stage:
         raise ConfigError(f"'{where}' must be a mapping of settings, not {settings!r}")
     kind = settings.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
-        said = f"no such kind: '{kind}'" if kind is not None else "'kind' is missing"
+        said = f"no such kind: {kind!r}" if kind is not None else "'kind' is missing"
         raise ConfigError(f"'{where}': {said}", nearest(str(kind), KINDS))
     schema = KINDS[kind]
     check_nested_keys(settings, schema, where)
@@ -259,6 +260,8 @@ def describe(error: ValidationError, where: str) -> str:
         path = ".".join([where, *(str(part) for part in finding["loc"] if part not in ("str", "list[str]"))])
         rule = finding["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("List ")
         rule = rule.partition(" after validation")[0]
+        if finding["loc"][-1:] == ("str",) and isinstance(finding["input"], list):
+            continue  # a text or a list: what is wrong with the list is another finding
         if finding["type"] == "missing":
             lines.append(f"'{path}' is missing")
         elif finding["type"] == "value_error":

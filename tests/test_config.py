@@ -1,0 +1,523 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from instaflow.config import load_experiment, parse_yaml
+from instaflow.errors import ConfigError
+from tests.experiments import PHASE, SMALL, write
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+HUB = "kind: couple, model: some-one/some.model_1"
+
+
+def refusal(folder: Path, text: str, *overrides: str) -> ConfigError:
+    """The error that an experiment file with this text is refused with."""
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(write(folder, text), overrides)
+    return caught.value
+
+
+def couple(**settings: str) -> str:
+    """An experiment of one couple stage; settings as YAML text."""
+    stage = {"prompts": "[a]", "count": "8", "guidance_scale": "1.5"} | settings
+    return f"run: r\nstages:\n  pairs: {{{HUB}, {', '.join(f'{key}: {value}' for key, value in stage.items())}}}\n"
+
+
+# --- YAML's traps ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-6", 1e-6),
+        ("2E3", 2000.0),
+        ("+1.5e+3", 1500.0),
+        (".5", 0.5),
+        ("1.", 1.0),
+        ("1_000", 1000),
+        ("1_000.5", 1000.5),
+        ("-3", -3),
+        ("0", 0),
+        ("true", True),
+        ("False", False),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        ("[1, [a, 2.0]]", [1, ["a", 2.0]]),
+    ],
+)
+def test_numbers_and_constants_are_what_they_look_like(text, value):
+    found = parse_yaml(text, "here")
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "yes",
+            "no",
+            "on",
+            "off",
+            "Yes",
+            "NO",
+            "y",
+            "n",
+            "tRue",
+            "2024-01-31",
+            "2024-01-31T10:00:00Z",
+            "1:30",
+            "12:30:45",
+        ),
+        *(
+            "1:2.5",
+            "012",
+            "0x10",
+            "0o17",
+            "0b1",
+            "2rf",
+            "1e",
+            "1e-",
+            "e5",
+            ".e3",
+            ".",
+            "_1",
+            ".inf",
+            ".nan",
+            "=",
+            "a=b",
+        ),
+    ],
+)
+def test_what_looks_odd_is_text(text):
+    assert parse_yaml(text, "here") == text
+    assert parse_yaml(f"[{text}]", "here") == [text]
+
+
+def test_keys_are_text():
+    assert list(parse_yaml("{2024: a, 1e3: a, 2rf: a, true: a, null: a}", "here")) == [
+        "2024",
+        "1e3",
+        "2rf",
+        "true",
+        "null",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: 1\nb: 2\na: 3", ("line 3", "'a' stands twice")),
+        ("a:\n  b: 1\n  'b': 2", ("line 3", "'b' stands twice")),
+        ("{1: a, '1': b}", ("'1' stands twice",)),
+        ("a: 1\n? [b]\n: 2", ("line 2", "a key must be a single word")),
+        ("a:\n\tb: 1", ("line 2", "'\\t'")),
+        ("a: [1, 2", ("not valid YAML",)),
+        ("a: 1\n---\nb: 2", ("line 2", "another document")),
+        ("a: !!python/object:os.system {}", ("line 1", "python")),
+        ("a: !!int eight", ("'!!' tag",)),
+        ("a: !!bool maybe", ("'!!' tag",)),
+        ("a: !!timestamp soon", ("'!!' tag",)),
+        ("a: &x {b: *x}", ("recursive",)),
+        ("a: \0", ("#x0000",)),
+    ],
+)
+def test_bad_yaml_is_refused_with_its_place(text, words):
+    with pytest.raises(ConfigError) as caught:
+        parse_yaml(text, "'file.yaml'")
+    assert caught.value.message.startswith("'file.yaml'")
+    assert "\n" not in caught.value.message
+    for word in words:
+        assert word in caught.value.message
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
+    path = tmp_path / "bom.yaml"
+    path.write_bytes(b"\xef\xbb\xbf" + SMALL.lstrip().encode())
+    assert load_experiment(str(path)).run == "runs/small"
+
+
+def test_a_file_that_is_not_utf8_is_refused(tmp_path):
+    path = tmp_path / "latin.yaml"
+    path.write_bytes("run: café".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"latin.yaml' is not UTF-8 text \(byte 8\)"):
+        load_experiment(str(path))
+
+
+@pytest.mark.parametrize("text", ["", "# only a comment\n", "[run, seed]", "run", "5"])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
+    assert "is not an experiment: a mapping with 'run'" in refusal(tmp_path, text).message
+
+
+# --- the top of the file --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("stages: {}", "'run' is missing"),
+        ("run: ''\nstages: {}", "'run' is missing"),
+        ("run: 2024\nstages: {}", "'run' must be text, not 2024"),
+        ("run: r", "'stages' is missing"),
+        ("run: r\nstages: {}", "'stages' is missing or empty"),
+        ("run: r\nstages: [a]", "'stages' is missing or empty"),
+        ("run: r\nseed: -1\nstages: {}", "'seed' must be a whole number of at least 0, not -1"),
+        ("run: r\nseed: true\nstages: {}", "not True"),
+        ("run: r\nseed: 1.0\nstages: {}", "not 1.0"),
+        ("run: r\nseed: '1'\nstages: {}", "not '1'"),
+        ("run: r\nstages: {a: 5}", "'stages.a' must be a mapping of settings, not 5"),
+        ("run: r\nstages: {a: }", "'stages.a' must be a mapping of settings, not None"),
+        ("run: r\nstages: {a: {}}", "'stages.a': 'kind' is missing"),
+        ("run: r\nstages: {a: {kind: [couple]}}", "'stages.a': no such kind: ['couple']"),
+        ("run: r\nstages: {a/b: {kind: couple}}", "'stages.a/b': a stage's name is"),
+        ("run: r\nstages: {..: {kind: couple}}", "'stages...': a stage's name is"),
+        ("run: r\nstages: {-a: {kind: couple}}", "'stages.-a': a stage's name is"),
+        ("run: r\nstages: {'': {kind: couple}}", "a stage's name is"),
+        ("run: r\nstages: {sieben七: {kind: couple}}", "a stage's name is"),
+    ],
+)
+def test_what_is_wrong_at_the_top_is_named(tmp_path, text, words):
+    assert words in refusal(tmp_path, text).message
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("run: r\nsede: 1", "has no setting 'sede'", "Did you mean 'seed'?"),
+        ("run: r\nstages: {a: {kind: reflwo}}", "no such kind: 'reflwo'", "Did you mean 'reflow'?"),
+        ("run: r\nstages: {a: {kind: train}}", "no such kind: 'train'", "Known: teacher, couple, "),
+        (couple(cuont="1"), "'stages.pairs' has no setting 'cuont'", "Did you mean 'count'?"),
+        (couple(zzz="1"), "'stages.pairs' has no setting 'zzz'", "Known: kind, model, prompts, "),
+        (
+            SMALL.replace("autoencoder_phases: [{", "autoencoder_phases: [{smaples: 1, "),
+            "'stages.teacher.autoencoder_phases.0' has no setting 'smaples'",
+            "Did you mean 'samples'?",
+        ),
+        (
+            SMALL.replace("student, num_steps", "student, num_step"),
+            "'stages.report.models.1'",
+            "Did you mean 'num_steps'",
+        ),
+        (SMALL.replace("teacher, num_steps: 25", "teacher, numsteps: 25"), "'stages.report.reference'", "'num_steps'"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest(tmp_path, text, message, hint):
+    error = refusal(tmp_path, text)
+    assert message in error.message
+    assert hint in error.hint
+
+
+def test_the_unknown_key_of_a_second_phase_is_found(tmp_path):
+    phases = f"[{PHASE}, {PHASE.replace('learning_rate', 'learnign_rate')}]"
+    error = refusal(tmp_path, SMALL.replace(f"[{PHASE}, {PHASE}]", phases))
+    assert error.message == "'stages.2rf.phases.1' has no setting 'learnign_rate'"
+    assert error.hint == "Did you mean 'learning_rate'?"
+
+
+# --- values ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "received"),
+    [
+        ("count", "'64'", "'64'"),
+        ("count", "64.0", "64.0"),
+        ("count", "6.4e1", "64.0"),
+        ("count", "true", "True"),
+        ("count", "-1", "-1"),
+        ("count", "0", "0"),
+        ("count", "null", "None"),
+        ("count", "[8]", "[8]"),
+        ("count", "012", "'012'"),
+        ("guidance_scale", "'1.5'", "'1.5'"),
+        ("guidance_scale", "true", "True"),
+        ("guidance_scale", "-0.5", "-0.5"),
+        ("guidance_scale", ".inf", "'.inf'"),
+        ("guidance_scale", "1e400", "inf"),
+        ("dtype", "fp16", "'fp16'"),
+        ("dtype", "16", "16"),
+        ("timestep_spacing", "uniform", "'uniform'"),
+        ("prompts", "5", "5"),
+        ("prompts", "[]", "[]"),
+        ("prompts", "{a: b}", "{'a': 'b'}"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_path(tmp_path, key, value, received):
+    message = refusal(tmp_path, couple(**{key: value})).message
+    assert message.startswith((f"'stages.pairs.{key}' should be ", f"'stages.pairs.{key}' should have "))
+    assert f", not {received}" in message
+
+
+def test_every_wrong_value_of_a_stage_is_named_at_once(tmp_path):
+    message = refusal(tmp_path, couple(count="-1", batch_size="x")).message
+    assert [line.split("'")[1] for line in message.splitlines()] == ["stages.pairs.count", "stages.pairs.batch_size"]
+
+
+def test_a_missing_key_is_named(tmp_path):
+    text = couple().replace(", count: 8", "")
+    assert refusal(tmp_path, text).message == "'stages.pairs.count' is missing"
+
+
+def test_a_wrong_item_of_a_list_is_named(tmp_path):
+    message = refusal(tmp_path, couple(prompts="[a, 7, b]")).message
+    assert message == "'stages.pairs.prompts.1' should be a valid string, not 7 (put it in quotes)"
+
+
+def test_a_wrong_value_in_a_phase_is_named(tmp_path):
+    message = refusal(tmp_path, SMALL, "stages.2rf.phases.1.learning_rate=-1e-3").message
+    assert message == "'stages.2rf.phases.1.learning_rate' should be greater than 0, not -0.001"
+
+
+def test_whole_numbers_serve_as_fractions_but_not_the_other_way(tmp_path):
+    stage = load_experiment(write(tmp_path, couple(guidance_scale="2"))).stages["pairs"]
+    assert stage.guidance_scale == 2.0
+    assert type(stage.guidance_scale) is float
+
+
+def test_prompts_that_yaml_1_1_would_change_stay_prompts(tmp_path):
+    stage = load_experiment(write(tmp_path, couple(prompts="[yes, 'no', 2024-01-31, 012, '', \"7\"]"))).stages["pairs"]
+    assert stage.prompts == ["yes", "no", "2024-01-31", "012", "", "7"]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("stages.2rf.phases.0.samples=3", "'stages.2rf.phases.0': samples (3) is less than one global_batch_size (4)"),
+        ("stages.2rf.phases=[]", "'stages.2rf.phases' should have at least 1 item, not []"),
+        ("stages.2rf.ema_decay=1", "'stages.2rf.ema_decay' should be less than 1, not 1"),
+        ("stages.report.reference.num_steps=8", "'teacher' at 8 steps is not among the models"),
+        ("stages.report.models.1.model=teacher", "a model stands twice"),
+        ("stages.report.num_samples=1", "greater than or equal to 2, not 1"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused(tmp_path, override, words):
+    assert words in refusal(tmp_path, SMALL, override).message
+
+
+def test_the_paper_s_sign_needs_a_velocity(tmp_path):
+    overrides = ["stages.2rf.parametrization=epsilon", "stages.2rf.negate_output_at_start=true"]
+    assert "'stages.2rf': negate_output_at_start goes with" in refusal(tmp_path, SMALL, *overrides).message
+    load_experiment(write(tmp_path), ["stages.2rf.parametrization=velocity", overrides[1]])
+
+
+# --- --set ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "read"),
+    [
+        ("seed=7", lambda found: found.seed == 7),
+        ("run=runs/other", lambda found: found.run == "runs/other"),
+        ("stages.2rf.phases.1.samples=64", lambda found: [p.samples for p in found.stages["2rf"].phases] == [8, 64]),
+        ("stages.2rf.ema_decay=0.5", lambda found: found.stages["2rf"].ema_decay == 0.5),  # a key not in the file
+        (f"stages.2rf.phases=[{PHASE}]", lambda found: len(found.stages["2rf"].phases) == 1),
+        ("stages.pairs.prompts=[x, 'y']", lambda found: found.stages["pairs"].prompts == ["x", "y"]),
+        ("stages.pairs.prompts.1=a=b", lambda found: found.stages["pairs"].prompts == ["a seven", "a=b"]),
+        ("stages.pairs.prompts.0=no", lambda found: found.stages["pairs"].prompts[0] == "no"),
+        ("stages.pairs.prompts.0='7'", lambda found: found.stages["pairs"].prompts[0] == "7"),
+        ("stages.2rf.micro_batch_size=null", lambda found: found.stages["2rf"].micro_batch_size is None),
+        ("stages.report.models.0.num_steps=[25]", lambda found: found.stages["report"].models[0].num_steps == [25]),
+        (f"stages.new={{{HUB}, prompts: [a], count: 1, guidance_scale: 1}}", lambda found: "new" in found.stages),
+    ],
+)
+def test_set_changes_one_value(tmp_path, override, read):
+    assert not read(replace(load_experiment(write(tmp_path)), source="")) or "null" in override
+    assert read(load_experiment(write(tmp_path), [override]))
+
+
+@pytest.mark.parametrize(
+    "key", ["stages.v1.5.count=64", f"stages.v1.5={{{HUB}, prompts: [a], count: 64, guidance_scale: 1}}"]
+)
+def test_set_finds_a_stage_with_a_dot_in_its_name(tmp_path, key):
+    text = couple().replace("pairs:", "v1.5:")
+    assert load_experiment(write(tmp_path, text), [key]).stages["v1.5"].count == 64
+
+
+def test_the_last_set_wins_and_run_dir_beats_the_file(tmp_path):
+    found = load_experiment(write(tmp_path), ["seed=1", "seed=2"], run="elsewhere")
+    assert (found.seed, found.run) == (2, "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("override", "message", "hint"),
+    [
+        ("seed", "--set 'seed' is not of the form a.b=c", "Example: --set "),
+        ("=1", "--set '=1' is not of the form a.b=c", ""),
+        ("stages.2fr.ema_decay=0.9", "'stages' has no '2fr'", "Did you mean '2rf'?"),
+        ("stages.2rf.phases.2.samples=8", "'stages.2rf.phases' has items 0 to 1, not '2'", ""),
+        ("stages.2rf.phases.-1.samples=8", "has items 0 to 1, not '-1'", ""),
+        ("stages.2rf.phases.²=8", "has items 0 to 1, not '²'", ""),
+        ("stages.2rf.phases.samples=8", "has items 0 to 1, not 'samples'", ""),
+        ("stages.pairs.count.x=8", "'stages.pairs.count' is a single value and has nothing below it", ""),
+        ("stages.2rf.ema_dekay=0.9", "'stages.2rf' has no setting 'ema_dekay'", "Did you mean 'ema_decay'?"),
+        ("stages.2rf.phases=[1", "--set 'stages.2rf.phases=[1', line 1 is not valid YAML", ""),
+        ("stages.pairs.count='64'", "'stages.pairs.count' should be a valid integer, not '64'", ""),
+        ("stages.pairs.count=", "'stages.pairs.count' should be a valid integer, not None", ""),
+    ],
+)
+def test_a_set_that_fits_nowhere_is_refused(tmp_path, override, message, hint):
+    error = refusal(tmp_path, SMALL, override)
+    assert message in error.message
+    assert hint in error.hint
+
+
+def test_a_set_below_an_empty_list_is_refused(tmp_path):
+    error = refusal(tmp_path, SMALL, "stages.pairs.prompts=[]", "stages.pairs.prompts.0=a")
+    assert "'stages.pairs.prompts' has no items, so no '0'" in error.message
+
+
+# --- parents --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "message", "hint"),
+    [
+        ("stages.2rf.init=teahcer", "'stages.2rf.init' names 'teahcer', which is no stage", "Did you mean 'teacher'?"),
+        ("stages.2rf.couplings=some/where", "'stages.2rf.couplings' names 'some/where'", "Known: teacher, pairs, "),
+        ("stages.2rf.couplings=teacher", "needs a stage that gives couplings, and 'teacher' gives none", "pairs"),
+        ("stages.2rf.init=pairs", "needs a stage that gives a model, and 'pairs' gives none", "teacher, student"),
+        ("stages.2rf.init=report", "needs a stage that gives a model, and 'report' gives none", "teacher, student"),
+        ("stages.report.models.1.model=pairs", "'stages.report.models.1.model' needs a stage that gives a model", ""),
+        ("stages.2rf.init=''", "'stages.2rf.init' is empty", ""),
+        ("stages.2rf.init=/no/such/folder", "'stages.2rf.init' names '/no/such/folder'", ""),
+        ("stages.2rf.init=2024", "should be a valid string, not 2024 (put it in quotes)", ""),
+    ],
+)
+def test_a_parent_that_cannot_serve_is_refused(tmp_path, override, message, hint):
+    error = refusal(tmp_path, SMALL, override)
+    assert message in error.message
+    assert hint in error.hint
+
+
+def test_a_folder_serves_as_parent(tmp_path):
+    overrides = [f"stages.2rf.init={tmp_path}", f"stages.2rf.couplings={tmp_path}"]
+    found = load_experiment(write(tmp_path), overrides)
+    assert found.stage_parents("2rf") == []
+    assert found.stage_parents("student") == ["pairs", "2rf"]
+
+
+def test_a_hub_name_serves_as_model_but_not_as_couplings(tmp_path):
+    load_experiment(write(tmp_path), ["stages.2rf.init=some-one/some.model_1"])
+    assert "no folder" in refusal(tmp_path, SMALL, "stages.2rf.couplings=some-one/some.model_1").message
+
+
+@pytest.mark.parametrize("name", ["2rf", "1e3", "2024", "true", "v1.5", "null"])
+def test_a_stage_may_bear_any_plain_name(tmp_path, name):
+    text = SMALL.replace("  2rf:", f"  {name}:").replace("init: 2rf", f"init: '{name}'")
+    found = load_experiment(write(tmp_path, text))
+    assert found.stage_parents("student") == ["pairs", name]
+    again = load_experiment(write(tmp_path, found.resolved(), "again.yaml"))
+    assert again.stages == found.stages
+
+
+def test_a_circle_is_printed(tmp_path):
+    pairs2 = "  pairs2: {kind: couple, model: student, prompts: [a], count: 8, guidance_scale: 1}\n"
+    error = refusal(tmp_path, SMALL + pairs2, "stages.2rf.couplings=pairs2")
+    assert error.message == "The stages build on each other in a circle: 2rf → pairs2 → student → 2rf"
+
+
+def test_a_stage_that_builds_on_itself_is_a_circle(tmp_path):
+    error = refusal(tmp_path, SMALL, "stages.2rf.init=2rf")
+    assert error.message == "The stages build on each other in a circle: 2rf → 2rf"
+
+
+def test_the_order_follows_the_parents_whatever_the_file_s(tmp_path):
+    tree = yaml.safe_load(load_experiment(write(tmp_path)).resolved())
+    tree["stages"] = dict(reversed(tree["stages"].items()))
+    turned = load_experiment(write(tmp_path, yaml.safe_dump(tree, sort_keys=False), "turned.yaml"))
+    names = list(turned.stages)
+    assert sorted(names) == sorted(load_experiment(write(tmp_path)).stages)
+    for name in names:
+        for parent in turned.stages[name].parents().values():
+            assert names.index(parent) < names.index(name)
+
+
+def test_stages_that_do_not_depend_on_each_other_keep_the_file_s_order(tmp_path):
+    assert list(load_experiment(write(tmp_path)).stages) == ["teacher", "pairs", "2rf", "student", "report"]
+
+
+# --- where the file and its prompts are -----------------------------------------------------------------------------
+
+
+def test_a_packaged_config_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = load_experiment("digits")
+    assert found.source == "digits"
+    assert found.stages == load_experiment(str(CONFIGS / "digits.yaml")).stages
+
+
+def test_a_folder_of_the_same_name_does_not_hide_a_packaged_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    assert "teacher" in load_experiment("digits").stages
+
+
+@pytest.mark.parametrize(
+    ("source", "words"), [("nowhere.yaml", "No experiment file 'nowhere.yaml'"), (".", "is a folder")]
+)
+def test_a_file_that_is_not_there_is_named(source, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(source)
+    assert words in caught.value.message
+    assert source == "." or "digits" in caught.value.hint
+
+
+def test_a_relative_prompt_file_lies_beside_the_experiment(tmp_path, monkeypatch):
+    (tmp_path / "below").mkdir()
+    write(tmp_path / "below", couple(prompts="texts/mine.txt"))
+    monkeypatch.chdir(tmp_path)
+    found = load_experiment("below/small.yaml").stages["pairs"]
+    assert found.prompts == str(tmp_path / "below" / "texts" / "mine.txt")
+
+
+def test_an_absolute_prompt_file_stays_where_it_is(tmp_path):
+    assert load_experiment(write(tmp_path, couple(prompts="/data/p.txt"))).stages["pairs"].prompts == "/data/p.txt"
+
+
+# --- the resolved experiment ----------------------------------------------------------------------------------------
+
+
+def test_the_resolved_experiment_means_the_same_wherever_it_is_saved(tmp_path, monkeypatch):
+    (tmp_path / "first").mkdir()
+    (tmp_path / "second").mkdir()
+    text = SMALL.replace("[a seven, the digit 7]", "mine.txt").replace("learning_rate: 1e-3", "learning_rate: 1e-6")
+    write(tmp_path / "first", text)
+    monkeypatch.chdir(tmp_path)
+    found = load_experiment("first/small.yaml", ["seed=3", "stages.2rf.weight_decay=1e-10"])
+    monkeypatch.chdir(tmp_path / "second")
+    again = load_experiment(write(tmp_path / "second", found.resolved()))
+    assert (again.run, again.seed, again.stages) == (found.run, found.seed, found.stages)
+    assert list(again.stages) == list(found.stages)
+    assert again.resolved() == found.resolved()
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["1e-6", "1e3", "yes", "null", "012", "1:30", "2024-01-31", "", " a ", "a: b", "# c", "naïve 七", "a\nb", "- x"],
+)
+def test_a_prompt_survives_the_resolved_experiment(tmp_path, prompt):
+    text = SMALL.replace("[a seven, the digit 7]", json.dumps([prompt]))  # JSON is YAML in quotes
+    found = load_experiment(write(tmp_path, text))
+    assert found.stages["pairs"].prompts == [prompt]
+    assert load_experiment(write(tmp_path, found.resolved())).stages["pairs"].prompts == [prompt]
+
+
+def test_the_resolved_experiment_spells_out_defaults_and_starts_with_the_kind(tmp_path):
+    pairs = yaml.safe_load(load_experiment(write(tmp_path)).resolved())["stages"]["pairs"]
+    assert list(pairs)[:2] == ["kind", "model"]
+    assert pairs["records_per_shard"] == 1024
+    assert pairs["dtype"] == "float32"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_config_loads_and_resolves(path, tmp_path):
+    found = load_experiment(str(path))
+    assert load_experiment(write(tmp_path, found.resolved())).stages == found.stages
+    for stage in found.stages.values():
+        prompts = getattr(stage, "prompts", None)
+        assert not isinstance(prompts, str) or Path(prompts).is_file()
