@@ -8,7 +8,7 @@ from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from torch.nn import functional
 from transformers import CLIPTextModel
 
-KL_WEIGHT = 1e-4  # per latent value against the squared error per pixel value
+KL_WEIGHT = 1e-3  # per latent value against the squared error per pixel value
 
 
 def autoencoder_loss(vae: AutoencoderKL, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
