@@ -6,6 +6,7 @@ shapes are [B, C, H, W] for images and [B] for times and timesteps.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,8 +56,9 @@ class VelocityView:
 
     def grid(self, num_steps: int) -> tuple[Tensor, Tensor]:
         """The sampler's timesteps [N] and flow times [N + 1], the last of which is 1."""
-        levels = torch.linspace(1 - 1 / NUM_TIMESTEPS, 0, num_steps + 1, dtype=torch.float64)
-        return (levels[:-1] * NUM_TIMESTEPS + 1e-6).long(), 1 - levels
+        # In the scheduler's own arithmetic, whose rounding decides whether a timestep is 666 or 665.
+        levels = (1 - torch.from_numpy(np.linspace(1, 1 / NUM_TIMESTEPS, num_steps + 1))).flip(0)
+        return (levels[:-1] * NUM_TIMESTEPS).long(), 1 - levels
 
 
 @dataclass(frozen=True)
@@ -123,9 +125,14 @@ class EpsilonView:
         return (alpha + sigma) * z
 
     def grid(self, num_steps: int) -> tuple[Tensor, Tensor]:
-        """The sampler's timesteps [N] and flow times [N + 1], the last of which is 1."""
-        steps = torch.arange(num_steps, dtype=torch.float64)
-        timesteps = (NUM_TIMESTEPS - steps * NUM_TIMESTEPS / num_steps).round().long() - 1
+        """The sampler's timesteps [N] and flow times [N + 1], the last of which is 1.
+
+        DDIMScheduler steps by 1000 // N timesteps. Where N does not divide 1000 it therefore lands beside the timestep
+        that it asks the network for next, and stops short of the data: there, Euler on this grid is the better sampler.
+        """
+        # np.arange may reach one step too far, where the scheduler would ask for timestep -1.
+        rounded = np.arange(NUM_TIMESTEPS, 0, -NUM_TIMESTEPS / num_steps).round()[:num_steps]
+        timesteps = torch.from_numpy(rounded).long() - 1
         times = self.times().double()[timesteps]
         return timesteps, torch.cat([times, times.new_ones(1)])
 

@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+import torch
+
+from instaflow.flow.straightness import Trajectory, euler, straightness
+from instaflow.flow.views import VelocityView
+from tests.flow.test_schedules import runge_kutta
+from tests.flow.test_views import epsilon_view, noise
+
+
+def curved(x, timestep):
+    """A flow whose velocity is 2t everywhere; its network returns the negative at timestep 1000 (1 - t)."""
+    t = 1 - timestep.double() / 1000
+    return (-2 * t).float().view(-1, 1, 1, 1).expand(x.shape)
+
+
+def test_a_straight_flow_has_straightness_zero():
+    def towards(x, timestep):  # every path ends in 3
+        level = (timestep.float() / 1000).view(-1, 1, 1, 1)
+        return (x - 3) / level
+
+    for num_steps in (1, 4, 100):
+        path = euler(VelocityView(), lambda x, timestep: torch.full_like(x, -1.5), noise(), num_steps)
+        assert straightness(path).value == pytest.approx(0, abs=1e-8)
+    path = euler(VelocityView(), towards, noise(), 100)
+    assert straightness(path).relative < 1e-4
+    torch.testing.assert_close(path.states[-1], torch.full_like(noise(), 3), rtol=0, atol=0.05)
+
+
+def test_a_known_curved_flow():
+    """Velocity 2t: the mean is 1, so S is the integral of (2t - 1)^2, 1/3 for each of a latent's 32 values."""
+    result = straightness(euler(VelocityView(), curved, noise(), 1000))
+    assert result.value == pytest.approx(32 / 3, rel=5e-3)
+    assert result.relative == pytest.approx(1 / 3, rel=5e-3)
+    t, deviation = np.array(result.profile).T
+    np.testing.assert_allclose(deviation, 32 * (2 * t - 1) ** 2, atol=0.15)
+
+
+def test_straightness_of_states_by_hand():
+    """Two steps of different length: velocities 0 and 3, mean 2, so (1 * 4 + 2 * 1) / 3."""
+    times = torch.tensor([0.0, 1 / 3, 1.0], dtype=torch.float64)
+    velocities = torch.tensor([0.0, 3.0]).view(2, 1, 1, 1, 1)
+    states = torch.tensor([5.0, 5.0, 7.0]).view(3, 1, 1, 1, 1)
+    result = straightness(Trajectory(states, velocities, times))
+    assert result.value == pytest.approx(2.0, rel=1e-6) and result.relative == pytest.approx(0.5, rel=1e-6)
+    assert result.profile == [(pytest.approx(1 / 6, abs=1e-4), 4.0), (pytest.approx(2 / 3, abs=1e-4), 1.0)]
+
+
+def test_the_number_of_paths_does_not_matter():
+    def wavy(x, timestep):
+        return torch.sin(x + timestep.view(-1, 1, 1, 1) / 300)
+
+    once = straightness(euler(VelocityView(), wavy, noise(4), 50))
+    thrice = straightness(euler(VelocityView(), wavy, noise(4).repeat(3, 1, 1, 1), 50))
+    assert once.value > 0.1 and once.value == pytest.approx(thrice.value, rel=1e-5)
+    assert once.relative == pytest.approx(thrice.relative, rel=1e-5)
+
+
+def test_a_flow_that_does_not_move():
+    result = straightness(euler(VelocityView(), lambda x, timestep: torch.zeros_like(x), noise(), 5))
+    assert (result.value, result.relative) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("view", [VelocityView(), epsilon_view()], ids=["velocity", "epsilon"])
+def test_euler_has_order_one(view):
+    """The error falls as 1 / N: by regression, against the classical method of order 4."""
+
+    def slope(z, t):
+        return torch.sin(2 * z + 3 * t) + 0.5
+
+    def end_of(num_steps):
+        clock = iter(view.grid(num_steps)[1].tolist())
+
+        def predict(x, timestep):
+            v = slope(view.state(x, timestep), next(clock))
+            if isinstance(view, VelocityView):
+                return -v
+            alpha, sigma = view.alpha_sigma(timestep)
+            return (x - alpha * v) / (alpha + sigma)  # the epsilon whose velocity is v
+
+        return euler(view, predict, noise(8), num_steps).states[-1]
+
+    timesteps, times = view.grid(1)
+    begin = view.state(noise(8), timesteps.expand(8)).double()
+    exact = runge_kutta(slope, begin, float(times[0]), 1.0, 200)
+    steps = np.array([50, 100, 200, 400])
+    errors = [float((end_of(int(n)) - exact).abs().mean()) for n in steps]
+    order = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
+    assert order == pytest.approx(1, abs=0.1)
