@@ -12,28 +12,27 @@ DIGITS = frozenset(range(10))
 
 # Each names one digit, by its word and by its figure.
 SPECIFIC = (
+    "{word}",
     "a handwritten {word}",
     "a handwritten {figure}",
     "the digit {word}",
     "the digit {figure}",
-    "the number {word}",
-    "the number {figure} in white on black",
-    "{word}",
+    "the number {figure}",
+    "the handwritten number {word}",
 )
 
 # Each leaves the digit open. Together they name every digit equally often.
 OPEN: dict[str, frozenset[int]] = {
     "a handwritten digit": DIGITS,
-    "a number in white on black": DIGITS,
+    "a handwritten number": DIGITS,
     "an odd digit": frozenset({1, 3, 5, 7, 9}),
     "an even digit": frozenset({0, 2, 4, 6, 8}),
     "an odd number": frozenset({1, 3, 5, 7, 9}),
     "an even number": frozenset({0, 2, 4, 6, 8}),
+    "a handwritten odd digit": frozenset({1, 3, 5, 7, 9}),
+    "a handwritten even digit": frozenset({0, 2, 4, 6, 8}),
     "a digit below five": frozenset({0, 1, 2, 3, 4}),
     "a digit above four": frozenset({5, 6, 7, 8, 9}),
-    "a number below three": frozenset({0, 1, 2}),
-    "a number above six": frozenset({7, 8, 9}),
-    "a number above two and below seven": frozenset({3, 4, 5, 6}),
     "a three or an eight": frozenset({3, 8}),
     "a four or a nine": frozenset({4, 9}),
     "a one or a seven": frozenset({1, 7}),

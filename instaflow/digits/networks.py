@@ -20,7 +20,7 @@ def build_autoencoder() -> AutoencoderKL:
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """Prompts to 16 hidden states of width 64."""
+    """Prompts to a hidden state of width 64 for each token."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),

@@ -8,7 +8,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from .captions import TRAINED
 
-MAX_LENGTH = 16  # tokens of a prompt, start and end included
+MAX_LENGTH = 10  # tokens of a prompt, start and end included
 
 
 def build_tokenizer() -> CLIPTokenizer:
