@@ -10,6 +10,9 @@ from diffusers import StableDiffusionPipeline
 from instaflow.files import replace_folder, write_file, write_json
 from instaflow.models.settings import ModelSettings, write_settings
 
+LOADED_FROM = {"_name_or_path", "name_or_path", "is_local", "local_files_only"}
+"""What the libraries note about where a part came from."""
+
 
 def save_model(
     folder: Path, *, unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, scheduler: Any, settings: ModelSettings
@@ -30,8 +33,8 @@ def save_model(
     pipeline.save_pretrained(temporary, safe_serialization=True)
     for file in temporary.rglob("*.json"):
         content = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
-            write_json(file, content)
+        if isinstance(content, dict) and LOADED_FROM & content.keys():
+            write_json(file, {key: value for key, value in content.items() if key not in LOADED_FROM})
     write_settings(temporary, settings)
     write_file(temporary / "README.md", model_card(settings))
     replace_folder(temporary, folder)

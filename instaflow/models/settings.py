@@ -3,7 +3,9 @@
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from instaflow.errors import DataError
 from instaflow.files import write_json
@@ -18,8 +20,8 @@ class ModelSettings:
 
     kind: Literal["teacher", "flow", "student"] = "teacher"
     parametrization: Literal["velocity", "epsilon"] = "epsilon"
-    num_steps: int = 25
-    guidance_scale: float = 7.5
+    num_steps: Annotated[int, Field(ge=1)] = 25
+    guidance_scale: Annotated[float, Field(ge=0)] = 7.5
     """1 or less: the network is called once a step, without guidance."""
     weights: Literal["ema", "raw"] = "ema"
     lineage: list[dict[str, Any]] = field(default_factory=list)
@@ -35,9 +37,18 @@ def read_settings(folder: Path) -> ModelSettings:
         content = json.loads(file.read_text(encoding="utf-8"))
         if content.pop("format") != FORMAT:
             raise DataError(f"'{file}' has a format that this version does not know", "Update instaflow")
-        return ModelSettings(**content)
-    except (ValueError, TypeError, KeyError) as error:
-        raise DataError(f"'{file}' is damaged: {error}", "Restore the file, or make the model's stage again") from error
+        ModelSettings(**content)  # refuses a key that it does not know
+        settings: ModelSettings = TypeAdapter(ModelSettings).validate_python(content)
+        return settings
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        raise damaged(file, f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise damaged(file, str(error)) from error
+
+
+def damaged(file: Path, reason: str) -> DataError:
+    return DataError(f"'{file}' is damaged: {reason}", "Restore the file, or make the model's stage again")
 
 
 def write_settings(folder: Path, settings: ModelSettings) -> None:

@@ -19,6 +19,17 @@ diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.disable_progress_bar()
 
 
+PARTS = {
+    "unet": ("config.json",),
+    "vae": ("config.json",),
+    "text_encoder": ("config.json",),
+    "tokenizer": ("tokenizer.json", "vocab.json"),
+    "tokenizer/": ("tokenizer_config.json",),
+    "scheduler": ("scheduler_config.json",),
+}
+"""What a pipeline folder holds; any one of the files will do."""
+
+
 class TextToImage:
     """A StableDiffusionPipeline's parts, with what sampling them needs.
 
@@ -131,9 +142,9 @@ class TextToImage:
         embeddings = self.conditioning(prompts, guidance_scale)
 
         def predict(x: Tensor, timestep: Tensor) -> Tensor:
-            return self.guided(x, timestep, embeddings, guidance_scale)
+            return self.guided(x.to(self.dtype), timestep, embeddings, guidance_scale).float()
 
-        return euler(self.view(), predict, noise.to(self.device, self.dtype), num_steps)
+        return euler(self.view(), predict, noise.to(self.device, torch.float32), num_steps)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -167,8 +178,8 @@ def load_model(place: str | Path, *, device: torch.device, dtype: torch.dtype = 
             requires_safety_checker=False,
             local_files_only=folder.is_dir(),
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # diffusers, transformers and safetensors each raise their own kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         hint = (
             "Restore the missing file, or make the model's stage again"
             if folder.is_dir()
@@ -195,6 +206,13 @@ def check_pipeline_folder(folder: Path) -> None:
         raise DataError(f"'{index}' is damaged: {error}", "Restore the file from where the model came from") from error
     if name != "StableDiffusionPipeline":
         raise DataError(f"'{folder}' holds a {name}; a StableDiffusionPipeline is needed")
+    for part, choices in PARTS.items():
+        # Without them, transformers makes up a tokenizer or a text encoder and says nothing.
+        if not any((folder / part / file).is_file() for file in choices):
+            raise DataError(
+                f"'{folder / part}' has no {' or '.join(choices)}",
+                "Restore the missing file, or make the model's stage again",
+            )
 
 
 def coupling_scheduler(model: TextToImage, timestep_spacing: str | None) -> Any:
@@ -212,6 +230,10 @@ def coupling_scheduler(model: TextToImage, timestep_spacing: str | None) -> Any:
         solver_order=2,
         final_sigmas_type="zero",
         use_karras_sigmas=False,
+        use_exponential_sigmas=False,
+        use_beta_sigmas=False,
+        use_lu_lambdas=False,
+        use_flow_sigmas=False,
         thresholding=False,
     )
 
@@ -220,7 +242,11 @@ def flow_scheduler(parametrization: str, teacher: Any) -> Any:
     """The stock scheduler that a flow's folder carries: one of its steps is an Euler step of the flow."""
     if parametrization == "velocity":
         return DPMSolverMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, solver_order=1, final_sigmas_type="zero"
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+            solver_order=1,
+            final_sigmas_type="zero",
+            steps_offset=1,  # no matter with these sigmas, but the pipeline insists
         )
     return DDIMScheduler.from_config(
         teacher.config,

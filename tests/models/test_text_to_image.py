@@ -1,0 +1,311 @@
+"""Loading, text and guidance, sampling: against stock diffusers."""
+
+import json
+import shutil
+import time
+
+import numpy as np
+import pytest
+import torch
+from diffusers import EulerDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline
+
+from instaflow.errors import DataError
+from instaflow.models.text_to_image import coupling_scheduler, flow_scheduler, load_model, negate_output
+from tests.models.made import SCHEDULE, ddim, load, noise, teacher_scheduler, write_model
+
+PROMPTS = ["the digit 7", "an odd digit"]
+
+
+@pytest.fixture(scope="module")
+def teacher(folders):
+    return load(folders["teacher"])
+
+
+def stock(folder):
+    pipeline = StableDiffusionPipeline.from_pretrained(str(folder), safety_checker=None, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def stock_latents(pipeline, start, prompts, num_steps, guidance_scale):
+    return pipeline(
+        prompts, num_inference_steps=num_steps, guidance_scale=guidance_scale, latents=start, output_type="latent"
+    ).images
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------
+
+
+def refused(place, *words):
+    began = time.monotonic()
+    with pytest.raises(DataError) as caught:
+        load_model(place, device=torch.device("cpu"))
+    assert time.monotonic() - began < 60  # it did not wait for a network
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def test_no_such_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place in (tmp_path / "nothing", "nothing", "runs/digits/nothing", "/"):
+        assert refused(place, str(place)).hint
+    (tmp_path / "file").write_text("")
+    refused(tmp_path / "file", "file")
+
+
+def test_a_hub_name_without_network_or_cache(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert "network" in refused("no-such-owner/no-such-model", "no-such-owner/no-such-model").hint
+
+
+def test_a_stages_folder_instead_of_its_model(folders, tmp_path):
+    refused(tmp_path, "model_index.json")
+    shutil.copytree(folders["teacher"], tmp_path / "model")
+    assert str(tmp_path / "model") in refused(tmp_path, "model_index.json").hint
+
+
+def test_another_pipeline(folders, tmp_path):
+    folder = shutil.copytree(folders["teacher"], tmp_path / "model")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxPipeline"}))
+    refused(folder, "FluxPipeline", "StableDiffusionPipeline")
+
+
+FILES = [
+    "model_index.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors",
+    "tokenizer/tokenizer.json",
+    "tokenizer/tokenizer_config.json",
+    "scheduler/scheduler_config.json",
+]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut"])
+def test_a_missing_or_damaged_file(folders, tmp_path, name, damage):
+    folder = shutil.copytree(folders["teacher"], tmp_path / "model")
+    file = folder / name
+    if damage == "missing":
+        file.unlink()
+    else:
+        content = file.read_bytes()
+        file.write_bytes(b"" if damage == "empty" else content[: len(content) // 2])
+    assert refused(folder, str(folder)).hint
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
+def test_a_missing_part(folders, tmp_path, part):
+    folder = shutil.copytree(folders["teacher"], tmp_path / "model")
+    shutil.rmtree(folder / part)
+    refused(folder, part)
+
+
+def test_a_loaded_model_is_frozen(teacher):
+    for part in (teacher.unet, teacher.vae, teacher.text_encoder):
+        assert not part.training and not any(parameter.requires_grad for parameter in part.parameters())
+    assert teacher.latent_shape == (4, 8, 8)
+
+
+# --- sampling ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["teacher", "velocity", "epsilon"])
+def test_samples_are_stock_diffusers(folders, name):
+    model, pipeline = load(folders[name]), stock(folders[name])
+    for num_steps, guidance_scale in [(1, 1.0), (1, 7.5), (2, 0.0), (4, 1.5), (7, 1.0), (25, 7.5)]:
+        ours = model.sample(noise(), PROMPTS, num_steps=num_steps, guidance_scale=guidance_scale)
+        theirs = stock_latents(pipeline, noise(), PROMPTS, num_steps, guidance_scale)
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "scheduler", [EulerDiscreteScheduler(**SCHEDULE), PNDMScheduler(**SCHEDULE, skip_prk_steps=True)]
+)
+def test_other_schedulers(tmp_path, scheduler):
+    """Euler's noise has a standard deviation of 14.6 and its input is scaled; PNDM visits a timestep twice."""
+    folder = write_model(tmp_path / "model", scheduler)
+    assert isinstance(scheduler, PNDMScheduler) or scheduler.init_noise_sigma > 10
+    model, pipeline = load(folder), stock(folder)
+    for num_steps, guidance_scale in [(3, 1.0), (5, 3.0)]:
+        ours = model.sample(noise(), PROMPTS, num_steps=num_steps, guidance_scale=guidance_scale)
+        theirs = stock_latents(pipeline, noise(), PROMPTS, num_steps, guidance_scale)
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_steps_and_guidance_default_to_the_folders(folders):
+    model = load(folders["velocity"])  # 25 steps, guidance 1.5
+    torch.testing.assert_close(
+        model.sample(noise(), PROMPTS), model.sample(noise(), PROMPTS, num_steps=25, guidance_scale=1.5), rtol=0, atol=0
+    )
+
+
+def test_a_sample_changes_no_scheduler(teacher):
+    """Solvers of several steps keep a memory: the second call must not see the first."""
+    first = teacher.sample(noise(), PROMPTS, num_steps=5, guidance_scale=1.0)
+    assert torch.equal(first, teacher.sample(noise(), PROMPTS, num_steps=5, guidance_scale=1.0))
+    assert teacher.scheduler.num_inference_steps is None
+
+
+def test_guidance_of_one_or_less_calls_the_network_once(teacher):
+    sizes = []
+    handle = teacher.unet.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    for scale in (0.0, 0.5, 1.0, 1.01):
+        teacher.sample(noise(), PROMPTS, num_steps=1, guidance_scale=scale)
+    handle.remove()
+    assert sizes == [2, 2, 2, 4]
+
+
+@pytest.mark.parametrize("timestep", [torch.tensor(500), torch.tensor([500, 20])], ids=["scalar", "vector"])
+def test_guidance_is_affine_between_the_two_predictions(teacher, timestep):
+    prompted, empty = teacher.encode(PROMPTS), teacher.encode(["", ""])
+    plain = teacher.guided(noise(), timestep, prompted, 1.0)
+    unprompted = teacher.guided(noise(), timestep, empty, 0.0)
+    guided = teacher.guided(noise(), timestep, teacher.conditioning(PROMPTS, 3.0), 3.0)
+    torch.testing.assert_close(guided, unprompted + 3 * (plain - unprompted), rtol=1e-5, atol=1e-5)
+    assert (guided - plain).abs().max() > 1e-3
+
+
+def test_a_trajectory_ends_where_sampling_does(folders):
+    for name in ("velocity", "epsilon"):
+        model = load(folders[name])
+        path = model.trajectory(noise(), PROMPTS, num_steps=4, guidance_scale=2.0)
+        sampled = model.sample(noise(), PROMPTS, num_steps=4, guidance_scale=2.0)
+        torch.testing.assert_close(path.states[-1], sampled, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["velocity", "epsilon"])
+def test_a_model_in_bfloat16(folders, name):
+    model = load(folders[name], torch.bfloat16)
+    assert model.sample(noise(), PROMPTS, num_steps=2, guidance_scale=1.0).dtype == torch.bfloat16
+    path = model.trajectory(noise(), PROMPTS, num_steps=2, guidance_scale=2.0)
+    exact = load(folders[name]).trajectory(noise(), PROMPTS, num_steps=2, guidance_scale=2.0)
+    assert path.states.dtype == torch.float32
+    relative = (path.velocities - exact.velocities).norm() / exact.velocities.norm()
+    assert 0 < relative < 0.1
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+def test_repeated_prompts_are_encoded_once(teacher):
+    sizes = []
+    handle = teacher.text_encoder.register_forward_pre_hook(
+        lambda module, inputs, keywords: sizes.append(len((inputs or (keywords["input_ids"],))[0])), with_kwargs=True
+    )
+    several = teacher.encode(["the digit 7", "", "the digit 7", "a digit"])
+    handle.remove()
+    assert sizes == [3]
+    assert torch.equal(several[0], several[2]) and not torch.equal(several[0], several[1])
+    for index, prompt in enumerate(["the digit 7", "", "the digit 7", "a digit"]):
+        torch.testing.assert_close(several[index], teacher.encode([prompt])[0], rtol=1e-5, atol=1e-5)
+
+
+def test_embeddings_are_stock_diffusers(teacher, folders):
+    pipeline = stock(folders["teacher"])
+    for prompt in ("the digit 7", "", "naïve 七", "seven " * 30):
+        theirs, empty = pipeline.encode_prompt(prompt, "cpu", 1, True)
+        torch.testing.assert_close(teacher.encode([prompt]), theirs)
+        torch.testing.assert_close(teacher.encode([""]), empty)
+
+
+def test_prompts_that_are_too_long_are_cut_and_counted(folders):
+    model = load(folders["teacher"])
+    length = model.tokenizer.model_max_length
+    fits = "digit " * (length - 2)  # start and end take two
+    model.encode([fits.strip(), ""])
+    assert model.num_truncated == 0
+    long = fits + "digit"
+    cut = model.encode([long, "a digit", long])
+    assert model.num_truncated == 2
+    torch.testing.assert_close(cut[0], model.encode([fits.strip()])[0], rtol=1e-5, atol=1e-5)
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+def test_decoded_images_are_stock_diffusers(teacher, folders):
+    latents = teacher.sample(noise(), PROMPTS, num_steps=2, guidance_scale=1.0)
+    images = teacher.decode(latents)
+    assert images.shape == (2, 3, 16, 16) and images.dtype == torch.float32 and images.abs().max() <= 1
+    theirs = stock(folders["teacher"])(
+        PROMPTS, num_inference_steps=2, guidance_scale=1.0, latents=noise(), output_type="np"
+    ).images
+    np.testing.assert_allclose((images.permute(0, 2, 3, 1).numpy() + 1) / 2, theirs, atol=1e-5)
+
+
+def test_decoding_clips(teacher):
+    assert teacher.decode(1000 * noise()).abs().max() == 1
+
+
+def test_a_round_trip_is_encode_and_decode(teacher):
+    images = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        expected = teacher.vae(images, sample_posterior=False).sample.clamp(-1, 1)
+    torch.testing.assert_close(teacher.round_trip(images, batch_size=2), expected, rtol=1e-5, atol=1e-5)
+
+
+# --- schedulers -------------------------------------------------------------------------------------------------------
+
+
+def test_couplings_of_a_teacher_begin_at_the_last_timestep(teacher):
+    scheduler = coupling_scheduler(teacher, None)
+    assert scheduler.config.timestep_spacing == "trailing"
+    scheduler.set_timesteps(25)
+    assert scheduler.timesteps[0] == 999 and len(scheduler.timesteps) == 25
+    assert coupling_scheduler(teacher, "leading").config.timestep_spacing == "leading"
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        PNDMScheduler(**SCHEDULE, skip_prk_steps=True),  # Stable Diffusion's; spacing "leading"
+        EulerDiscreteScheduler(**SCHEDULE, use_karras_sigmas=True),
+        teacher_scheduler(algorithm_type="sde-dpmsolver++", use_exponential_sigmas=True, solver_order=3),
+        teacher_scheduler(use_beta_sigmas=False, use_lu_lambdas=True, thresholding=True, final_sigmas_type="sigma_min"),
+        ddim(timestep_spacing="leading"),
+    ],
+    ids=lambda own: type(own).__name__,
+)
+def test_couplings_are_pinned_whatever_the_folders_sampler(tmp_path, own):
+    model = load(write_model(tmp_path / "model", own))
+    plain = load(write_model(tmp_path / "plain"))
+    pinned, reference = coupling_scheduler(model, "trailing"), coupling_scheduler(plain, "trailing")
+    first = model.sample(noise(), PROMPTS, num_steps=5, guidance_scale=2.0, scheduler=pinned)
+    assert torch.equal(first, model.sample(noise(), PROMPTS, num_steps=5, guidance_scale=2.0, scheduler=pinned))
+    expected = plain.sample(noise(), PROMPTS, num_steps=5, guidance_scale=2.0, scheduler=reference)
+    torch.testing.assert_close(first, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_flow_brings_its_own_sampler(folders):
+    for name in ("velocity", "epsilon"):
+        model = load(folders[name])
+        assert coupling_scheduler(model, None) is model.scheduler
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_an_epsilon_flow_keeps_the_teachers_schedule(prediction_type):
+    teacher = PNDMScheduler(**SCHEDULE, prediction_type=prediction_type, set_alpha_to_one=False)
+    scheduler = flow_scheduler("epsilon", teacher)
+    assert torch.equal(scheduler.alphas_cumprod, teacher.alphas_cumprod)
+    config = scheduler.config
+    assert (config.prediction_type, config.timestep_spacing) == (prediction_type, "trailing")
+    assert config.set_alpha_to_one and not config.clip_sample and float(scheduler.final_alpha_cumprod) == 1
+
+
+def test_negating_the_output(folders):
+    model = load(folders["teacher"])
+    embeddings = model.encode(PROMPTS)
+    before = model.guided(noise(), torch.tensor(500), embeddings, 1.0)
+    negate_output(model.unet)
+    assert torch.equal(model.guided(noise(), torch.tensor(500), embeddings, 1.0), -before)
+    assert before.abs().max() > 0.1
