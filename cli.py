@@ -235,7 +235,7 @@ def main() -> None:
     from instaflow.errors import InstaFlowError
 
     try:
-        cli(standalone_mode=False)
+        cli(prog_name="instaflow", standalone_mode=False)
     except InstaFlowError as error:
         leave(error.message, error.hint, error.exit_code)
     except click.exceptions.Abort:
@@ -250,6 +250,10 @@ def main() -> None:
             raise
         where = f": '{error.filename}'" if error.filename else ""
         leave(f"{error.strerror}{where}", REMEDIES[error.errno], 1)
+    except Exception as error:
+        if "No space left on device" not in str(error):  # safetensors wraps the system's error in its own
+            raise
+        leave("No space left on device", REMEDIES[errno.ENOSPC], 1)
     finally:
         if "torch" in sys.modules:
             from instaflow.world import leave as disconnect

@@ -22,7 +22,8 @@ def run_kind(experiment: Experiment, kind: str) -> None:
     stages = stage_folders(experiment)
     mine = {name: stage for name, stage in stages.items() if stage.stage.kind == kind}
     if not mine:
-        raise ConfigError(f"'{experiment.source}' has no stage of kind '{kind}'")
+        kinds = ", ".join(f"{name} ({stage.stage.kind})" for name, stage in stages.items())
+        raise ConfigError(f"'{experiment.source}' has no stage of kind '{kind}'", f"Its stages: {kinds}")
     check_inputs(mine)
     ran, waiting = False, {}
     for name, stage in mine.items():

@@ -1,0 +1,118 @@
+"""The order of stages and what is recorded of them; the stages' own work is left out."""
+
+import json
+import sys
+from types import ModuleType
+
+import pytest
+
+from instaflow.config import load_experiment
+from instaflow.errors import InstaFlowError, Interrupted
+from pipelines import experiment
+from tests.experiments import folders, mark_done, write
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return write(tmp_path)
+
+
+@pytest.fixture
+def worked(monkeypatch):
+    """The stages that were worked on, in order; each ends as done, or as `ending` says."""
+    names: list[str] = []
+    names_that_end: dict[str, BaseException] = {}
+
+    def work(module, stage):
+        names.append(stage.name)
+        if stage.name in names_that_end:
+            raise names_that_end[stage.name]
+        stage.log(loss=1.0)
+        stage.finish(f"content of {stage.name}")
+
+    monkeypatch.setattr(experiment, "work", work)
+    for kind in ("teacher", "couple", "reflow", "distill", "evaluate"):
+        monkeypatch.setitem(sys.modules, f"pipelines.{kind}", ModuleType(kind))
+    return names, names_that_end
+
+
+def state(stage) -> dict:
+    return json.loads((stage.folder / "state.json").read_text())
+
+
+def test_a_run_takes_every_stage_once_and_in_order(config, worked, capsys):
+    experiment.run_all(load_experiment(config))
+    experiment.run_all(load_experiment(config))
+    assert worked[0] == ["teacher", "pairs", "2rf", "student", "report"]
+    assert capsys.readouterr().out.count("done before") == 5
+
+
+def test_a_kind_runs_what_it_can_and_tells_what_waits(config, worked, tmp_path, capsys):
+    text = (tmp_path / "small.yaml").read_text()
+    text += "  pairs2: {kind: couple, model: 2rf, prompts: [a], count: 8, guidance_scale: 1}\n"
+    found = load_experiment(write(tmp_path, text))
+    experiment.run_kind(found, "teacher")
+    experiment.run_kind(found, "couple")
+    assert worked[0] == ["teacher", "pairs"]
+    assert "'pairs2' waits for '2rf'" in capsys.readouterr().out
+
+
+def test_a_stage_that_comes_before_another_of_its_kind_runs_first(config, worked, tmp_path):
+    text = (tmp_path / "small.yaml").read_text()
+    phases = "[{samples: 8, global_batch_size: 4, learning_rate: 1e-3}]"
+    text += f"  3rf: {{kind: reflow, init: 2rf, couplings: pairs, phases: {phases}}}\n"
+    found = load_experiment(write(tmp_path, text))
+    for kind in ("teacher", "couple", "reflow"):
+        experiment.run_kind(found, kind)
+    assert worked[0] == ["teacher", "pairs", "2rf", "3rf"]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "reason"),
+    [
+        (Interrupted("Stage 'pairs' stopped (SIGTERM)"), "interrupted", "Stage 'pairs' stopped (SIGTERM)"),
+        (KeyboardInterrupt(), "interrupted", "KeyboardInterrupt"),
+        (InstaFlowError("the loss is not finite"), "failed", "the loss is not finite"),
+        (ZeroDivisionError(), "failed", "ZeroDivisionError"),
+    ],
+)
+def test_how_a_stage_ended_is_recorded_and_what_follows_it_is_left(config, worked, error, expected, reason):
+    names, endings = worked
+    endings["pairs"] = error
+    with pytest.raises(type(error)):
+        experiment.run_all(load_experiment(config))
+    stages = folders(config)
+    assert state(stages["teacher"])["state"] == "done"
+    assert state(stages["pairs"]) == {"state": expected, "reason": reason}
+    assert not stages["pairs"].is_done()
+    assert names == ["teacher", "pairs"]
+    endings.clear()
+    experiment.run_all(load_experiment(config))
+    assert names == ["teacher", "pairs", "pairs", "2rf", "student", "report"]
+
+
+def test_an_unfinished_stage_with_other_settings_is_refused_before_its_work(config, worked):
+    names, endings = worked
+    endings["teacher"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run_all(load_experiment(config))
+    before = folders(config)["teacher"].folder.joinpath("stage.json").read_bytes()
+    with pytest.raises(InstaFlowError, match="'seed' was 0, is now 1"):
+        experiment.run_all(load_experiment(config, ["seed=1"]))
+    assert names == ["teacher"]
+    assert folders(config)["teacher"].folder.joinpath("stage.json").read_bytes() == before
+
+
+def test_a_stage_held_by_another_process_is_not_touched(config, worked):
+    stage = folders(config)["teacher"]
+    with stage.locked(), pytest.raises(InstaFlowError, match="is being worked on by process"):
+        experiment.run_all(load_experiment(config))
+    assert worked[0] == []
+    assert [path.name for path in stage.folder.iterdir()] == [".lock"]
+
+
+def test_one_stage_runs_alone(config, worked):
+    mark_done(folders(config)["teacher"])
+    experiment.run_one(load_experiment(config), "couple", "pairs")
+    assert worked[0] == ["pairs"]

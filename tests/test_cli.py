@@ -1,0 +1,445 @@
+import errno
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+import cli
+from pipelines import experiment
+from tests.experiments import SMALL, folders, mark_done, write
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = cli.cli.commands
+STAGES = ("teacher", "couple", "reflow", "distill", "evaluate")
+HEAVY = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "deepspeed",
+    "webdataset",
+    "pydantic",
+    "yaml",
+    "rich",
+    "numpy",
+    "pipelines",
+)
+
+
+@pytest.fixture
+def typed(monkeypatch, capsys):
+    """Type a command; returns its exit code, output and errors."""
+    monkeypatch.delenv("RANK", raising=False)
+
+    def run(*words: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["instaflow", *map(str, words)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            assert end.code is None or isinstance(end.code, int)
+            code = end.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def examples(name: str) -> list[str]:
+    """The example lines of a command's help."""
+    text = COMMANDS[name].get_help(click.Context(COMMANDS[name], info_name=name))
+    return [line.strip() for line in text.splitlines() if line.strip().startswith(f"instaflow {name} ")]
+
+
+# --- the table of commands ------------------------------------------------------------------------------------------
+
+
+def test_the_table_holds_the_promised_commands_in_the_data_s_order():
+    assert [name for name in COMMANDS if name in STAGES] == list(STAGES)
+    assert {"run", *STAGES, "sample", "verify", "repair"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_shows_what_a_command_does_and_an_example(typed, name, option):
+    code, out, err = typed(name, option)
+    assert (code, err) == (0, "")
+    assert len(out.split("\n\n")[1].strip()) > 20
+    assert examples(name), out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_examples_are_good_commands(name):
+    for line in examples(name):
+        COMMANDS[name].make_context(name, shlex.split(line)[2:])  # raises what wrong usage raises
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_explained(name):
+    for parameter in COMMANDS[name].params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, parameter.name
+
+
+def test_the_first_help_names_every_command_and_the_line_to_start_with(typed):
+    code, out, _ = typed("--help")
+    assert code == 0
+    assert "instaflow run digits" in out
+    assert all(f"\n  {name} " in out for name in COMMANDS)
+    assert "75 interrupted" in out
+
+
+@pytest.mark.parametrize("words", [[], ["--nonsense"], ["nonsense"], *([name] for name in COMMANDS)], ids=shlex.join)
+def test_wrong_usage_exits_with_2(typed, words):
+    code, _, err = typed(*words)
+    assert code == 2
+    assert "Usage: " in err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_unknown_option_exits_with_2_and_is_named(typed, name):
+    code, _, err = typed(name, "--nonsense", "digits")
+    assert code == 2
+    assert "--nonsense" in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--num-steps", "0"],
+        ["--num-steps", "two"],
+        ["--guidance-scale", "-1"],
+        ["--seed", "-1"],
+        ["--noise-in", "no/such.npy"],
+    ],
+    ids=shlex.join,
+)
+def test_a_bad_value_of_sample_exits_with_2(typed, words):
+    code, _, err = typed("sample", "model", "--prompt", "a seven", *words)
+    assert code == 2
+    assert words[0] in err
+
+
+def test_the_version_is_told(typed):
+    assert typed("--version")[:2] == (0, f"instaflow, version {cli.__version__}\n")
+
+
+# --- what is loaded -------------------------------------------------------------------------------------------------
+
+
+def loaded_by(code: str) -> set[str]:
+    shown = f"import sys, cli\n{code}\nprint('|', *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.rpartition("|")[2].split())
+
+
+@pytest.mark.parametrize("code", ["", "cli.cli(['--help'], standalone_mode=False)"], ids=["import", "--help"])
+def test_the_command_line_loads_nothing_heavy(code):
+    assert not loaded_by(code) & set(HEAVY)
+
+
+def test_a_dry_run_loads_no_torch():
+    loaded = loaded_by("cli.cli(['run', 'digits', '--dry-run'], standalone_mode=False)")
+    assert not loaded & {"torch", "diffusers", "transformers", "deepspeed", "numpy"}
+
+
+# --- a dry run ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["run", *STAGES])
+def test_a_dry_run_writes_nothing_and_loads_again(typed, tmp_path, monkeypatch, name):
+    config = write(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    before = tree(tmp_path)
+    code, out, err = typed(name, config, "--dry-run", "--run-dir", "elsewhere", "--set", "seed=7")
+    assert (code, err) == (0, "")
+    assert tree(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["small.yaml"]
+    assert "run: elsewhere\nseed: 7\n" in out
+    assert typed(name, write(tmp_path, out, "again.yaml"), "--dry-run") == (0, out, "")
+
+
+def test_a_dry_run_of_a_packaged_config_works_anywhere(typed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = typed("run", "digits", "--dry-run")
+    assert code == 0
+    assert typed("run", write(tmp_path, out), "--dry-run") == (0, out, "")
+
+
+# --- mistakes that the user can mend --------------------------------------------------------------------------------
+
+
+def mistake(result: tuple[int, str, str]) -> tuple[str, str]:
+    """The message and the hint of a command that failed as it should."""
+    code, _, err = result
+    assert code == 1, err
+    assert "Traceback" not in err
+    assert err.startswith("Error: "), err
+    message, _, hint = err.partition("\nHint: ")
+    return message.removeprefix("Error: "), hint.strip()
+
+
+@pytest.mark.parametrize("name", ["run", *STAGES])
+def test_a_missing_file_is_an_error_with_a_hint(typed, name):
+    message, hint = mistake(typed(name, "no/such.yaml"))
+    assert message == "No experiment file 'no/such.yaml'"
+    assert "packaged config: digits" in hint
+
+
+@pytest.mark.parametrize("name", ["run", *STAGES])
+def test_a_misspelt_setting_is_an_error_even_in_a_dry_run(typed, tmp_path, name):
+    config = write(tmp_path)
+    assert mistake(typed(name, config, "--dry-run", "--set", "stages.pairs.cuont=1")) == (
+        "'stages.pairs' has no setting 'cuont'",
+        "Did you mean 'count'?",
+    )
+
+
+def test_a_file_that_is_no_experiment_is_an_error(typed, tmp_path):
+    assert "not valid YAML" in mistake(typed("run", write(tmp_path, "run: [1")))[0]
+
+
+def test_a_name_that_is_too_long_for_the_disk_is_an_error(typed):
+    message, hint = mistake(typed("run", "x" * 5000))
+    assert message.startswith("File name too long: ")
+    assert "name is too long" in hint
+
+
+@pytest.mark.parametrize("place", ["file", "link"])
+def test_an_experiment_that_cannot_be_read_is_an_error(typed, tmp_path, place):
+    config = Path(write(tmp_path))
+    target = config / "below.yaml" if place == "file" else tmp_path / "link.yaml"
+    if place == "link":
+        target.symlink_to("nowhere.yaml")
+    assert "No experiment file" in mistake(typed("run", target))[0]
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "way_out"),
+    [
+        (errno.ENOSPC, "No space left on device", "Make room"),
+        (errno.EDQUOT, "quota exceeded", "Make room"),
+        (errno.EACCES, "Permission denied", "permissions"),
+        (errno.EROFS, "Read-only file system", "permissions"),
+        (errno.ENOTDIR, "Not a directory", "a file stands where a folder is needed"),
+    ],
+)
+@pytest.mark.parametrize("file", ["runs/small/teacher/stage.json", None])
+def test_a_disk_that_refuses_is_an_error(typed, tmp_path, monkeypatch, number, words, way_out, file):
+    def refuse(found: object) -> None:
+        raise OSError(number, os.strerror(number), *([file] if file else []))
+
+    monkeypatch.setattr(experiment, "run_all", refuse)
+    message, hint = mistake(typed("run", write(tmp_path)))
+    assert words in message
+    assert (f"'{file}'" in message) == (file is not None)
+    assert way_out in hint
+
+
+def test_a_full_disk_is_told_by_its_words_where_a_library_hides_its_number(typed, tmp_path, monkeypatch):
+    def refuse(found: object) -> None:
+        raise RuntimeError("I/O error: No space left on device (os error 28)")  # as safetensors says it
+
+    monkeypatch.setattr(experiment, "run_all", refuse)
+    message, hint = mistake(typed("run", write(tmp_path)))
+    assert message == "No space left on device"
+    assert "Make room" in hint
+
+
+def test_any_other_failure_keeps_its_traceback(typed, tmp_path, monkeypatch):
+    def fail(found: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(experiment, "run_all", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        typed("run", write(tmp_path))
+
+
+def test_a_bad_launcher_is_an_error(typed, tmp_path, monkeypatch):
+    stages = folders(write(tmp_path), run=tmp_path / "run")
+    mark_done(stages["teacher"])
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    message, hint = mistake(typed("teacher", write(tmp_path), "--run-dir", tmp_path / "run"))
+    assert "must be whole numbers" in message
+    assert "torchrun" in hint
+
+
+def test_a_folder_without_couplings_is_an_error(typed, tmp_path):
+    message, _ = mistake(typed("verify", tmp_path))
+    assert str(tmp_path) in message
+
+
+# --- stages that wait -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def config(tmp_path):
+    return write(tmp_path)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return tmp_path / "run"
+
+
+def test_a_kind_whose_parents_are_missing_names_the_first_command(typed, config, run):
+    message, hint = mistake(typed("distill", config, "--run-dir", run, "--set", "seed=1"))
+    assert message == "'student' waits for 'pairs' and '2rf'"
+    assert hint == f"Run first: instaflow teacher {config} --run-dir {run} --stage teacher --set seed=1"
+    assert not run.exists()
+
+
+def test_a_stage_whose_parent_is_missing_names_the_first_command(typed, config, run):
+    mark_done(folders(config, run=run)["teacher"])
+    message, hint = mistake(typed("distill", config, "--run-dir", run, "--stage", "student"))
+    assert message == "Stage 'student' builds on 'pairs', which is not done"
+    assert hint == f"Run first: instaflow couple {config} --run-dir {run} --stage pairs"
+
+
+def test_the_command_in_the_hint_is_a_good_one(typed, config, run):
+    _, hint = mistake(typed("distill", config, "--run-dir", run))
+    words = shlex.split(hint.removeprefix("Run first: "))[1:]
+    assert typed(*words, "--dry-run")[0] == 0
+
+
+def test_stages_that_are_done_are_named_and_nothing_is_an_error(typed, config, run):
+    mark_done(folders(config, run=run)["teacher"])
+    assert typed("teacher", config, "--run-dir", run) == (0, f"teacher: done before, in {run / 'teacher'}\n", "")
+    assert typed("teacher", config, "--run-dir", run, "--stage", "teacher")[0] == 0
+
+
+def test_a_done_stage_waits_for_nobody(typed, config, run):
+    stages = folders(config, run=run)
+    mark_done(stages["teacher"])
+    mark_done(stages["pairs"])
+    (run / "teacher").rename(run.parent / "teacher")
+    for stage in ([], ["--stage", "pairs"]):
+        assert typed("couple", config, "--run-dir", run, *stage)[:2] == (0, f"pairs: done before, in {run / 'pairs'}\n")
+
+
+def test_what_is_done_does_not_hide_what_waits(typed, tmp_path, run):
+    pairs2 = "  pairs2: {kind: couple, model: 2rf, prompts: [a], count: 8, guidance_scale: 1}\n"
+    config = write(tmp_path, SMALL + pairs2)
+    stages = folders(config, run=run)
+    mark_done(stages["teacher"])
+    mark_done(stages["pairs"])
+    code, out, err = typed("couple", config, "--run-dir", run)
+    assert code == 1
+    assert out == f"pairs: done before, in {run / 'pairs'}\n"
+    assert "Error: 'pairs2' waits for '2rf'\n" in err
+    assert f"--run-dir {run} --stage 2rf" in err
+
+
+def test_a_done_stage_with_other_settings_is_refused(typed, config, run):
+    mark_done(folders(config, run=run)["teacher"])
+    message, hint = mistake(typed("run", config, "--run-dir", run, "--set", "stages.teacher.ema_decay=0.5"))
+    assert "'ema_decay' was 0.9999, is now 0.5" in message
+    assert "another --run-dir" in hint
+
+
+def test_an_unknown_stage_is_refused_with_the_nearest(typed, config):
+    message, hint = mistake(typed("distill", config, "--stage", "studnet"))
+    assert message == f"'{config}' has no stage 'studnet'"
+    assert hint == "Did you mean 'student'?"
+
+
+def test_a_stage_of_another_kind_is_refused_with_its_command(typed, config):
+    message, hint = mistake(typed("reflow", config, "--stage", "student"))
+    assert message == "Stage 'student' is of kind 'distill'"
+    assert hint == f"Run: instaflow distill {config} --run-dir runs/small --stage student"
+
+
+def test_a_kind_that_the_experiment_lacks_is_refused(typed, tmp_path):
+    text = "run: r\nstages:\n  pairs: {kind: couple, model: a/b, prompts: [a], count: 8, guidance_scale: 1}\n"
+    config = write(tmp_path, text)
+    assert mistake(typed("reflow", config)) == (
+        f"'{config}' has no stage of kind 'reflow'",
+        "Its stages: pairs (couple)",
+    )
+
+
+@pytest.mark.parametrize("words", [["run"], ["couple"], ["couple", "--stage", "pairs"]], ids=shlex.join)
+def test_prompts_are_looked_at_before_any_work(typed, tmp_path, run, words):
+    config = write(tmp_path, SMALL.replace("[a seven, the digit 7]", "gone.txt"))
+    message, _ = mistake(typed(words[0], config, *words[1:], "--run-dir", run))
+    assert "gone.txt" in message
+    assert not run.exists()
+
+
+# --- being told to stop ---------------------------------------------------------------------------------------------
+
+WORK = """
+import sys, time
+import cli
+from instaflow.errors import Interrupted
+from instaflow.interruption import listening
+from pipelines import experiment
+
+def run_all(found):
+    with listening() as stop:
+        print("working", flush=True)
+        while not stop():
+            time.sleep(0.01)
+        if {stubborn}:
+            print("heard", flush=True)
+            time.sleep(60)
+    raise Interrupted(f"Stage 'x' stopped ({{stop.signal}})", "To go on: the same command")
+
+experiment.run_all = run_all
+sys.argv = ["instaflow", "run", "digits"]
+cli.main()
+"""
+
+
+def start(*, stubborn: bool = False, **variables: str) -> subprocess.Popen[str]:
+    """The command, with work that hears of its end and, if stubborn, goes on."""
+    code = WORK.format(stubborn=stubborn)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **variables},
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "working\n"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_in_75_and_the_way_to_go_on(number):
+    process = start()
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert err == f"Error: Stage 'x' stopped ({number.name})\nHint: To go on: the same command\n"
+
+
+def test_a_second_interrupt_stops_at_once():
+    process = start(stubborn=True)
+    process.send_signal(signal.SIGINT)
+    assert process.stdout
+    assert process.stdout.readline() == "heard\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert "Traceback" not in err
+    assert "Error: stopped at once" in err
+    assert "Hint: The same command goes on" in err
+
+
+def test_only_the_first_of_several_processes_tells_that_it_was_stopped():
+    process = start(RANK="1", WORLD_SIZE="2")
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == 75
