@@ -35,7 +35,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint and drop all but the last two. Returns its folder."""
     final = folder / f"{checkpoint.state['samples_seen']:012d}"
     temporary = folder / f".{final.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for unfinished in folder.glob(".*.tmp"):  # of a killed run
+        shutil.rmtree(unfinished)
     temporary.mkdir(parents=True)
     for name in ("model", "ema", "optimizer"):
         tensors = {key: value.detach().contiguous() for key, value in getattr(checkpoint, name).items()}
@@ -43,7 +44,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     write_json(temporary / "state.json", checkpoint.state)
     replace_folder(temporary, final)
     for old in complete_checkpoints(folder)[:-KEEP]:
-        shutil.rmtree(old)
+        shutil.rmtree(old.rename(folder / f".{old.name}.tmp"))  # no half of it under its final name
     return final
 
 

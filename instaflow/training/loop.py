@@ -91,7 +91,8 @@ def spans_of(phases: list[Phase], micro_batch_size: int | None, processes: int) 
     spans: list[Span] = []
     for index, phase in enumerate(phases):
         size = phase.global_batch_size
-        micro = micro_batch_size or size // processes
+        share = size // processes
+        micro = min(micro_batch_size or share, share)
         if micro < 1 or size % (micro * processes):
             raise ConfigError(
                 f"phases.{index}.global_batch_size is {size}, which {processes} processes with micro_batch_size "
@@ -99,7 +100,7 @@ def spans_of(phases: list[Phase], micro_batch_size: int | None, processes: int) 
                 f"Choose a multiple of {max(micro, 1) * processes}",
             )
         start = spans[-1].end if spans else 0
-        spans.append(Span(phase, start, start + phase.samples // size * size, min(micro, size)))
+        spans.append(Span(phase, start, start + phase.samples // size * size, micro))
     return spans
 
 
@@ -172,8 +173,9 @@ def train(job: Job, folder: StageFolder, stop: Stop) -> Trained:
                 loss = take_gradient(engine, job, folder, span, position)
                 if not math.isfinite(loss):
                     fail(label, job, position, size, loss, checkpoints)
-                logs = (position + size - span.start) % log_every == 0 or position + size == span.end
-                gradient_norm = norm_of_gradients(job.loss) if logs else 0.0
+                gradient_norm = norm_of_gradients(job.loss)
+                if not math.isfinite(gradient_norm):
+                    fail(label, job, position, size, gradient_norm, checkpoints, what="gradient's norm")
                 engine.step()
                 ema.update(job.loss)
                 position += size
@@ -181,7 +183,7 @@ def train(job: Job, folder: StageFolder, stop: Stop) -> Trained:
                 progress.update(position, loss=loss_sum / loss_count)
 
                 # Report
-                if logs:
+                if (position - span.start) % log_every == 0 or position == span.end:
                     if place.leads:
                         folder.log(
                             job=job.name,
@@ -208,7 +210,9 @@ def take_gradient(engine: Any, job: Job, folder: StageFolder, span: Span, positi
     share = size // place.size
     numbers = draws(folder.seed, f"{folder.name}/{job.name}", position, size)
     losses = []
-    for start in range(place.rank * share, (place.rank + 1) * share, micro):
+    end = (place.rank + 1) * share
+    for start in range(place.rank * share, end, micro):
+        engine.set_gradient_accumulation_boundary(start + micro == end)
         batch = job.batch(position + start, micro)
         loss = engine(*batch, numbers[start : start + micro])
         engine.backward(loss)
@@ -235,12 +239,12 @@ def told_to_stop(stop: Stop, place: World) -> bool:
     return bool(told.item())
 
 
-def fail(label: str, job: Job, position: int, size: int, loss: float, checkpoints: Path) -> None:
-    """Stop on a loss that is not finite: nothing is saved over the last good checkpoint."""
+def fail(label: str, job: Job, position: int, size: int, value: float, checkpoints: Path, what: str = "loss") -> None:
+    """Stop on a loss or gradient that is not finite: nothing is saved over the last good checkpoint."""
     good = complete_checkpoints(checkpoints)
     last = f"the last good checkpoint is '{good[-1]}'" if good else "there is no checkpoint yet"
     raise InstaFlowError(
-        f"Stage '{label}': the loss is {loss} at {position:,} samples, on {job.describe(position, size)}; {last}",
+        f"Stage '{label}': the {what} is {value} at {position:,} samples, on {job.describe(position, size)}; {last}",
         "A lower learning_rate or a longer warmup_samples usually helps; `instaflow verify` checks the data",
     )
 

@@ -1,0 +1,3 @@
+from tests.models.conftest import folders
+
+__all__ = ["folders"]

@@ -1,0 +1,144 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from instaflow.errors import DataError
+from instaflow.training import checkpoint
+from instaflow.training.checkpoint import (
+    Checkpoint,
+    complete_checkpoints,
+    load_checkpoint,
+    load_optimizer,
+    optimizer_tensors,
+    save_checkpoint,
+)
+
+
+def checkpoint_at(samples, value=None):
+    tensor = torch.full((2, 3), float(samples if value is None else value))
+    whole = torch.tensor(7)
+    return Checkpoint(
+        {"net.weight": tensor.T, "count": whole},  # not contiguous
+        {"net.weight": tensor + 1},
+        {"net.weight/exp_avg": tensor + 2},
+        {"samples_seen": samples, "loss_sum": 0.1 + samples},
+    )
+
+
+def equal(one, other):
+    tensors = all(
+        getattr(one, part).keys() == getattr(other, part).keys()
+        and all(torch.equal(value, getattr(other, part)[key]) for key, value in getattr(one, part).items())
+        for part in ("model", "ema", "optimizer")
+    )
+    return tensors and one.state == other.state
+
+
+def test_round_trip(tmp_path):
+    folder = tmp_path / "checkpoints"
+    assert load_checkpoint(folder) is None
+    for samples in (64, 128, 1_000_000, 2_000_000_000):
+        place = save_checkpoint(folder, checkpoint_at(samples))
+        assert equal(load_checkpoint(folder), checkpoint_at(samples))
+        assert complete_checkpoints(folder)[-1] == place
+    assert [int(path.name) for path in complete_checkpoints(folder)] == [1_000_000, 2_000_000_000]  # the last two
+
+
+class Killed(BaseException):
+    """As `kill -9` does, it leaves things as they are."""
+
+
+WRITES = [
+    "save_file 0",
+    "save_file 1",
+    "save_file 2",
+    "write_json 0",
+    "replace_folder 0",
+    "rename 0",
+    "rmtree 0",
+    "rmtree 2",
+]
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_kill_between_writes_leaves_the_former(tmp_path, monkeypatch, write):
+    name, count = write.split()
+    save_checkpoint(tmp_path, checkpoint_at(0))
+    save_checkpoint(tmp_path, checkpoint_at(1))
+    calls = []
+    place = {"rename": checkpoint.Path, "rmtree": checkpoint.shutil}.get(name, checkpoint)
+    real = getattr(place, name)
+
+    def deadly(*arguments, **keywords):
+        calls.append(name)
+        if len(calls) > int(count):
+            raise Killed
+        return real(*arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, deadly)
+        with pytest.raises(Killed):
+            save_checkpoint(tmp_path, checkpoint_at(2))
+    newest = 2 if write in ("rename 0", "rmtree 2") else 1  # those clear up after the new one is complete
+    for path in complete_checkpoints(tmp_path):
+        assert len(list(path.iterdir())) == 4
+    assert equal(load_checkpoint(tmp_path), checkpoint_at(newest))
+    save_checkpoint(tmp_path, checkpoint_at(3))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{newest:012d}", f"{3:012d}"]  # nothing lies about
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path, name, damage):
+    save_checkpoint(tmp_path, checkpoint_at(1))
+    newest = save_checkpoint(tmp_path, checkpoint_at(2))
+    file = newest / name
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-10])
+    else:
+        file.unlink()
+    with pytest.raises(DataError, match=newest.name) as caught:
+        load_checkpoint(tmp_path)
+    assert f"rm -r {newest}" in caught.value.hint
+    checkpoint.shutil.rmtree(newest)  # what the hint says
+    assert equal(load_checkpoint(tmp_path), checkpoint_at(1))
+
+
+def adamw(network):
+    return torch.optim.AdamW(network.parameters(), lr=1e-2, betas=(0.9, 0.999), weight_decay=0.1, fused=True)
+
+
+def take_steps(network, optimizer, seeds):
+    for seed in seeds:
+        x = torch.randn(5, 3, generator=torch.Generator().manual_seed(seed))
+        network(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_adamw_goes_on_from_a_file_as_from_memory(tmp_path):
+    network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    network[2].bias.requires_grad_(False)
+    optimizer = adamw(network)
+    take_steps(network, optimizer, range(3))
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    tensors = optimizer_tensors(optimizer, names)
+    assert sorted({key.partition("/")[0] for key in tensors}) == ["0.bias", "0.weight", "2.weight"]
+    save_checkpoint(tmp_path, Checkpoint(network.state_dict(), {}, tensors, {"samples_seen": 3}))
+
+    other = copy.deepcopy(network)
+    saved = load_checkpoint(tmp_path)
+    fresh = adamw(other)
+    load_optimizer(fresh, {parameter: name for name, parameter in other.named_parameters()}, saved.optimizer)
+    own, loaded = optimizer.state_dict()["state"], fresh.state_dict()["state"]
+    assert own.keys() == loaded.keys()
+    for index, state in own.items():
+        assert state.keys() == loaded[index].keys()
+        for key, value in state.items():
+            assert torch.equal(value, loaded[index][key]) and value.dtype == loaded[index][key].dtype
+    take_steps(network, optimizer, range(3, 6))
+    take_steps(other, fresh, range(3, 6))
+    for one, two in zip(network.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two)

@@ -1,0 +1,117 @@
+"""The losses against their formulas by hand, and against one step of the stock sampler."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from instaflow.flow.views import EpsilonView, VelocityView
+from instaflow.models.text_to_image import flow_scheduler
+from instaflow.training.draws import draws
+from instaflow.training.losses import DistillLoss, ReflowLoss
+from tests.models.made import ddim, load, noise, teacher_scheduler, write_model
+
+PROMPTS = ["the digit 7", "an odd digit", "a digit"]
+
+
+class Recorder(nn.Module):
+    """A network of one weight that remembers what it was fed."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.3))
+        self.calls = []
+
+    def forward(self, x, timestep, encoder_hidden_states, return_dict):
+        self.calls.append((x, timestep))
+        return (self.weight * torch.sin(x) + encoder_hidden_states.mean((1, 2))[:, None, None, None],)
+
+
+class Encoder:
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, prompts):
+        self.seen += prompts
+        return torch.tensor([[[float(len(prompt))]] for prompt in prompts]) / 10
+
+
+def numbers(times, dropout=0.5):
+    return np.array([[t, dropout] for t in times])
+
+
+def test_reflow_of_a_velocity_by_hand():
+    unet, encode = Recorder(), Encoder()
+    start, data = noise(3), noise(3, seed=1)
+    loss = ReflowLoss(unet, VelocityView(), encode, 0.1)(start, data, PROMPTS, numbers([0.0, 0.3, 0.99]))
+    t = torch.tensor([0.0, 0.3, 0.99]).view(3, 1, 1, 1)
+    x = t * data + (1 - t) * start
+    lengths = torch.tensor([11.0, 12.0, 7.0]).view(3, 1, 1, 1) / 10
+    output = 0.3 * torch.sin(x) + lengths
+    expected = ((data - start) - (-output)).square().mean()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(unet.calls[0][0], x)
+    torch.testing.assert_close(unet.calls[0][1], torch.tensor([999.0, 700.0, 10.0]))
+    loss.backward()
+    assert unet.weight.grad.abs() > 0
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_reflow_of_a_diffusion_by_hand(prediction_type):
+    unet, start, data = Recorder(), noise(3), noise(3, seed=1)
+    view = EpsilonView(ddim().alphas_cumprod, prediction_type)
+    loss = ReflowLoss(unet, view, Encoder(), 0.0)(start, data, PROMPTS, numbers([0.0, 0.5, 0.9999]))
+    alpha_bar = ddim().alphas_cumprod.double()
+    times = alpha_bar.sqrt() / (alpha_bar.sqrt() + (1 - alpha_bar).sqrt())
+    wanted = times[999] + (times[0] - times[999]) * torch.tensor([0.0, 0.5, 0.9999], dtype=torch.float64)
+    timestep = (times[:, None] - wanted).abs().argmin(0)
+    assert timestep.tolist() == unet.calls[0][1].tolist() and timestep[0] == 999
+    a = alpha_bar[timestep].sqrt().view(3, 1, 1, 1)
+    s = (1 - alpha_bar[timestep]).sqrt().view(3, 1, 1, 1)
+    x = a * data + s * start
+    x[0] = start[0]  # at the last timestep, the noise itself
+    output = 0.3 * torch.sin(x) + torch.tensor([11.0, 12.0, 7.0]).view(3, 1, 1, 1) / 10
+    epsilon = output if prediction_type == "epsilon" else s * x + a * output
+    read = (x - s * epsilon) / a - epsilon
+    torch.testing.assert_close(loss.double(), (data - start - read).square().mean(), rtol=1e-4, atol=1e-4)
+
+
+def test_dropped_captions_are_the_empty_prompt():
+    encode = Encoder()
+    loss = ReflowLoss(Recorder(), VelocityView(), encode, 0.25)
+    columns = np.array([[0.5, 0.2], [0.5, 0.25], [0.5, 0.3]])
+    loss(noise(3), noise(3, seed=1), PROMPTS, columns)
+    assert encode.seen == ["", "an odd digit", "a digit"]
+
+
+def test_the_share_of_dropped_captions():
+    encode, size = Encoder(), 500
+    loss = ReflowLoss(Recorder(), VelocityView(), encode, 0.1)
+    start = torch.zeros(size, 1, 1, 1)
+    for position in range(0, 20 * size, size):
+        loss(start, start, ["a digit"] * size, draws(0, "2rf/", position, size))
+    share = encode.seen.count("") / len(encode.seen)
+    assert abs(share - 0.1) < 4 * np.sqrt(0.1 * 0.9 / len(encode.seen))
+    encode.seen.clear()
+    ReflowLoss(Recorder(), VelocityView(), encode, 0.0)(start, start, ["a digit"] * size, draws(0, "2rf/", 0, size))
+    assert "" not in encode.seen
+
+
+@pytest.mark.parametrize(
+    ("parametrization", "prediction_type"),
+    [("velocity", "epsilon"), ("epsilon", "epsilon"), ("epsilon", "v_prediction")],
+)
+def test_distillation_is_the_error_of_one_stock_step(tmp_path, parametrization, prediction_type):
+    scheduler = flow_scheduler(parametrization, teacher_scheduler(prediction_type=prediction_type))
+    model = load(write_model(tmp_path / "model", scheduler, kind="student", parametrization=parametrization))
+    start, data = noise(3), noise(3, seed=1)
+    loss = DistillLoss(model.unet, model.view(), model.encode)(start, data, PROMPTS, None)
+    sample = model.sample(start, PROMPTS, num_steps=1, guidance_scale=1.0)  # by the folder's stock scheduler
+    torch.testing.assert_close(loss, (sample - data).square().mean(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_loss_trains_the_network_and_nothing_else(folders):
+    model = load(folders["velocity"])
+    loss = ReflowLoss(model.unet, model.view(), model.encode, 0.1)
+    own = {name.removeprefix("unet.") for name in loss.state_dict()}
+    assert own == set(model.unet.state_dict())
