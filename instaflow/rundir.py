@@ -127,24 +127,6 @@ class StageFolder:
 
     # --- work ---------------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the stage for this process. The kernel drops the lock of a process that dies."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / ".lock", "a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                file.seek(0)
-                raise InstaFlowError(
-                    f"Stage '{self.name}' in '{self.run}' is being worked on by {file.read().strip() or 'a process'}",
-                    "Wait for it, or stop it, then type the same command again",
-                ) from error
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
-            yield
-
     def begin(self) -> None:
         """Check and record what this stage is."""
         self.check_identity()
@@ -183,6 +165,26 @@ class StageFolder:
         if self.stats_file.exists():
             lines = [line for line in self.stats() if keep(line)]
             write_file(self.stats_file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a stage's folder for this process. The kernel drops the lock of a process that dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "a process"
+            raise InstaFlowError(
+                f"Stage '{folder.name}' in '{folder.parent}' is being worked on by {holder}",
+                "Wait for it, or stop it, then type the same command again",
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
 
 
 def stage_folders(experiment: Experiment) -> dict[str, StageFolder]:

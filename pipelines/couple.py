@@ -12,7 +12,7 @@ from instaflow.couplings.generate import make_shard
 from instaflow.couplings.manifest import Manifest, read_manifest, write_manifest
 from instaflow.couplings.prompts import load_prompts, prompts_hash, read_prompts, save_prompts
 from instaflow.couplings.shards import read_sidecar, shards_to_make, sidecar_path
-from instaflow.couplings.verify import bad_shards, verify
+from instaflow.couplings.verify import Problem, bad_shards, verify
 from instaflow.errors import ConfigError, DataError, Interrupted
 from instaflow.files import fingerprint_of
 from instaflow.flow.views import VelocityView
@@ -20,7 +20,7 @@ from instaflow.interruption import Stop, listening
 from instaflow.models.device import device, set_up_cpu
 from instaflow.models.text_to_image import TextToImage, coupling_scheduler, load_model
 from instaflow.progress import Progress
-from instaflow.rundir import StageFolder
+from instaflow.rundir import StageFolder, locked
 from instaflow.world import barrier, hardware, world
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -116,8 +116,13 @@ def make_shards(
 
 def repair(folder: Path) -> list[int]:
     """Make exactly the bad or missing shards of a couple stage's folder again; returns their numbers."""
-    problems = verify(folder)
     manifest = read_manifest(folder)
+    with locked(folder):
+        return make_bad_shards(folder, manifest, verify(folder))
+
+
+def make_bad_shards(folder: Path, manifest: Manifest, problems: list[Problem]) -> list[int]:
+    """Make the shards that `problems` name again; returns their numbers."""
     for problem in problems:
         if problem.shard is None and not problem.stray:
             raise DataError(str(problem), "No shard can mend that: restore the file, or make the stage anew")

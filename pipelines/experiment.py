@@ -6,7 +6,7 @@ from instaflow import world
 from instaflow.config import Experiment, nearest
 from instaflow.errors import ConfigError, InstaFlowError, Interrupted
 from instaflow.interruption import listening
-from instaflow.rundir import StageFolder, stage_folders
+from instaflow.rundir import StageFolder, locked, stage_folders
 
 
 def run_all(experiment: Experiment) -> None:
@@ -86,7 +86,7 @@ def run_stage(stage: StageFolder) -> bool:
         return False
     module = importlib.import_module(f"pipelines.{stage.stage.kind}")
     if place.leads:
-        with stage.locked():
+        with locked(stage.folder):
             stage.begin()
             world.barrier()
             try:

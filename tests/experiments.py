@@ -4,7 +4,7 @@ from pathlib import Path
 
 from instaflow.config import load_experiment
 from instaflow.files import fingerprint_of, write_file
-from instaflow.rundir import StageFolder, stage_folders
+from instaflow.rundir import StageFolder, locked, stage_folders
 
 PHASE = "{samples: 8, global_batch_size: 4, learning_rate: 1e-3}"
 SMALL = f"""
@@ -34,7 +34,7 @@ def folders(config: str, *overrides: str, run: Path | None = None) -> dict[str, 
 
 def mark_done(stage: StageFolder, payload: str = "weights") -> None:
     """What a stage leaves behind when it ends, with `payload` for its work."""
-    with stage.locked():
+    with locked(stage.folder):
         stage.begin()
         stage.model.mkdir(exist_ok=True)
         write_file(stage.model / "weights.txt", payload)

@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 
 from instaflow.errors import ConfigError, DataError, InstaFlowError
-from instaflow.rundir import read_done, read_stats
+from instaflow.rundir import locked, read_done, read_stats
 from tests.experiments import SMALL, folders, mark_done, write
 
 HOLD = """
 import sys, time
 from pathlib import Path
+from instaflow.rundir import locked
 from tests.experiments import folders
 
 stage = folders(sys.argv[1], run=Path(sys.argv[2]))["teacher"]
-with stage.locked():
+with locked(stage.folder):
     print("locked", flush=True)
     time.sleep(600)
 """
@@ -218,26 +219,26 @@ def holder(config, run):
 
 def test_a_second_process_is_refused_and_told_who_the_first_is(config, run, holder):
     for _ in range(2):
-        with pytest.raises(InstaFlowError) as caught, folders(config, run=run)["teacher"].locked():
+        with pytest.raises(InstaFlowError) as caught, locked(folders(config, run=run)["teacher"].folder):
             pass
         assert f"Stage 'teacher' in '{run}' is being worked on by process {holder.pid} on " in caught.value.message
         assert "same command again" in caught.value.hint
-    with folders(config, run=run)["2rf"].locked():  # another stage is free
+    with locked(folders(config, run=run)["2rf"].folder):  # another stage is free
         pass
 
 
 def test_the_lock_of_a_killed_process_is_taken_over_at_once(config, run, holder):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    with folders(config, run=run)["teacher"].locked():
+    with locked(folders(config, run=run)["teacher"].folder):
         assert str(holder.pid) not in (run / "teacher" / ".lock").read_text()
 
 
 def test_the_lock_is_free_after_an_error(config, run):
     stage = folders(config, run=run)["teacher"]
-    with pytest.raises(RuntimeError), stage.locked():
+    with pytest.raises(RuntimeError), locked(stage.folder):
         raise RuntimeError
-    with stage.locked():
+    with locked(stage.folder):
         pass
 
 

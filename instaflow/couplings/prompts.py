@@ -83,7 +83,7 @@ def _text_of(path: Path) -> str:
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
-        hint = "Write one prompt a line there; a relative path starts at the current folder."
+        hint = "Write one prompt a line there; a relative path in an experiment starts at its file."
         raise ConfigError(f'prompt file "{path}" does not exist', hint) from error
     except OSError as error:
         raise ConfigError(f'prompt file "{path}" cannot be read: {error.strerror}', "Check its permissions.") from error

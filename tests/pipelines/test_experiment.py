@@ -8,6 +8,7 @@ import pytest
 
 from instaflow.config import load_experiment
 from instaflow.errors import InstaFlowError, Interrupted
+from instaflow.rundir import locked
 from pipelines import experiment
 from tests.experiments import folders, mark_done, write
 
@@ -106,7 +107,7 @@ def test_an_unfinished_stage_with_other_settings_is_refused_before_its_work(conf
 
 def test_a_stage_held_by_another_process_is_not_touched(config, worked):
     stage = folders(config)["teacher"]
-    with stage.locked(), pytest.raises(InstaFlowError, match="is being worked on by process"):
+    with locked(stage.folder), pytest.raises(InstaFlowError, match="is being worked on by process"):
         experiment.run_all(load_experiment(config))
     assert worked[0] == []
     assert [path.name for path in stage.folder.iterdir()] == [".lock"]
