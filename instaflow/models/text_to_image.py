@@ -183,7 +183,7 @@ def load_model(place: str | Path, *, device: torch.device, dtype: torch.dtype = 
         hint = (
             "Restore the missing file, or make the model's stage again"
             if folder.is_dir()
-            else "Without network, download the pipeline folder elsewhere and give its path"
+            else "There is no such folder; a hub name needs network, or a model downloaded before"
         )
         raise DataError(f"The model '{place}' cannot be loaded: {reason}", hint) from error
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):

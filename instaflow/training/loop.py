@@ -163,8 +163,9 @@ def train(job: Job, folder: StageFolder, stop: Stop) -> Trained:
             while position < span.end:
                 if told_to_stop(stop, place):
                     save()
+                    why = stop.signal or "another process was told to"
                     raise Interrupted(
-                        f"Stage '{label}' stopped at {position:,} of {total:,} samples ({stop.signal}); saved",
+                        f"Stage '{label}' stopped at {position:,} of {total:,} samples ({why}); saved",
                         f"To go on: {folder.command()}",
                     )
                 rate = span.learning_rate(position)

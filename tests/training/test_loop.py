@@ -91,9 +91,8 @@ def test_what_is_written_of_a_run(whole):
     first = fresh(*batch(0, 4), draws(0, "2rf/fit", 0, 4))
     first.backward()
     norm = torch.cat([parameter.grad.flatten() for parameter in fresh.parameters()]).norm()
-    assert lines[0]["loss"] == pytest.approx(float(first), rel=1e-6)
+    assert lines[0]["loss"] == pytest.approx(first.item(), rel=1e-6)
     assert lines[0]["gradient_norm"] == pytest.approx(float(norm), rel=1e-5)  # before clipping
-    assert lines[-1]["loss"] < 0.9 * lines[0]["loss"]
     saved = final(folder)
     assert saved.state["samples_seen"] == TOTAL and same(saved.model, trained.raw) and same(saved.ema, trained.ema)
 
@@ -313,7 +312,7 @@ def test_two_processes_stop_together_and_equal_one(whole, tmp_path):
     first, second = (json.loads((tmp_path / f"outcome-{rank}.json").read_text()) for rank in (0, 1))
     assert (first["heard"], second["heard"]) == (None, "SIGTERM")
     where = f"stopped at {final(tmp_path).state['samples_seen']} of {TOTAL} samples"
-    assert where in first["message"] and where in second["message"]
+    assert f"{where} (another process was told to)" in first["message"] and f"{where} (SIGTERM)" in second["message"]
     assert 8 <= final(tmp_path).state["samples_seen"] < TOTAL
 
     process = launch(tmp_path, 0.0)
