@@ -37,13 +37,13 @@ def test_a_known_curved_flow():
 
 
 def test_straightness_of_states_by_hand():
-    """Two steps of different length: velocities 0 and 3, mean 2, so (1 * 4 + 2 * 1) / 3."""
-    times = torch.tensor([0.0, 1 / 3, 1.0], dtype=torch.float64)
-    velocities = torch.tensor([0.0, 3.0]).view(2, 1, 1, 1, 1)
+    """Steps of 1/6 and 1/3 from t = 1/2: velocities 0 and 6, mean 4, so (1/6 * 16 + 1/3 * 4) / (1/2)."""
+    times = torch.tensor([1 / 2, 2 / 3, 1.0], dtype=torch.float64)
+    velocities = torch.tensor([0.0, 6.0]).view(2, 1, 1, 1, 1)
     states = torch.tensor([5.0, 5.0, 7.0]).view(3, 1, 1, 1, 1)
     result = straightness(Trajectory(states, velocities, times))
-    assert result.value == pytest.approx(2.0, rel=1e-6) and result.relative == pytest.approx(0.5, rel=1e-6)
-    assert result.profile == [(pytest.approx(1 / 6, abs=1e-4), 4.0), (pytest.approx(2 / 3, abs=1e-4), 1.0)]
+    assert result.value == pytest.approx(8.0, rel=1e-6) and result.relative == pytest.approx(0.5, rel=1e-6)
+    assert result.profile == [(pytest.approx(7 / 12, abs=1e-4), 16.0), (pytest.approx(5 / 6, abs=1e-4), 4.0)]
 
 
 def test_the_number_of_paths_does_not_matter():

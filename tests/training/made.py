@@ -52,6 +52,7 @@ def job_of(loss: nn.Module, **changes) -> Job:
         "phases": PHASES,
         "micro_batch_size": None,
         "ema_decay": 0.7,
+        "adam_beta2": 0.99,
         "weight_decay": 0.01,
         "gradient_clipping": 2.5,  # some steps are clipped, some not
         "checkpoint_every": 10**9,

@@ -17,6 +17,7 @@ from torch import nn
 
 from instaflow.errors import ConfigError, InstaFlowError, Interrupted
 from instaflow.stages import Phase
+from instaflow.training import loop
 from instaflow.training.checkpoint import complete_checkpoints, load_checkpoint
 from instaflow.training.draws import draws
 from instaflow.training.loop import Span, spans_of, train
@@ -52,7 +53,7 @@ def test_the_loop_is_adamw_with_clipping_schedule_and_average(whole):
     """The same run written out in plain PyTorch."""
     torch.manual_seed(0)
     loss = Fit()
-    optimizer = torch.optim.AdamW(loss.parameters(), lr=0.0, betas=(0.9, 0.999), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(loss.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=0.01)
     ema = {name: value.double() for name, value in loss.net.state_dict().items()}
     position, clipped = 0, 0
     for step in range(STEPS):
@@ -156,6 +157,18 @@ def test_a_resumed_run_is_one_that_never_stopped(whole, tmp_path, steps):
     assert same(final(tmp_path).optimizer, final(folder).optimizer)
     assert final(tmp_path).state == final(folder).state
     assert figures(folder_of(tmp_path)) == figures(folder_of(folder))
+
+
+def test_a_mean_loss_over_several_steps_survives_a_stop(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "LOG_LINES", 4)  # a line for each three steps, then for each two
+    train_in(tmp_path / "whole")
+    expected = figures(folder_of(tmp_path / "whole"))
+    assert [line["samples_seen"] for line in expected] == [12, 24, 28, 44, 60]
+    for step in (1, 2, 5, 8):
+        with pytest.raises(Interrupted):
+            train_in(tmp_path / str(step), stop=StopAt(step))
+        train_in(tmp_path / str(step))
+        assert figures(folder_of(tmp_path / str(step))) == expected
 
 
 def test_stopping_says_where(tmp_path):
