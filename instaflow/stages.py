@@ -66,6 +66,8 @@ class TrainingStage(Stage):
     """Samples that one process takes through the network at a time; by default its whole share of a global batch."""
     ema_decay: Fraction = 0.9999
     weight_decay: NonNegativeFloat = 0.01
+    adam_beta2: Fraction = 0.999
+    """Decay of AdamW's squared gradients; a short training wants a shorter memory."""
     gradient_clipping: PositiveFloat = 1.0
     checkpoint_every: PositiveInt = 65536
     """Samples between two checkpoints."""

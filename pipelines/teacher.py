@@ -97,6 +97,7 @@ def digits_job(stage: StageFolder, name: str, loss: nn.Module, batch: Callable[.
         phases=phases,
         micro_batch_size=settings.micro_batch_size,
         ema_decay=settings.ema_decay,
+        adam_beta2=settings.adam_beta2,
         weight_decay=settings.weight_decay,
         gradient_clipping=settings.gradient_clipping,
         checkpoint_every=settings.checkpoint_every,

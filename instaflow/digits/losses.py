@@ -11,12 +11,14 @@ from transformers import CLIPTextModel
 KL_WEIGHT = 1e-3  # per latent value against the squared error per pixel value
 
 
-def autoencoder_loss(vae: AutoencoderKL, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def autoencoder_loss(
+    vae: AutoencoderKL, images: torch.Tensor, generator: torch.Generator | list[torch.Generator]
+) -> torch.Tensor:
     """Scalar: mean squared error of the round trip, plus a little of KL(q(z|x) || N(0, I)).
 
     Args:
         images: [B, 3, 32, 32] in [-1, 1]
-        generator: draws the latents from the encoder's distribution
+        generator: draws the latents from the encoder's distribution; or one for each image
     """
     posterior = vae.encode(images).latent_dist
     decoded = vae.decode(posterior.sample(generator)).sample

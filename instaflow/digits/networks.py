@@ -62,7 +62,7 @@ def build_scheduler() -> DPMSolverMultistepScheduler:
         prediction_type="epsilon",
         algorithm_type="dpmsolver++",
         solver_order=2,
-        timestep_spacing="linspace",  # the first step is at timestep 999, where the noise is
+        timestep_spacing="trailing",  # the first step is at timestep 999, where the noise is
         steps_offset=1,  # as in Stable Diffusion; no matter with this spacing
         final_sigmas_type="zero",
     )

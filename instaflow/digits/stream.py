@@ -36,8 +36,8 @@ class AutoencoderLoss(nn.Module):
         self.vae = vae
 
     def forward(self, images: Tensor, draws: np.ndarray) -> Tensor:
-        """Scalar. images: [B, 3, 32, 32] in [-1, 1]; draws: [B, >= 1], whose first number seeds the latents' noise."""
-        return autoencoder_loss(self.vae, images, generator_from(draws))
+        """Scalar. images: [B, 3, 32, 32] in [-1, 1]; draws: [B, >= 1], whose first column seeds the latents' noise."""
+        return autoencoder_loss(self.vae, images, generators_from(draws))
 
 
 class DenoiserLoss(nn.Module):
@@ -65,9 +65,9 @@ class DenoiserLoss(nn.Module):
     def forward(self, latents: Tensor, captions: list[str], draws: np.ndarray) -> Tensor:
         """Scalar. latents: [B, 4, 8, 8], scaled; draws: [B, >= 2], for noise and timesteps, and for caption dropout."""
         kept = ["" if u < self.caption_dropout else text for u, text in zip(draws[:, 1], captions, strict=True)]
-        generator = generator_from(draws)
-        noise = torch.randn(latents.shape, generator=generator).to(latents.device)
-        timesteps = torch.randint(len(self.alphas_cumprod), (len(latents),), generator=generator).to(latents.device)
+        generators, shape = generators_from(draws), latents.shape[1:]
+        noise = torch.stack([torch.randn(shape, generator=own) for own in generators]).to(latents.device)
+        timesteps = torch.cat([torch.randint(len(self.alphas_cumprod), (1,), generator=own) for own in generators])
         return denoiser_loss(
             self.unet,
             self.text_encoder,
@@ -75,10 +75,10 @@ class DenoiserLoss(nn.Module):
             latents=latents,
             input_ids=torch.tensor([self.tokens_of(text) for text in kept], device=latents.device),
             noise=noise,
-            timesteps=timesteps,
+            timesteps=timesteps.to(latents.device),
         )
 
 
-def generator_from(draws: np.ndarray) -> torch.Generator:
-    """A CPU generator seeded by a batch's first random number."""
-    return torch.Generator().manual_seed(int(draws[0, 0] * 2**53))
+def generators_from(draws: np.ndarray) -> list[torch.Generator]:
+    """A CPU generator for each sample, so that no split of the batch changes its noise."""
+    return [torch.Generator().manual_seed(int(number * 2**53)) for number in draws[:, 0]]

@@ -28,6 +28,10 @@ def save_model(
         feature_extractor=None,
         requires_safety_checker=False,
     )
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:  # it would write down how it was last used
+        backend.no_padding()
+        backend.no_truncation()
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     pipeline.save_pretrained(temporary, safe_serialization=True)

@@ -9,10 +9,10 @@ from torch import nn
 
 from instaflow.world import join
 
-BETAS = (0.9, 0.999)
 
-
-def start_engine(module: nn.Module, *, batch: tuple[int, int], weight_decay: float, gradient_clipping: float) -> Any:
+def start_engine(
+    module: nn.Module, *, batch: tuple[int, int], beta2: float, weight_decay: float, gradient_clipping: float
+) -> Any:
     """A DeepSpeed engine over `module`, whose forward is its loss. `batch`: micro and global batch size.
 
     Nothing is compiled at its start: the optimizer is PyTorch's own fused AdamW, and on a CPU DeepSpeed's
@@ -29,7 +29,7 @@ def start_engine(module: nn.Module, *, batch: tuple[int, int], weight_decay: flo
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     join()
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=BETAS, weight_decay=weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=(0.9, beta2), weight_decay=weight_decay, fused=True)
     micro_batch_size, global_batch_size = batch
     engine, *_ = deepspeed.initialize(
         model=module,

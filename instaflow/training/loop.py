@@ -47,6 +47,7 @@ class Job:
     phases: list[Phase]
     micro_batch_size: int | None
     ema_decay: float
+    adam_beta2: float
     weight_decay: float
     gradient_clipping: float
     checkpoint_every: int
@@ -125,6 +126,7 @@ def train(job: Job, folder: StageFolder, stop: Stop) -> Trained:
     engine = start_engine(
         job.loss,
         batch=(first.micro_batch_size, first.phase.global_batch_size),
+        beta2=job.adam_beta2,
         weight_decay=job.weight_decay,
         gradient_clipping=job.gradient_clipping,
     )
