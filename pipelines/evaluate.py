@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -165,7 +166,7 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     # Report
     report = Report(
         title=stage.run.name,
-        config=stage.source,
+        config=Path(stage.source).name,
         seed=stage.seed,
         hardware=hardware(),
         protocol=protocol_card(stage, protocol, reference, count),
