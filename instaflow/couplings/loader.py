@@ -1,5 +1,6 @@
 """Batches of couplings at any position of an endless, shuffled stream: exact, and the same for any number of ranks."""
 
+import shlex
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,8 @@ class Couplings:
         missing = shards_to_make(self.folder, plan)
         if missing:
             message = f'"{self.folder}" lacks {len(missing)} of its {plan.num_shards} shards'
-            raise DataError(message, "Run its `instaflow couple` command again: it makes those that are missing.")
+            hint = f"Run `instaflow repair {shlex.quote(str(self.folder))}`: it makes those that are missing."
+            raise DataError(message, hint)
         self.sidecars = [read_sidecar(self.folder, shard, plan) for shard in range(plan.num_shards)]
         self._counts = np.array([sidecar.count for sidecar in self.sidecars])
         self._decoded: OrderedDict[int, Shard] = OrderedDict()  # the least recently used first

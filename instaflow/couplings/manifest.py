@@ -1,5 +1,6 @@
 """`manifest.json`: what a couple stage's shards hold and what made them."""
 
+import shlex
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,18 +48,24 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a couple stage's folder. Raises DataError."""
     path = folder / "manifest.json"
+    is_stage = (folder / "stage.json").exists()
+    hint = make_anew(folder) if is_stage else "Name the folder of a couple stage, such as runs/digits/pairs."
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except OSError as error:
-        hint = "Name the folder of a couple stage, such as runs/digits/pairs."
         raise DataError(f'"{path}" cannot be read: {error.strerror}', hint) from error
     except ValidationError as error:
-        hint = "The couple stage writes this file: run its `instaflow couple` command again."
         raise DataError(f'"{path}" is not a manifest: {first_fault(error)}', hint) from error
     if manifest.format_version != FORMAT_VERSION:
         message = f'"{path}" has format version {manifest.format_version}; this version reads {FORMAT_VERSION}'
         raise DataError(message, "Use the version of instaflow that made the couplings.")
     return manifest
+
+
+def make_anew(folder: Path) -> str:
+    """A hint for a lost file that no other file of the stage can restore: a stage that is done is not made again."""
+    place = shlex.quote(str(folder))
+    return f"Restore it from a copy, or delete {place} and run the stage's `instaflow couple` command again."
 
 
 def first_fault(error: ValidationError) -> str:

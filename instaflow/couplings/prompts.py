@@ -5,6 +5,7 @@ import json
 import logging
 from pathlib import Path
 
+from instaflow.couplings.manifest import make_anew
 from instaflow.errors import ConfigError, DataError
 from instaflow.files import remove_leftovers, write_file
 
@@ -51,7 +52,7 @@ def save_prompts(folder: Path, prompts: list[str]) -> None:
 def load_prompts(folder: Path) -> list[str]:
     """The prompts that `save_prompts` kept. Raises DataError."""
     path = folder / "prompts.json"
-    hint = "The couple stage writes this file: run its `instaflow couple` command again."
+    hint = make_anew(folder)
     try:
         prompts = json.loads(path.read_bytes())
     except OSError as error:

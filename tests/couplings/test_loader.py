@@ -117,13 +117,13 @@ def test_few_shards_are_decoded_once_for_all_epochs(tmp_path, monkeypatch):
     assert len(read) == 5
 
 
-def test_unfinished_couplings_are_refused_at_open(tmp_path):
-    folder = make_couplings(tmp_path / "pairs", manifest_of())
+def test_couplings_that_lack_shards_are_refused_at_open(tmp_path):
+    folder = make_couplings(tmp_path / "my run" / "pairs", manifest_of())
     for shard in 1, 4:
         sidecar_path(folder, shard).unlink()
     with pytest.raises(DataError, match="lacks 2 of its 5 shards") as caught:
         Couplings(folder, seed=0)
-    assert "instaflow couple" in caught.value.hint
+    assert f"`instaflow repair '{folder}'`" in caught.value.hint  # a couple stage that is done makes nothing again
 
 
 def test_a_listing_is_not_trusted(tmp_path):

@@ -43,3 +43,25 @@ def test_a_missing_or_cut_manifest_is_refused(tmp_path, text):
         (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(DataError, match=r"manifest\.json"):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("text", [None, "{"])
+def test_a_stage_without_its_manifest_is_to_be_deleted(tmp_path, text):
+    folder = tmp_path / "my run" / "pairs"
+    folder.mkdir(parents=True)
+    (folder / "stage.json").write_text("{}")
+    if text is not None:
+        (folder / "manifest.json").write_text(text)
+    with pytest.raises(DataError) as caught:
+        read_manifest(folder)
+    assert f"delete '{folder}' and run the stage's `instaflow couple` command again" in caught.value.hint
+
+
+@pytest.mark.parametrize("text", [None, '{"name": "an app"}'])
+def test_a_folder_that_is_no_stage_is_not_to_be_deleted(tmp_path, text):
+    if text is not None:
+        (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(DataError) as caught:
+        read_manifest(tmp_path)
+    assert "Name the folder of a couple stage" in caught.value.hint
+    assert "delete" not in caught.value.hint

@@ -95,5 +95,6 @@ def test_the_stage_keeps_its_prompts(tmp_path):
 def test_damaged_prompts_of_a_stage_are_refused(tmp_path, data):
     if data is not None:
         (tmp_path / "prompts.json").write_bytes(data)
-    with pytest.raises(DataError, match=r"prompts\.json"):
+    with pytest.raises(DataError, match=r"prompts\.json") as caught:
         load_prompts(tmp_path)
+    assert f"delete {tmp_path} and run the stage's `instaflow couple` command again" in caught.value.hint
