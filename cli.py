@@ -75,7 +75,8 @@ def load(config: str, run_dir: str | None, overrides: tuple[str, ...]) -> Any:
 
 @cli.command()
 @experiment_options
-def run(config: str, run_dir: str | None, overrides: tuple[str, ...], dry_run: bool) -> None:
+@click.option("--stage", metavar="NAME", help="Run only this stage.")
+def run(config: str, run_dir: str | None, overrides: tuple[str, ...], dry_run: bool, stage: str | None) -> None:
     """Run all stages of an experiment, in order; go on where it stopped.
 
     CONFIG is a YAML file, or the name of a packaged experiment.
@@ -88,9 +89,15 @@ def run(config: str, run_dir: str | None, overrides: tuple[str, ...], dry_run: b
     if dry_run:
         click.echo(experiment.resolved(), nl=False)
         return
-    from pipelines.experiment import run_all
+    from instaflow.interruption import listening
 
-    run_all(experiment)
+    with listening() as stop:
+        from pipelines.experiment import run_all, run_one
+
+        if stage is None:
+            run_all(experiment, stop)
+        else:
+            run_one(experiment, None, stage, stop)
 
 
 def add_stage_command(kind: str, first_line: str, example: str) -> None:
@@ -103,12 +110,15 @@ def add_stage_command(kind: str, first_line: str, example: str) -> None:
         if dry_run:
             click.echo(experiment.resolved(), nl=False)
             return
-        from pipelines.experiment import run_kind, run_one
+        from instaflow.interruption import listening
 
-        if stage is None:
-            run_kind(experiment, kind)
-        else:
-            run_one(experiment, kind, stage)
+        with listening() as stop:
+            from pipelines.experiment import run_kind, run_one
+
+            if stage is None:
+                run_kind(experiment, kind, stop)
+            else:
+                run_one(experiment, kind, stage, stop)
 
     command.__doc__ = f"""{first_line}
 

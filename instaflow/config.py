@@ -35,6 +35,10 @@ class Experiment:
         wanted = set(self.stages[name].parents().values())
         return [other for other in self.stages if other in wanted]
 
+    def arguments(self) -> list[str]:
+        """What follows the command's name to mean this experiment again."""
+        return [self.source, "--run-dir", self.run, *(word for change in self.overrides for word in ("--set", change))]
+
     def resolved(self) -> str:
         """The whole experiment as YAML, every default spelled out."""
         stages = {name: in_story_order(stage) for name, stage in self.stages.items()}

@@ -68,9 +68,9 @@ class StageFolder:
         return str(folder / "model" if (folder / "model").is_dir() else folder)
 
     def relative(self, parent: str) -> str:
-        """A parent's payload as this stage's folder sees it, free of absolute paths for a stage of the same run."""
+        """A parent's payload as this stage's folder sees it; a hub name as it stands."""
         place = self.locate(parent)
-        return os.path.relpath(place, self.folder) if parent in self.stage_names else place
+        return os.path.relpath(place, self.folder) if Path(place).is_dir() else place
 
     # --- identity -----------------------------------------------------------------------------------------------------
 

@@ -8,10 +8,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
+from instaflow.errors import ConfigError
+
 Parametrization = Literal["velocity", "epsilon"]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Steps = Annotated[int, Field(ge=1, le=1000)]
+"""Network steps of a sampler: a schedule has 1000 timesteps."""
 
 
 class Section(BaseModel):
@@ -35,6 +39,24 @@ class Phase(Section):
         if self.samples < self.global_batch_size:
             raise ValueError(f"samples ({self.samples}) is less than one global_batch_size ({self.global_batch_size})")
         return self
+
+
+def share_of(phase: Phase, micro_batch_size: int | None, processes: int, where: str = "phases") -> int:
+    """The samples that one process takes through the network at a time, by default its whole share of a global batch.
+
+    A larger micro_batch_size is cut to the share. Raises ConfigError, naming `where`, if the batch cannot be shared.
+    """
+    size = phase.global_batch_size
+    share = size // processes
+    micro = min(micro_batch_size or share, share)
+    if micro < 1 or size % (micro * processes):
+        count = "one process" if processes == 1 else f"{processes} processes"
+        raise ConfigError(
+            f"'{where}': global_batch_size is {size}, which {count} with micro_batch_size {max(micro, 1)} cannot share "
+            "evenly",
+            f"Choose a multiple of {max(micro, 1) * processes}",
+        )
+    return micro
 
 
 class Stage(Section):
@@ -80,7 +102,7 @@ class TeacherStage(TrainingStage):
     data: Literal["digits"]
     autoencoder_phases: Annotated[list[Phase], Field(min_length=1)]
     caption_dropout: Fraction = 0.1
-    num_steps: PositiveInt = 25
+    num_steps: Steps = 25
     guidance_scale: NonNegativeFloat
     """With `num_steps`, the default that the model folder carries for sampling."""
 
@@ -99,7 +121,7 @@ class CoupleStage(Stage):
     count: PositiveInt
     records_per_shard: PositiveInt = 1024
     batch_size: PositiveInt = 16
-    num_steps: PositiveInt = 25
+    num_steps: Steps = 25
     guidance_scale: NonNegativeFloat
     timestep_spacing: Literal["leading", "trailing", "linspace"] | None = None
     """Which of the teacher's timesteps a sampler visits, "trailing" by default; a velocity flow has no such choice."""
@@ -130,7 +152,7 @@ class ReflowStage(FlowStage):
 
     kind: Literal["reflow"]
     caption_dropout: Fraction = 0.1
-    num_steps: PositiveInt = 25
+    num_steps: Steps = 25
     guidance_scale: NonNegativeFloat = 1.5
 
 
@@ -144,7 +166,7 @@ class EvaluatedModel(Section):
     """A model in the report, sampled with each number of steps."""
 
     model: str
-    num_steps: Annotated[list[PositiveInt], Field(min_length=1)]
+    num_steps: Annotated[list[Steps], Field(min_length=1)]
     guidance_scale: NonNegativeFloat | None = None
     """By default what the model's folder recommends."""
 
@@ -153,7 +175,7 @@ class Reference(Section):
     """The images that every model's images of the same noise are compared with."""
 
     model: str
-    num_steps: PositiveInt
+    num_steps: Steps
 
 
 class EvaluateStage(Stage):
@@ -166,7 +188,7 @@ class EvaluateStage(Stage):
     num_samples: Annotated[int, Field(ge=2)] = 2000
     batch_size: PositiveInt = 250
     straightness_samples: PositiveInt = 256
-    straightness_steps: PositiveInt = 100
+    straightness_steps: Steps = 100
 
     def parents(self) -> dict[str, str]:
         return {f"models.{i}.model": entry.model for i, entry in enumerate(self.models)}

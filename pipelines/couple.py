@@ -130,7 +130,8 @@ def make_bad_shards(folder: Path, manifest: Manifest, problems: list[Problem]) -
     if not shards:
         return []
     prompts = load_prompts(folder)
-    place = str(Path(os.path.normpath(folder / manifest.model))) if manifest.model.startswith("..") else manifest.model
+    beside = Path(os.path.normpath(folder.absolute() / manifest.model))
+    place = str(beside) if beside.is_dir() or manifest.model.startswith("..") else manifest.model
     set_up_cpu()
     model = load_model(place, device=device(), dtype=DTYPES[manifest.dtype])
     if Path(place).is_dir() and fingerprint_of(Path(place)) != manifest.model_fingerprint:

@@ -99,6 +99,7 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
                     seconds += time.perf_counter() - began
                     progress.update(progress.done + len(parts[-1]))
                 images = torch.cat(parts)
+                stage.log(model=entry.model, num_steps=num_steps, seconds_per_image=seconds / settings.num_samples)
                 measured.append(
                     Measured(
                         model=entry.model,
@@ -136,6 +137,7 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
             paths[entry.model] = path.states[:, :PATHS].transpose(0, 1).cpu().numpy()
 
     # Figures
+    leave_if(stop, stage)
     stages = stages_so_far(stage)
     reference = next(
         m for m in measured if (m.model, m.num_steps) == (settings.reference.model, settings.reference.num_steps)

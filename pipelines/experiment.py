@@ -1,23 +1,29 @@
 """Which stages run, in which order, and what is said about those that wait."""
 
 import importlib
+import shlex
 
 from instaflow import world
 from instaflow.config import Experiment, nearest
 from instaflow.errors import ConfigError, InstaFlowError, Interrupted
-from instaflow.interruption import listening
+from instaflow.interruption import Stop
 from instaflow.rundir import StageFolder, locked, stage_folders
+from instaflow.stages import CoupleStage, share_of
 
 
-def run_all(experiment: Experiment) -> None:
-    """Run every stage that is not done, in order."""
+def run_all(experiment: Experiment, stop: Stop) -> None:
+    """Run every stage that is not done, in order. Raises Interrupted when told to stop, as all of these do."""
     stages = stage_folders(experiment)
     check_inputs(stages)
-    for stage in stages.values():
-        run_stage(stage)
+    try:
+        for stage in stages.values():
+            run_stage(stage, stop)
+    except Interrupted as error:
+        error.hint = f"To go on: {shlex.join(['instaflow', 'run', *experiment.arguments()])}"
+        raise
 
 
-def run_kind(experiment: Experiment, kind: str) -> None:
+def run_kind(experiment: Experiment, kind: str, stop: Stop) -> None:
     """Run the stages of one kind whose parents are done. Raises InstaFlowError if nothing could run and some wait."""
     stages = stage_folders(experiment)
     mine = {name: stage for name, stage in stages.items() if stage.stage.kind == kind}
@@ -31,27 +37,27 @@ def run_kind(experiment: Experiment, kind: str) -> None:
         if missing:
             waiting[name] = f"'{name}' waits for {' and '.join(repr(parent) for parent in missing)}"
         else:
-            ran = run_stage(stage) or ran
+            ran = run_stage(stage, stop) or ran
     if waiting and not ran:
         raise InstaFlowError("; ".join(waiting.values()), run_first(experiment, stages, next(iter(waiting))))
     for line in waiting.values():
         say(line)
 
 
-def run_one(experiment: Experiment, kind: str, name: str) -> None:
-    """Run one stage. Raises InstaFlowError if a parent is not done."""
+def run_one(experiment: Experiment, kind: str | None, name: str, stop: Stop) -> None:
+    """Run one stage, of this kind if one is given. Raises InstaFlowError if a parent is not done."""
     stages = stage_folders(experiment)
     if name not in stages:
         raise ConfigError(f"'{experiment.source}' has no stage '{name}'", nearest(name, stages))
     stage = stages[name]
-    if stage.stage.kind != kind:
+    if kind and stage.stage.kind != kind:
         raise ConfigError(f"Stage '{name}' is of kind '{stage.stage.kind}'", f"Run: {stage.command()}")
     check_inputs({name: stage})
     missing = missing_parents(experiment, stages, name)
     if missing:
         message = f"Stage '{name}' builds on '{missing[0]}', which is not done"
         raise InstaFlowError(message, run_first(experiment, stages, name))
-    run_stage(stage)
+    run_stage(stage, stop)
 
 
 def missing_parents(experiment: Experiment, stages: dict[str, StageFolder], name: str) -> list[str]:
@@ -69,17 +75,24 @@ def run_first(experiment: Experiment, stages: dict[str, StageFolder], name: str)
 
 
 def check_inputs(stages: dict[str, StageFolder]) -> None:
-    """Look at everything outside the run that stages will need, before the first of them starts."""
+    """Look at prompts and batch sizes before the first stage starts. Raises ConfigError."""
     from instaflow.couplings.prompts import read_prompts
 
-    for stage in stages.values():
-        if stage.stage.kind == "couple" and not stage.is_done():
+    for name, stage in stages.items():
+        if stage.is_done():
+            continue
+        if isinstance(stage.stage, CoupleStage):
             read_prompts(stage.stage.prompts)
+        for key in ("autoencoder_phases", "phases"):
+            for index, phase in enumerate(getattr(stage.stage, key, ())):
+                share_of(phase, stage.stage.micro_batch_size, world.world().size, f"stages.{name}.{key}.{index}")
 
 
-def run_stage(stage: StageFolder) -> bool:
+def run_stage(stage: StageFolder, stop: Stop) -> bool:
     """Run or resume one stage; False if it was done before. All processes of a launch come here together."""
     place = world.world()
+    if stop():
+        raise Interrupted(f"Stopped before stage '{stage.name}' ({stop.signal})", f"To go on: {stage.command()}")
     if stage.is_done():
         stage.check_identity()
         say(f"{stage.name}: done before, in {stage.folder}")
@@ -87,10 +100,12 @@ def run_stage(stage: StageFolder) -> bool:
     module = importlib.import_module(f"pipelines.{stage.stage.kind}")
     if place.leads:
         with locked(stage.folder):
+            if stage.is_done() and place.size == 1:  # by another command, a moment ago
+                return run_stage(stage, stop)
             stage.begin()
             world.barrier()
             try:
-                work(module, stage)
+                work(module, stage, stop)
             except BaseException as error:
                 stopped = isinstance(error, Interrupted | KeyboardInterrupt)
                 stage.set_state("interrupted" if stopped else "failed", reason=str(error) or type(error).__name__)
@@ -98,18 +113,17 @@ def run_stage(stage: StageFolder) -> bool:
     else:
         world.barrier()
         stage.start_clock()
-        work(module, stage)
+        work(module, stage, stop)
     world.barrier()
     return True
 
 
-def work(module: object, stage: StageFolder) -> None:
+def work(module: object, stage: StageFolder, stop: Stop) -> None:
     """The stage's own work, and its done mark when all processes have come to the end."""
     from instaflow.models.device import set_up_cpu
 
     set_up_cpu()
-    with listening() as stop:
-        fingerprint = module.run(stage, stop)  # type: ignore[attr-defined]
+    fingerprint = module.run(stage, stop)  # type: ignore[attr-defined]
     world.barrier()
     if world.world().leads:
         stage.finish(fingerprint())

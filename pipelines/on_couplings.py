@@ -134,7 +134,7 @@ def save_both(
     """Write model/ (EMA) and model-raw/; the content's fingerprint is asked for when all processes are done."""
     model = material.model
     entry = {"stage": stage.name, "kind": stage.stage.kind, "summary": summary, "samples_seen": trained.samples_seen}
-    couple_model = Path(stage.locate(stage.stage.couplings), material.couplings.manifest.model)
+    couple_model = Path(stage.locate(stage.stage.couplings)).absolute() / material.couplings.manifest.model
     before = model.settings.lineage
     made_by = read_settings(couple_model).lineage if couple_model.is_dir() else []
     manifest = material.couplings.manifest

@@ -1,5 +1,7 @@
 """Images from a model folder: what `instaflow sample` does."""
 
+import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ from PIL import Image
 
 from instaflow.couplings.noise import coupled_noise
 from instaflow.errors import ConfigError, DataError, InstaFlowError
+from instaflow.files import write_file
 from instaflow.models.device import device, set_up_cpu
 from instaflow.models.text_to_image import load_model
 
@@ -26,11 +29,15 @@ def run(
     output: Path,
 ) -> str:
     """Sample each prompt, write the images as one grid; returns a line that says what was done."""
+    if guidance_scale is not None and not math.isfinite(guidance_scale):
+        raise ConfigError(f"'--guidance-scale' must be a finite number, not {guidance_scale}", "Try, say, 1.5")
+    check_prompts(prompts)
     for file in (output, latents_file):
         if file and not file.absolute().parent.is_dir():
             raise ConfigError(f"The folder of '{file}' does not exist", "Make it first")
-    if output.suffix.lower() not in Image.registered_extensions():
-        raise ConfigError(f"'{output}' has no image ending that is known", "Name it, say, grid.png")
+        if file and file.exists() and not file.is_file():
+            raise ConfigError(f"'{file}' is no regular file", "Choose another name")
+    encoded(Image.new("RGB", (1, 1)), output)
     set_up_cpu()
     model = load_model(model_folder, device=device())
     shape = (len(prompts), *model.latent_shape)
@@ -50,27 +57,58 @@ def run(
     if not torch.isfinite(latents).all():
         raise InstaFlowError(f"'{model_folder}' gave latents that are not finite", "Try fewer or more --num-steps")
     if latents_file:
-        with open(latents_file, "wb") as target:
-            np.save(target, latents.float().cpu().numpy())
+        content = io.BytesIO()
+        np.save(content, latents.float().cpu().numpy())
+        write_file(latents_file, content.getvalue())
     images = torch.cat([model.decode(part) for part in latents.split(BATCH)])
-    grid(images).save(output)
+    write_file(output, encoded(grid(images), output))
     steps = num_steps or model.settings.num_steps
     if model.num_truncated:
         print(f"{model.num_truncated} prompts are longer than {model.tokenizer.model_max_length} tokens and were cut")
     return f"{output}: {len(prompts)} image{'s' if len(prompts) > 1 else ''}, {steps} step{'s' if steps > 1 else ''}"
 
 
-def read_noise(file: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Noise from an .npy file: [N, C, H, W] of unit variance, one for each prompt. Raises DataError."""
+def check_prompts(prompts: list[str]) -> None:
+    """Raises ConfigError where a prompt was typed in bytes that are no text."""
+    for prompt in prompts:
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            hint = "Type it in a terminal that is set to UTF-8"
+            raise ConfigError(f"The prompt {prompt!r} is not UTF-8 (character {error.start})", hint) from error
+
+
+def encoded(image: Image.Image, output: Path) -> bytes:
+    """The image as a file of the format that the ending of `output` stands for. Raises ConfigError."""
+    name, content = Image.registered_extensions().get(output.suffix.lower(), ""), io.BytesIO()
+    if name not in Image.SAVE:
+        raise ConfigError(f"'{output}' has no ending of an image format that can be written", "Name it, say, grid.png")
     try:
-        noise = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"The noise file '{file}' cannot be read: {error}", "It is an .npy file of float32") from error
+        image.save(content, name)
+    except Exception as error:  # a format without a writer, colours or such sizes: each raises its own kind
+        size = "×".join(map(str, image.size))
+        message = f"'{output}': {name} does not take an RGB image of {size} pixels: {error}"
+        raise ConfigError(message, "Name it, say, grid.png") from error
+    return content.getvalue()
+
+
+def read_noise(file: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Noise from an .npy file: float32 [N, C, H, W] of unit variance, one for each prompt. Raises DataError."""
+    try:
+        with open(file, "rb") as source:
+            noise = np.lib.format.read_array(source, allow_pickle=False)
+    except Exception as error:  # for a damaged header numpy raises whatever its parser does
+        reason = str(error).partition("\n")[0]
+        hint = "It is one float32 array, as numpy.save writes it; numpy.savez and torch.save write something else"
+        raise DataError(f"The noise file '{file}' cannot be read: {reason}", hint) from error
+    if noise.dtype != np.float32:
+        message = f"'{file}' holds noise of {noise.dtype}; float32 is needed: it is used bit by bit as it stands"
+        raise DataError(message, f"Convert it: numpy.save({str(file)!r}, numpy.load({str(file)!r}).astype('float32'))")
     if noise.shape != shape:
         raise DataError(f"'{file}' holds noise of shape {noise.shape}; {shape} is needed: one for each prompt")
-    if not np.issubdtype(noise.dtype, np.floating) or not np.isfinite(noise).all():
-        raise DataError(f"'{file}' must hold finite floating-point numbers")
-    return np.ascontiguousarray(noise, np.float32)
+    if not np.isfinite(noise).all():
+        raise DataError(f"'{file}' holds noise that is not finite", "Draw it anew, say, with standard_normal")
+    return np.ascontiguousarray(noise)
 
 
 def grid(images: torch.Tensor) -> Image.Image:

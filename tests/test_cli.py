@@ -381,17 +381,15 @@ WORK = """
 import sys, time
 import cli
 from instaflow.errors import Interrupted
-from instaflow.interruption import listening
 from pipelines import experiment
 
-def run_all(found):
-    with listening() as stop:
-        print("working", flush=True)
-        while not stop():
-            time.sleep(0.01)
-        if {stubborn}:
-            print("heard", flush=True)
-            time.sleep(60)
+def run_all(found, stop):
+    print("working", flush=True)
+    while not stop():
+        time.sleep(0.01)
+    if {stubborn}:
+        print("heard", flush=True)
+        time.sleep(60)
     raise Interrupted(f"Stage 'x' stopped ({{stop.signal}})", "To go on: the same command")
 
 experiment.run_all = run_all

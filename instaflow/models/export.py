@@ -5,10 +5,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import transformers
 from diffusers import StableDiffusionPipeline
 
 from instaflow.files import replace_folder, write_file, write_json
 from instaflow.models.settings import ModelSettings, write_settings
+
+transformers.utils.logging.disable_progress_bar()
 
 LOADED_FROM = {"_name_or_path", "name_or_path", "is_local", "local_files_only"}
 """What the libraries note about where a part came from."""
@@ -60,6 +63,7 @@ pipeline_tag: text-to-image
 # {what}
 
 ```python
+import transformers
 from diffusers import StableDiffusionPipeline
 
 pipeline = StableDiffusionPipeline.from_pretrained(".", safety_checker=None)

@@ -77,7 +77,7 @@ class TextToImage:
         unique = list(dict.fromkeys(prompts))
         length = self.tokenizer.model_max_length
         tokens = self.tokenizer(unique, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        full = self.tokenizer(unique, truncation=False).input_ids
+        full = self.tokenizer(unique, truncation=False, verbose=False).input_ids
         too_long = {prompt for prompt, ids in zip(unique, full, strict=True) if len(ids) > length}
         self.num_truncated += sum(prompt in too_long for prompt in prompts)
         mask = tokens.attention_mask if getattr(self.text_encoder.config, "use_attention_mask", False) else None
@@ -103,6 +103,10 @@ class TextToImage:
         empty, prompted = both.chunk(2)
         return empty + guidance_scale * (prompted - empty)
 
+    def predict(self, x: Tensor, timestep: Tensor, embeddings: Tensor, guidance_scale: float) -> Tensor:
+        """`guided` on a float32 state, whatever the network's precision."""
+        return self.guided(x.to(self.dtype), timestep, embeddings, guidance_scale).float()
+
     def conditioning(self, prompts: list[str], guidance_scale: float) -> Tensor:
         """The embeddings that `guided` wants."""
         embeddings = self.encode(prompts)
@@ -122,7 +126,8 @@ class TextToImage:
     ) -> Tensor:
         """Scaled latents [B, C, H, W] of unit-variance noise [B, C, H, W], as stock diffusers would make them.
 
-        Steps and guidance default to what the model's folder recommends, the scheduler to the folder's own.
+        The network computes in its own precision, the sampler in float32. Steps and guidance default to what the
+        model's folder recommends, the scheduler to the folder's own.
         """
         steps = self.settings.num_steps if num_steps is None else num_steps
         scale = self.settings.guidance_scale if guidance_scale is None else guidance_scale
@@ -130,9 +135,9 @@ class TextToImage:
         scheduler = type(own).from_config(own.config)  # schedulers hold state: one for each call
         scheduler.set_timesteps(steps, device=self.device)
         embeddings = self.conditioning(prompts, scale)
-        x = noise.to(self.device, self.dtype) * scheduler.init_noise_sigma
+        x = noise.to(self.device, torch.float32) * scheduler.init_noise_sigma
         for timestep in scheduler.timesteps:
-            output = self.guided(scheduler.scale_model_input(x, timestep), timestep, embeddings, scale)
+            output = self.predict(scheduler.scale_model_input(x, timestep), timestep, embeddings, scale)
             x = scheduler.step(output, timestep, x, return_dict=False)[0]
         return x
 
@@ -142,7 +147,7 @@ class TextToImage:
         embeddings = self.conditioning(prompts, guidance_scale)
 
         def predict(x: Tensor, timestep: Tensor) -> Tensor:
-            return self.guided(x.to(self.dtype), timestep, embeddings, guidance_scale).float()
+            return self.predict(x, timestep, embeddings, guidance_scale)
 
         return euler(self.view(), predict, noise.to(self.device, torch.float32), num_steps)
 

@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from instaflow.errors import ConfigError, InstaFlowError, Interrupted
+from instaflow.errors import InstaFlowError, Interrupted
 from instaflow.interruption import Stop
 from instaflow.progress import Progress
 from instaflow.rundir import StageFolder
-from instaflow.stages import Phase
+from instaflow.stages import Phase, share_of
 from instaflow.training.checkpoint import (
     Checkpoint,
     complete_checkpoints,
@@ -91,15 +91,7 @@ def spans_of(phases: list[Phase], micro_batch_size: int | None, processes: int) 
     """Where each phase begins and ends. Raises ConfigError if a global batch cannot be shared out."""
     spans: list[Span] = []
     for index, phase in enumerate(phases):
-        size = phase.global_batch_size
-        share = size // processes
-        micro = min(micro_batch_size or share, share)
-        if micro < 1 or size % (micro * processes):
-            raise ConfigError(
-                f"phases.{index}.global_batch_size is {size}, which {processes} processes with micro_batch_size "
-                f"{micro or 1} cannot share evenly",
-                f"Choose a multiple of {max(micro, 1) * processes}",
-            )
+        size, micro = phase.global_batch_size, share_of(phase, micro_batch_size, processes, f"phases.{index}")
         start = spans[-1].end if spans else 0
         spans.append(Span(phase, start, start + phase.samples // size * size, micro))
     return spans

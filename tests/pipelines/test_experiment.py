@@ -8,6 +8,7 @@ import pytest
 
 from instaflow.config import load_experiment
 from instaflow.errors import InstaFlowError, Interrupted
+from instaflow.interruption import Stop
 from instaflow.rundir import locked
 from pipelines import experiment
 from tests.experiments import folders, mark_done, write
@@ -25,7 +26,7 @@ def worked(monkeypatch):
     names: list[str] = []
     names_that_end: dict[str, BaseException] = {}
 
-    def work(module, stage):
+    def work(module, stage, stop):
         names.append(stage.name)
         if stage.name in names_that_end:
             raise names_that_end[stage.name]
@@ -43,8 +44,8 @@ def state(stage) -> dict:
 
 
 def test_a_run_takes_every_stage_once_and_in_order(config, worked, capsys):
-    experiment.run_all(load_experiment(config))
-    experiment.run_all(load_experiment(config))
+    experiment.run_all(load_experiment(config), Stop())
+    experiment.run_all(load_experiment(config), Stop())
     assert worked[0] == ["teacher", "pairs", "2rf", "student", "report"]
     assert capsys.readouterr().out.count("done before") == 5
 
@@ -53,8 +54,8 @@ def test_a_kind_runs_what_it_can_and_tells_what_waits(config, worked, tmp_path, 
     text = (tmp_path / "small.yaml").read_text()
     text += "  pairs2: {kind: couple, model: 2rf, prompts: [a], count: 8, guidance_scale: 1}\n"
     found = load_experiment(write(tmp_path, text))
-    experiment.run_kind(found, "teacher")
-    experiment.run_kind(found, "couple")
+    experiment.run_kind(found, "teacher", Stop())
+    experiment.run_kind(found, "couple", Stop())
     assert worked[0] == ["teacher", "pairs"]
     assert "'pairs2' waits for '2rf'" in capsys.readouterr().out
 
@@ -65,7 +66,7 @@ def test_a_stage_that_comes_before_another_of_its_kind_runs_first(config, worked
     text += f"  3rf: {{kind: reflow, init: 2rf, couplings: pairs, phases: {phases}}}\n"
     found = load_experiment(write(tmp_path, text))
     for kind in ("teacher", "couple", "reflow"):
-        experiment.run_kind(found, kind)
+        experiment.run_kind(found, kind, Stop())
     assert worked[0] == ["teacher", "pairs", "2rf", "3rf"]
 
 
@@ -82,14 +83,14 @@ def test_how_a_stage_ended_is_recorded_and_what_follows_it_is_left(config, worke
     names, endings = worked
     endings["pairs"] = error
     with pytest.raises(type(error)):
-        experiment.run_all(load_experiment(config))
+        experiment.run_all(load_experiment(config), Stop())
     stages = folders(config)
     assert state(stages["teacher"])["state"] == "done"
     assert state(stages["pairs"]) == {"state": expected, "reason": reason}
     assert not stages["pairs"].is_done()
     assert names == ["teacher", "pairs"]
     endings.clear()
-    experiment.run_all(load_experiment(config))
+    experiment.run_all(load_experiment(config), Stop())
     assert names == ["teacher", "pairs", "pairs", "2rf", "student", "report"]
 
 
@@ -97,10 +98,10 @@ def test_an_unfinished_stage_with_other_settings_is_refused_before_its_work(conf
     names, endings = worked
     endings["teacher"] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
-        experiment.run_all(load_experiment(config))
+        experiment.run_all(load_experiment(config), Stop())
     before = folders(config)["teacher"].folder.joinpath("stage.json").read_bytes()
     with pytest.raises(InstaFlowError, match="'seed' was 0, is now 1"):
-        experiment.run_all(load_experiment(config, ["seed=1"]))
+        experiment.run_all(load_experiment(config, ["seed=1"]), Stop())
     assert names == ["teacher"]
     assert folders(config)["teacher"].folder.joinpath("stage.json").read_bytes() == before
 
@@ -108,12 +109,12 @@ def test_an_unfinished_stage_with_other_settings_is_refused_before_its_work(conf
 def test_a_stage_held_by_another_process_is_not_touched(config, worked):
     stage = folders(config)["teacher"]
     with locked(stage.folder), pytest.raises(InstaFlowError, match="is being worked on by process"):
-        experiment.run_all(load_experiment(config))
+        experiment.run_all(load_experiment(config), Stop())
     assert worked[0] == []
     assert [path.name for path in stage.folder.iterdir()] == [".lock"]
 
 
 def test_one_stage_runs_alone(config, worked):
     mark_done(folders(config)["teacher"])
-    experiment.run_one(load_experiment(config), "couple", "pairs")
+    experiment.run_one(load_experiment(config), "couple", "pairs", Stop())
     assert worked[0] == ["pairs"]

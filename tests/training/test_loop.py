@@ -267,7 +267,7 @@ def test_a_batch_smaller_than_the_micro_batch_is_taken_whole():
 
 @pytest.mark.parametrize(("micro_batch_size", "processes"), [(3, 1), (None, 3), (4, 3), (None, 8), (3, 2)])
 def test_batches_that_cannot_be_shared_out_are_refused(tmp_path, micro_batch_size, processes):
-    with pytest.raises(ConfigError, match=r"phases\.[01]\.global_batch_size is [48].*cannot share evenly") as caught:
+    with pytest.raises(ConfigError, match=r"'phases\.[01]': global_batch_size is [48].*cannot share evenly") as caught:
         spans_of(PHASES, micro_batch_size, processes)
     multiple = int(caught.value.hint.rpartition(" ")[2])
     phase = Phase(samples=multiple, global_batch_size=multiple, learning_rate=1.0)
