@@ -16,6 +16,8 @@ from instaflow.errors import ConfigError
 from instaflow.stages import KINDS, CoupleStage, Section, Stage
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+RESERVED = ("evaluate", "sample")
+"""Names in the key of noise that no stage may share: the evaluation's and that of `instaflow sample`."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,9 @@ def parse_stage(name: str, settings: Any) -> Stage:
     where = f"stages.{name}"
     if not NAME.fullmatch(name):
         raise ConfigError(f"'{where}': a stage's name is letters, digits, '_', '.' and '-': it becomes a folder")
+    if name in RESERVED:
+        message = f"'{where}': no stage may be called '{name}', for its noise would be that of `instaflow {name}`"
+        raise ConfigError(message, "Call it, say, report" if name == "evaluate" else "Call it, say, pairs")
     if not isinstance(settings, dict):
         raise ConfigError(f"'{where}' must be a mapping of settings, not {settings!r}")
     kind = settings.get("kind")

@@ -218,6 +218,13 @@ def test_the_unknown_key_of_a_second_phase_is_found(tmp_path):
     assert error.hint == "Did you mean 'learning_rate'?"
 
 
+@pytest.mark.parametrize("name", ["evaluate", "sample"])
+def test_no_stage_may_share_the_noise_of_evaluation_or_sampling(tmp_path, name):
+    error = refusal(tmp_path, couple().replace("pairs:", f"{name}:"))
+    assert f"'stages.{name}': no stage may be called '{name}'" in error.message
+    assert error.hint.startswith("Call it, say, ")
+
+
 # --- values ---------------------------------------------------------------------------------------------------------
 
 
