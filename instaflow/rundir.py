@@ -79,12 +79,14 @@ class StageFolder:
         return {**self.own_identity(), **self.contents(self.stage.parents())}
 
     def own_identity(self) -> dict[str, Any]:
-        """The identity less the parents' content."""
+        """The identity less the parents' content, and less the prompts' where the stage is done and their file gone."""
         outside = set(self.stage.parents().values()) - set(self.stage_names)
         settings = without_places(self.stage.identity(), outside)  # no path is part of an identity
         identity = {"format": FORMAT, "name": self.name, "seed": self.seed, **settings}
         if isinstance(self.stage, CoupleStage):
-            identity["prompts"] = content_of(self.stage.prompts)
+            prompts = self.stage.prompts
+            if isinstance(prompts, list) or Path(prompts).is_file() or not self.is_done():
+                identity["prompts"] = content_of(prompts)
         return identity
 
     def contents(self, parents: Mapping[str, str]) -> dict[str, str]:
@@ -102,7 +104,8 @@ class StageFolder:
     def check_identity(self) -> None:
         """Refuse to go on with a stage that was begun with other settings or other parents. Raises ConfigError.
 
-        Parents that are not here don't count: a done stage may have been copied into this run without them.
+        Parents that are not here don't count, nor does a done stage's prompt file that is gone: the stage may have
+        been copied into this run without them, and its folder holds what it needs.
         """
         file = self.folder / "stage.json"
         if not file.is_file():
@@ -113,7 +116,10 @@ class StageFolder:
                 absent.add(f"{key} (content)")
             else:
                 here[key] = parent
-        old, new = flat(read_json(file)["identity"]), flat({**self.own_identity(), **self.contents(here)})
+        own = self.own_identity()
+        if "prompts" not in own:
+            absent.add("prompts")
+        old, new = flat(read_json(file)["identity"]), flat({**own, **self.contents(here)})
         changes = [
             f"'{key}' was {said(old, key)}, is now {said(new, key)}"
             for key in {**old, **new}

@@ -110,6 +110,21 @@ def test_a_prompt_file_that_is_not_there_is_named(tmp_path, run):
         stages["pairs"].identity()
 
 
+def test_a_done_stage_needs_its_prompt_file_no_more(tmp_path, run):
+    text = SMALL.replace("[a seven, the digit 7]", "one.txt")
+    (tmp_path / "one.txt").write_text("a seven\n")
+    config = write(tmp_path, text)
+    stages = folders(config, run=run)
+    mark_done(stages["teacher"])
+    mark_done(stages["pairs"])
+    (tmp_path / "one.txt").unlink()
+    stages["pairs"].check_identity()
+    assert "'count' was 8, is now 9" in refusal(folders(config, "stages.pairs.count=9", run=run)["pairs"]).message
+    stages["2rf"].identity()  # what builds on it does not look for the file either
+    (stages["pairs"].folder / "done.json").unlink()
+    assert "one.txt' does not exist" in refusal(stages["pairs"]).message
+
+
 def external(tmp_path: Path, place: str) -> list[str]:
     """Overrides that put a folder outside the run wherever a stage may take one."""
     folder = tmp_path / place
