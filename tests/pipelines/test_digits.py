@@ -83,7 +83,7 @@ def test_the_page_stands_alone(whole_run: Path) -> None:
 
 
 def test_every_stage_tells_its_seconds(whole_run: Path) -> None:
-    for stage in ("teacher", "pairs", "2rf", "pairs2", "student", "direct"):
+    for stage in ("teacher", "pairs", "2rf", "pairs2", "student", "direct", "report"):
         lines = [json.loads(line) for line in (whole_run / stage / "stats.jsonl").read_text().splitlines()]
         seconds = [line["seconds"] for line in lines]
         assert seconds == sorted(seconds)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from instaflow.files import sha256_of
 from tests.pipelines.runs import CONFIG, cut_to_a_tenth, instaflow, stop_when, torchrun
@@ -85,6 +86,19 @@ def test_training_resumes_exactly(
     assert weights(run, stage) == weights(small_run, stage)
 
 
+def test_a_model_is_the_average_of_the_weights_and_model_raw_the_weights(small_run: Path) -> None:
+    stage = small_run / "2rf"
+    newest = max((stage / "checkpoints").glob("[0-9]*"))
+    saved = {}
+    for name, checkpoint in (("model", "ema"), ("model-raw", "model")):
+        saved[name] = load_file(stage / name / "unet" / "diffusion_pytorch_model.safetensors")
+        expected = load_file(newest / f"{checkpoint}.safetensors")
+        assert {f"unet.{key}" for key in saved[name]} == set(expected)
+        assert all(np.array_equal(value, expected[f"unet.{key}"]) for key, value in saved[name].items())
+    differing = [key for key, value in saved["model"].items() if not np.array_equal(value, saved["model-raw"][key])]
+    assert len(differing) > 0.9 * len(saved["model"])
+
+
 def test_the_teacher_resumes_exactly(small_run: Path, tmp_path: Path) -> None:
     arguments = ("teacher", CONFIG, "--run-dir", tmp_path, *TENTH, "--set", "stages.teacher.checkpoint_every=1000")
     stats, whole = tmp_path / "teacher" / "stats.jsonl", len(losses(small_run, "teacher"))
@@ -106,8 +120,7 @@ def test_two_processes_train_the_same_up_to_rounding(small_run: Path, tmp_path: 
     torchrun(2, "reflow", CONFIG, "--run-dir", run, "--stage", "2rf", *TENTH)
     together, alone = losses(run, "2rf"), losses(small_run, "2rf")
     assert [entry[:2] for entry in together] == [entry[:2] for entry in alone]
-    np.testing.assert_allclose([loss for *_, loss in together], [loss for *_, loss in alone], rtol=0.02)
-    assert abs(together[0][2] - alone[0][2]) < 1e-4 * alone[0][2]
+    np.testing.assert_allclose([loss for *_, loss in together], [loss for *_, loss in alone], rtol=1e-4)
 
 
 def test_damaged_shards_are_named_and_made_again(small_run: Path, tmp_path: Path) -> None:
@@ -131,6 +144,20 @@ def test_damaged_shards_are_named_and_made_again(small_run: Path, tmp_path: Path
     assert shards(run, "pairs") == whole
     assert names[0].stat().st_mtime_ns == untouched
     assert "8 shards" in instaflow("verify", run / "pairs").stdout
+
+
+def test_repair_refuses_another_model_than_the_one_that_made_the_couplings(small_run: Path, tmp_path: Path) -> None:
+    run = copy_parents(small_run, tmp_path, "teacher", "pairs")
+    weights_file = run / "teacher" / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights_file.read_bytes())
+    content[-4] ^= 1  # the lowest bit of one weight
+    weights_file.write_bytes(content)
+    (run / "pairs" / "shards" / "00001.tar").unlink()
+    before = shards(run, "pairs")
+    refused = instaflow("repair", run / "pairs", expect=1)
+    assert "is not the model that made the couplings" in refused.stderr
+    assert "Hint:" in refused.stderr
+    assert shards(run, "pairs") == before
 
 
 def test_a_changed_setting_is_refused_with_old_and_new(small_run: Path, tmp_path: Path) -> None:
