@@ -230,9 +230,15 @@ def parse_stage(name: str, settings: Any) -> Stage:
 
 def check_nested_keys(settings: dict[str, Any], schema: type[Section], where: str) -> None:
     """Refuse unknown keys here and in the sections below, naming the nearest known one."""
-    check_keys(settings, schema.model_fields, where)
-    for key, field in schema.model_fields.items():
-        section = section_of(field.annotation)
+    sections = {key: section_of(field.annotation) for key, field in schema.model_fields.items()}
+    below = {name: key for key, section in sections.items() if section for name in section.model_fields}
+    for key in settings:
+        if key not in sections:
+            close = difflib.get_close_matches(key, [*sections, *below], n=1)
+            inside = close and close[0] not in sections
+            hint = f"'{close[0]}' belongs into '{where}.{below[close[0]]}'" if inside else nearest(key, sections)
+            raise ConfigError(f"'{where}' has no setting '{key}'", hint)
+    for key, section in sections.items():
         value = settings.get(key)
         if section and isinstance(value, list):
             for index, item in enumerate(value):

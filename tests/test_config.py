@@ -528,3 +528,9 @@ def test_every_shipped_config_loads_and_resolves(path, tmp_path):
     for stage in found.stages.values():
         prompts = getattr(stage, "prompts", None)
         assert not isinstance(prompts, str) or Path(prompts).is_file()
+
+
+def test_a_setting_of_a_phase_is_sent_there(tmp_path):
+    with pytest.raises(ConfigError, match="'stages.2rf' has no setting 'learning_rate'") as caught:
+        load_experiment(write(tmp_path), ["stages.2rf.learning_rate=1e-3"])
+    assert caught.value.hint == "'learning_rate' belongs into 'stages.2rf.phases'"
