@@ -531,6 +531,6 @@ def test_every_shipped_config_loads_and_resolves(path, tmp_path):
 
 
 def test_a_setting_of_a_phase_is_sent_there(tmp_path):
-    with pytest.raises(ConfigError, match="'stages.2rf' has no setting 'learning_rate'") as caught:
+    with pytest.raises(ConfigError, match="has no setting 'learning_rate'") as caught:
         load_experiment(write(tmp_path), ["stages.2rf.learning_rate=1e-3"])
     assert caught.value.hint == "'learning_rate' belongs into 'stages.2rf.phases'"
