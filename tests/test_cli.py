@@ -235,7 +235,7 @@ def test_an_experiment_that_cannot_be_read_is_an_error(typed, tmp_path, place):
 )
 @pytest.mark.parametrize("file", ["runs/small/teacher/stage.json", None])
 def test_a_disk_that_refuses_is_an_error(typed, tmp_path, monkeypatch, number, words, way_out, file):
-    def refuse(found: object) -> None:
+    def refuse(found: object, stop: object) -> None:
         raise OSError(number, os.strerror(number), *([file] if file else []))
 
     monkeypatch.setattr(experiment, "run_all", refuse)
@@ -246,7 +246,7 @@ def test_a_disk_that_refuses_is_an_error(typed, tmp_path, monkeypatch, number, w
 
 
 def test_a_full_disk_is_told_by_its_words_where_a_library_hides_its_number(typed, tmp_path, monkeypatch):
-    def refuse(found: object) -> None:
+    def refuse(found: object, stop: object) -> None:
         raise RuntimeError("I/O error: No space left on device (os error 28)")  # as safetensors says it
 
     monkeypatch.setattr(experiment, "run_all", refuse)
@@ -256,7 +256,7 @@ def test_a_full_disk_is_told_by_its_words_where_a_library_hides_its_number(typed
 
 
 def test_any_other_failure_keeps_its_traceback(typed, tmp_path, monkeypatch):
-    def fail(found: object) -> None:
+    def fail(found: object, stop: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(experiment, "run_all", fail)
