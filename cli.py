@@ -244,6 +244,8 @@ def main() -> None:
     """Run the command; turn what the user can mend into `Error:` and `Hint:`."""
     from instaflow.errors import InstaFlowError
 
+    if os.environ.get("LOCAL_WORLD_SIZE", "1") != "1":
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # several processes share the cores: don't spin
     try:
         cli(prog_name="instaflow", standalone_mode=False)
     except InstaFlowError as error:

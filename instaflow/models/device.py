@@ -13,7 +13,9 @@ def device() -> torch.device:
 
 
 def set_up_cpu() -> None:
-    """Share the machine's cores evenly among its processes, whatever the launcher thinks of threads."""
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    """Compute with as many threads as there are cores, however many processes share them.
+
+    A result's last bits depend on the number of threads; couplings must not depend on the number of processes.
+    """
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.set_flush_denormal(True)
