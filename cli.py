@@ -59,6 +59,7 @@ def experiment_options(command: Callable[..., None]) -> Callable[..., None]:
             multiple=True,
             help="Change one setting, e.g. --set stages.2rf.phases.0.samples=6400. May be given several times.",
         ),
+        click.option("--stage", metavar="NAME", help="Run only this stage."),
         click.option("--dry-run", is_flag=True, help="Show the experiment with every default, and write nothing."),
         click.option("--local_rank", hidden=True, expose_value=False, help="Put there by the DeepSpeed launcher."),
     ]
@@ -67,16 +68,34 @@ def experiment_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def load(config: str, run_dir: str | None, overrides: tuple[str, ...]) -> Any:
+def start(
+    kind: str | None, config: str, run_dir: str | None, overrides: tuple[str, ...], stage: str | None, dry_run: bool
+) -> None:
+    """Run one stage, the stages of one kind, or without a kind all of them."""
     from instaflow.config import load_experiment
 
-    return load_experiment(config, overrides, run_dir)
+    experiment = load_experiment(config, overrides, run_dir)
+    if stage is not None:
+        experiment.check_stage(stage, kind)
+    if dry_run:
+        click.echo(experiment.resolved(), nl=False)
+        return
+    from instaflow.interruption import listening
+
+    with listening() as stop:
+        from pipelines.experiment import run_all, run_kind, run_one
+
+        if stage is not None:
+            run_one(experiment, stage, stop)
+        elif kind is not None:
+            run_kind(experiment, kind, stop)
+        else:
+            run_all(experiment, stop)
 
 
 @cli.command()
 @experiment_options
-@click.option("--stage", metavar="NAME", help="Run only this stage.")
-def run(config: str, run_dir: str | None, overrides: tuple[str, ...], dry_run: bool, stage: str | None) -> None:
+def run(**options: Any) -> None:
     """Run all stages of an experiment, in order; go on where it stopped.
 
     CONFIG is a YAML file, or the name of a packaged experiment.
@@ -85,40 +104,15 @@ def run(config: str, run_dir: str | None, overrides: tuple[str, ...], dry_run: b
         instaflow run digits
         instaflow run configs/digits.yaml --run-dir runs/seed1 --set seed=1
     """
-    experiment = load(config, run_dir, overrides)
-    if dry_run:
-        click.echo(experiment.resolved(), nl=False)
-        return
-    from instaflow.interruption import listening
-
-    with listening() as stop:
-        from pipelines.experiment import run_all, run_one
-
-        if stage is None:
-            run_all(experiment, stop)
-        else:
-            run_one(experiment, None, stage, stop)
+    start(None, **options)
 
 
 def add_stage_command(kind: str, first_line: str, example: str) -> None:
     """The command that runs the stages of one kind."""
 
     @experiment_options
-    @click.option("--stage", metavar="NAME", help="Run only this stage.")
-    def command(config: str, run_dir: str | None, overrides: tuple[str, ...], dry_run: bool, stage: str | None) -> None:
-        experiment = load(config, run_dir, overrides)
-        if dry_run:
-            click.echo(experiment.resolved(), nl=False)
-            return
-        from instaflow.interruption import listening
-
-        with listening() as stop:
-            from pipelines.experiment import run_kind, run_one
-
-            if stage is None:
-                run_kind(experiment, kind, stop)
-            else:
-                run_one(experiment, kind, stage, stop)
+    def command(**options: Any) -> None:
+        start(kind, **options)
 
     command.__doc__ = f"""{first_line}
 

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -36,6 +37,15 @@ class Experiment:
         """The stages that `name` builds on, in the file's order."""
         wanted = set(self.stages[name].parents().values())
         return [other for other in self.stages if other in wanted]
+
+    def check_stage(self, name: str, kind: str | None = None) -> None:
+        """Raises ConfigError if there is no stage `name`, or it is not of this kind."""
+        if name not in self.stages:
+            raise ConfigError(f"'{self.source}' has no stage '{name}'", nearest(name, self.stages))
+        own: str = self.stages[name].kind  # type: ignore[attr-defined]
+        if kind and own != kind:
+            command = shlex.join(["instaflow", own, *self.arguments(), "--stage", name])
+            raise ConfigError(f"Stage '{name}' is of kind '{own}'", f"Run: {command}")
 
     def arguments(self) -> list[str]:
         """What follows the command's name to mean this experiment again."""

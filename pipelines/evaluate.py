@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from instaflow.couplings.noise import coupled_noise
 from instaflow.digits.protocol import DigitsProtocol, distances, features, unrelated_distance
 from instaflow.errors import InstaFlowError, Interrupted
 from instaflow.evaluation.frechet import Gaussian, frechet_distance
+from instaflow.evaluation.history import loss_curves, stages_so_far, start_checks
 from instaflow.evaluation.page import write_page
 from instaflow.evaluation.report import (
     Floors,
@@ -26,12 +26,10 @@ from instaflow.evaluation.report import (
     GalleryRow,
     Gap,
     Gaps,
-    LossCurve,
     Protocol,
     Report,
     Row,
     Stage,
-    StartCheck,
     StraightnessProfile,
     Trajectories,
     model_kind,
@@ -39,12 +37,13 @@ from instaflow.evaluation.report import (
 )
 from instaflow.evaluation.trajectories import project
 from instaflow.files import write_json
-from instaflow.flow.straightness import straightness
+from instaflow.flow.straightness import Straightness, Trajectory, straightness
 from instaflow.interruption import Stop
 from instaflow.models.device import device
 from instaflow.models.text_to_image import TextToImage, load_model
 from instaflow.progress import Progress
-from instaflow.rundir import StageFolder, read_stats
+from instaflow.rundir import StageFolder
+from instaflow.stages import EvaluatedModel
 from instaflow.world import hardware, world
 
 GALLERY = 10
@@ -78,75 +77,21 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     if len(shapes) > 1:
         raise InstaFlowError(f"The models of '{stage.name}' make latents of different shapes: {sorted(shapes)}")
     noise = torch.from_numpy(coupled_noise(stage.seed, "evaluate", range(settings.num_samples), shapes.pop()))
-
-    # Images
-    measured: list[Measured] = []
-    total = settings.num_samples * sum(len(entry.num_steps) for entry in settings.models)
-    with Progress(stage.name, total=total, unit="images") as progress:
-        for entry in settings.models:
-            for num_steps in entry.num_steps:
-                model = models[entry.model]
-                scale = model.settings.guidance_scale if entry.guidance_scale is None else entry.guidance_scale
-                seconds, parts = 0.0, []
-                for start in range(0, settings.num_samples, settings.batch_size):
-                    leave_if(stop, stage)
-                    batch = slice(start, start + settings.batch_size)
-                    began = time.perf_counter()
-                    latents = model.sample(
-                        noise[batch], protocol.prompts[batch], num_steps=num_steps, guidance_scale=scale
-                    )
-                    parts.append(model.decode(latents).cpu())
-                    seconds += time.perf_counter() - began
-                    progress.update(progress.done + len(parts[-1]))
-                images = torch.cat(parts)
-                stage.log(model=entry.model, num_steps=num_steps, seconds_per_image=seconds / settings.num_samples)
-                measured.append(
-                    Measured(
-                        model=entry.model,
-                        num_steps=num_steps,
-                        guidance_scale=scale,
-                        weights=model.settings.weights,
-                        seconds_per_image=seconds / settings.num_samples,
-                        images=images,
-                        features=features(images),
-                        readings=protocol.readings(images),
-                    )
-                )
-
-    # Straightness of the multi-step models
-    count = min(settings.straightness_samples, settings.num_samples)
-    straight, profiles, paths = {}, [], {}
-    for entry in settings.models:
-        if max(entry.num_steps) > 1:
-            leave_if(stop, stage)
-            model = models[entry.model]
-            scale = model.settings.guidance_scale if entry.guidance_scale is None else entry.guidance_scale
-            path = model.trajectory(
-                noise[:count], protocol.prompts[:count], num_steps=settings.straightness_steps, guidance_scale=scale
-            )
-            found = straightness(path)
-            straight[entry.model] = found
-            ratio = found.relative / found.value if found.value else 0.0
-            profiles.append(
-                StraightnessProfile(
-                    model=entry.model,
-                    times=[t for t, _ in found.profile],
-                    values=[value * ratio for _, value in found.profile],
-                )
-            )
-            paths[entry.model] = path.states[:, :PATHS].transpose(0, 1).cpu().numpy()
+    measured = measure(stage, stop, protocol, models, noise)
+    paths = simulate_paths(stage, stop, protocol, models, noise)
+    leave_if(stop, stage)
 
     # Figures
-    leave_if(stop, stage)
     stages = stages_so_far(stage)
     reference = next(
         m for m in measured if (m.model, m.num_steps) == (settings.reference.model, settings.reference.num_steps)
     )
+    straight = {name: straightness(path) for name, path in paths.items()}
     real, taught = Gaussian.of(features(protocol.real_images)), Gaussian.of(reference.features)
     rows = []
     for m in measured:
         accuracy = protocol.accuracy(m.readings)
-        found_straight = straight.get(m.model)
+        found = straight.get(m.model)
         rows.append(
             Row(
                 model=m.model,
@@ -159,8 +104,8 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
                 frechet_distance_teacher=0.0 if m is reference else frechet_distance(Gaussian.of(m.features), taught),
                 prompt_accuracy=accuracy.all,
                 prompt_accuracy_unseen=accuracy.unseen,
-                straightness=found_straight.value if found_straight else None,
-                straightness_relative=found_straight.relative if found_straight else None,
+                straightness=found.value if found else None,
+                straightness_relative=found.relative if found else None,
                 seconds_per_image=m.seconds_per_image,
             )
         )
@@ -171,23 +116,91 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
         config=Path(stage.source).name,
         seed=stage.seed,
         hardware=hardware(),
-        protocol=protocol_card(stage, protocol, reference, count),
+        protocol=protocol_card(stage, protocol, reference),
         rows=rows,
         versions={"Python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         peak_memory=float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
         floors=floors(protocol, models[reference.model]),
-        stages=[*stages, evaluation_stage(stage, total)],
+        stages=[*stages, evaluation_stage(stage, sum(len(m.images) for m in measured))],
         losses=loss_curves(stage, stages),
         checks=start_checks(stage, stages),
         gallery=gallery(protocol, measured, rows),
         gaps=gaps(protocol, measured, rows, reference),
-        straightness=profiles,
+        straightness=[profile_of(name, found) for name, found in straight.items()],
         trajectories=trajectories(paths),
     )
     content = report_json(report)
     write_json(stage.folder / "report.json", content)
     write_page(stage.folder / "report.html", report)
     return lambda: hashlib.sha256(json.dumps(content["rows"]).encode()).hexdigest()
+
+
+def measure(
+    stage: StageFolder, stop: Stop, protocol: DigitsProtocol, models: dict[str, TextToImage], noise: Tensor
+) -> list[Measured]:
+    """Every model's images at every number of steps, from the same noise [N, C, H, W]."""
+    settings = stage.stage
+    measured: list[Measured] = []
+    total = len(noise) * sum(len(entry.num_steps) for entry in settings.models)
+    with Progress(stage.name, total=total, unit="images") as progress:
+        for entry in settings.models:
+            model, scale = models[entry.model], guidance_of(entry, models)
+            for num_steps in entry.num_steps:
+                seconds, parts = 0.0, []
+                for start in range(0, len(noise), settings.batch_size):
+                    leave_if(stop, stage)
+                    batch = slice(start, start + settings.batch_size)
+                    began = time.perf_counter()
+                    latents = model.sample(
+                        noise[batch], protocol.prompts[batch], num_steps=num_steps, guidance_scale=scale
+                    )
+                    parts.append(model.decode(latents).cpu())
+                    seconds += time.perf_counter() - began
+                    progress.update(progress.done + len(parts[-1]))
+                images = torch.cat(parts)
+                stage.log(model=entry.model, num_steps=num_steps, seconds_per_image=seconds / len(noise))
+                measured.append(
+                    Measured(
+                        model=entry.model,
+                        num_steps=num_steps,
+                        guidance_scale=scale,
+                        weights=model.settings.weights,
+                        seconds_per_image=seconds / len(noise),
+                        images=images,
+                        features=features(images),
+                        readings=protocol.readings(images),
+                    )
+                )
+    return measured
+
+
+def simulate_paths(
+    stage: StageFolder, stop: Stop, protocol: DigitsProtocol, models: dict[str, TextToImage], noise: Tensor
+) -> dict[str, Trajectory]:
+    """Euler's finely simulated paths of each model that is sampled in several steps."""
+    settings = stage.stage
+    count = min(settings.straightness_samples, len(noise))
+    paths = {}
+    for entry in settings.models:
+        if max(entry.num_steps) > 1:
+            parts = []
+            for start in range(0, count, settings.batch_size):
+                leave_if(stop, stage)
+                batch = slice(start, min(start + settings.batch_size, count))
+                part = models[entry.model].trajectory(
+                    noise[batch],
+                    protocol.prompts[batch],
+                    num_steps=settings.straightness_steps,
+                    guidance_scale=guidance_of(entry, models),
+                )
+                parts.append(part)
+            paths[entry.model] = Trajectory.joined(parts)
+    return paths
+
+
+def guidance_of(entry: EvaluatedModel, models: dict[str, TextToImage]) -> float:
+    """The guidance scale that a model is sampled with: the experiment's, or what its folder recommends."""
+    return models[entry.model].settings.guidance_scale if entry.guidance_scale is None else entry.guidance_scale
 
 
 def leave_if(stop: Stop, stage: StageFolder) -> None:
@@ -205,7 +218,7 @@ def floors(protocol: DigitsProtocol, model: TextToImage) -> Floors:
     )
 
 
-def protocol_card(stage: StageFolder, protocol: DigitsProtocol, reference: Measured, count: int) -> Protocol:
+def protocol_card(stage: StageFolder, protocol: DigitsProtocol, reference: Measured) -> Protocol:
     """How the figures were measured, in words."""
     settings = stage.stage
     unseen = int(protocol.unseen.sum())
@@ -218,51 +231,11 @@ def protocol_card(stage: StageFolder, protocol: DigitsProtocol, reference: Measu
         f"guidance {reference.guidance_scale:g}, for the same prompts and noise",
         reader="a support vector machine trained on two thirds of the real digits; for an open prompt any digit that "
         "it names counts",
-        straightness=f"{count} noises, {settings.straightness_steps} Euler steps of the guided velocity",
+        straightness=f"{min(settings.straightness_samples, settings.num_samples)} noises, "
+        f"{settings.straightness_steps} Euler steps of the guided velocity",
         timing=f"batches of {settings.batch_size}, text encoder and decoder included, {hardware()}",
         weights="EMA" if reference.weights == "ema" else "raw",
     )
-
-
-def stages_so_far(stage: StageFolder) -> list[Stage]:
-    """The experiment's stages that are done, with their costs."""
-    done = []
-    for name in stage.stage_names:
-        folder = stage.run / name
-        if name != stage.name and (folder / "done.json").is_file():
-            record = json.loads((folder / "stage.json").read_text())
-            settings = record["settings"]
-            parents = [settings[key] for key in ("model", "init", "couplings") if settings.get(key)]
-            done.append(
-                Stage(
-                    name=name,
-                    kind=settings["kind"],
-                    description=description(settings),
-                    parents=[parent for parent in parents if parent in stage.stage_names],
-                    seconds=json.loads((folder / "done.json").read_text())["seconds"],
-                    samples=samples_of(settings),
-                )
-            )
-    return done
-
-
-def description(settings: dict[str, Any]) -> str:
-    """A stage in one line."""
-    if settings["kind"] == "couple":
-        guidance = f", guidance {settings['guidance_scale']:g}" if settings["guidance_scale"] > 1 else ""
-        return f"{settings['num_steps']}-step couplings of {settings['model']}{guidance}"
-    if settings["kind"] == "reflow":
-        return f"rectified flow from {settings['init']}, on {settings['couplings']}"
-    if settings["kind"] == "distill":
-        return f"one-step student from {settings['init']}, on {settings['couplings']}"
-    return "autoencoder, text encoder and U-Net, on real images"
-
-
-def samples_of(settings: dict[str, Any]) -> int | None:
-    if "count" in settings:
-        return int(settings["count"])
-    phases = [*settings.get("autoencoder_phases", []), *settings.get("phases", [])]
-    return sum(phase["samples"] for phase in phases)
 
 
 def evaluation_stage(stage: StageFolder, images: int) -> Stage:
@@ -275,33 +248,6 @@ def evaluation_stage(stage: StageFolder, images: int) -> Stage:
         seconds=stage.seconds(),
         samples=images,
     )
-
-
-def loss_curves(stage: StageFolder, stages: list[Stage]) -> list[LossCurve]:
-    """Each training run's loss, from the stages' stats."""
-    curves = []
-    for name in (entry.name for entry in stages if entry.kind != "couple"):
-        lines = [line for line in read_stats(stage.run / name / "stats.jsonl") if "loss" in line]
-        for job in dict.fromkeys(line["job"] for line in lines):
-            own = [line for line in lines if line["job"] == job]
-            curves.append(
-                LossCurve(
-                    stage=f"{name} {job}".strip(),
-                    samples_seen=[line["samples_seen"] for line in own],
-                    loss=[line["loss"] for line in own],
-                )
-            )
-    return curves
-
-
-def start_checks(stage: StageFolder, stages: list[Stage]) -> list[StartCheck]:
-    """What each training stage measured before its first update."""
-    checks = []
-    for entry in stages:
-        file = stage.run / entry.name / "start_checks.json"
-        for check in json.loads(file.read_text()) if file.is_file() else ():
-            checks.append(StartCheck(stage=entry.name, **check))
-    return checks
 
 
 def pictures(images: Tensor) -> list[np.ndarray]:
@@ -353,5 +299,14 @@ def gaps(protocol: DigitsProtocol, measured: list[Measured], rows: list[Row], re
     )
 
 
-def trajectories(paths: dict[str, np.ndarray]) -> list[Trajectories]:
-    return list(project(paths)) if paths else []
+def profile_of(name: str, found: Straightness) -> StraightnessProfile:
+    """Where along its time a flow bends, relative as its S(Z) is."""
+    ratio = found.relative / found.value if found.value else 0.0
+    return StraightnessProfile(
+        model=name, times=[t for t, _ in found.profile], values=[value * ratio for _, value in found.profile]
+    )
+
+
+def trajectories(paths: dict[str, Trajectory]) -> list[Trajectories]:
+    shown = {name: path.states[:, :PATHS].transpose(0, 1).numpy() for name, path in paths.items()}
+    return list(project(shown)) if shown else []

@@ -4,7 +4,7 @@ import importlib
 import shlex
 
 from instaflow import world
-from instaflow.config import Experiment, nearest
+from instaflow.config import Experiment
 from instaflow.errors import ConfigError, InstaFlowError, Interrupted
 from instaflow.interruption import Stop
 from instaflow.rundir import StageFolder, locked, stage_folders
@@ -44,14 +44,10 @@ def run_kind(experiment: Experiment, kind: str, stop: Stop) -> None:
         say(line)
 
 
-def run_one(experiment: Experiment, kind: str | None, name: str, stop: Stop) -> None:
-    """Run one stage, of this kind if one is given. Raises InstaFlowError if a parent is not done."""
+def run_one(experiment: Experiment, name: str, stop: Stop) -> None:
+    """Run one stage. Raises InstaFlowError if a parent is not done."""
     stages = stage_folders(experiment)
-    if name not in stages:
-        raise ConfigError(f"'{experiment.source}' has no stage '{name}'", nearest(name, stages))
     stage = stages[name]
-    if kind and stage.stage.kind != kind:
-        raise ConfigError(f"Stage '{name}' is of kind '{stage.stage.kind}'", f"Run: {stage.command()}")
     check_inputs({name: stage})
     missing = missing_parents(experiment, stages, name)
     if missing:

@@ -118,12 +118,7 @@ def train_on(stage: StageFolder, stop: Stop, material: Material, loss: nn.Module
         batch=batch,
         describe=describe,
         phases=settings.phases,
-        micro_batch_size=settings.micro_batch_size,
-        ema_decay=settings.ema_decay,
-        adam_beta2=settings.adam_beta2,
-        weight_decay=settings.weight_decay,
-        gradient_clipping=settings.gradient_clipping,
-        checkpoint_every=settings.checkpoint_every,
+        settings=settings,
     )
     return train(job, stage, stop)
 

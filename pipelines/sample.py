@@ -15,6 +15,7 @@ from instaflow.models.device import device, set_up_cpu
 from instaflow.models.text_to_image import load_model
 
 BATCH = 64
+VISIBLE = 128  # pixels: smaller images are enlarged to about this
 
 
 def run(
@@ -112,7 +113,12 @@ def read_noise(file: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def grid(images: torch.Tensor) -> Image.Image:
-    """Images [N, 3, H, W] in [-1, 1] side by side, as near to a square as N allows."""
+    """Images [N, 3, H, W] in [-1, 1] side by side, as near to a square as N allows.
+
+    Small ones are enlarged by a whole factor, pixel by pixel, so that they can be looked at.
+    """
+    factor = max(1, VISIBLE // max(images.shape[2:]))
+    images = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     count, _, height, width = images.shape
     columns = int(np.ceil(np.sqrt(count)))
     rows = -(-count // columns)

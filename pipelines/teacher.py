@@ -88,17 +88,11 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
 
 def digits_job(stage: StageFolder, name: str, loss: nn.Module, batch: Callable[..., tuple], phases: list[Phase]) -> Job:
     """A training job on the digits with the stage's settings."""
-    settings = stage.stage
     return Job(
         name=name,
         loss=loss,
         batch=batch,
         describe=lambda position, size: f"the digits' samples {position:,} to {position + size - 1:,}",
         phases=phases,
-        micro_batch_size=settings.micro_batch_size,
-        ema_decay=settings.ema_decay,
-        adam_beta2=settings.adam_beta2,
-        weight_decay=settings.weight_decay,
-        gradient_clipping=settings.gradient_clipping,
-        checkpoint_every=settings.checkpoint_every,
+        settings=stage.stage,
     )

@@ -347,6 +347,9 @@ def test_a_done_stage_with_other_settings_is_refused(typed, config, run):
 
 
 def test_an_unknown_stage_is_refused_with_the_nearest(typed, config):
+    assert mistake(typed("run", config, "--stage", "studnet", "--dry-run")) == mistake(
+        typed("distill", config, "--stage", "studnet")
+    )
     message, hint = mistake(typed("distill", config, "--stage", "studnet"))
     assert message == f"'{config}' has no stage 'studnet'"
     assert hint == "Did you mean 'student'?"

@@ -29,6 +29,16 @@ def epsilon_to_velocity(x: Tensor, epsilon: Tensor, alpha: Tensor, sigma: Tensor
     return (x - (alpha + sigma) * epsilon) / alpha
 
 
-def v_prediction_to_epsilon(x: Tensor, v: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """ε = σ x + α v, where v = α ε - σ data (Salimans & Ho 2022, App. D)."""
-    return sigma * x + alpha * v
+def data_to_velocity(x: Tensor, data: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """v = data - ε = ((α + σ) data - x) / σ."""
+    return ((alpha + sigma) * data - x) / sigma
+
+
+def v_prediction_to_data(x: Tensor, v: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """data = α x - σ v, where v = α ε - σ data (Salimans & Ho 2022, App. D)."""
+    return alpha * x - sigma * v
+
+
+def v_prediction_to_velocity(x: Tensor, v: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """data - ε = (α - σ) x - (α + σ) v, which stays finite where α is 0."""
+    return (alpha - sigma) * x - (alpha + sigma) * v

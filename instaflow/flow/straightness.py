@@ -17,6 +17,13 @@ class Trajectory:
     velocities: Tensor
     times: Tensor
 
+    @classmethod
+    def joined(cls, parts: list["Trajectory"]) -> "Trajectory":
+        """Paths of the same flow on the same times as one batch, on the CPU."""
+        states = torch.cat([part.states.cpu() for part in parts], 1)
+        velocities = torch.cat([part.velocities.cpu() for part in parts], 1)
+        return cls(states, velocities, parts[0].times.cpu())
+
 
 def euler(view: View, predict: Callable[[Tensor, Tensor], Tensor], noise: Tensor, num_steps: int) -> Trajectory:
     """The flow of `view` from unit-variance noise [B, C, H, W] to data, by Euler's method on its sampler's grid.

@@ -10,13 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from instaflow.errors import DataError
 from instaflow.flow.paths import interpolate
 from instaflow.flow.schedules import (
+    data_to_velocity,
     epsilon_to_data,
     epsilon_to_velocity,
     flow_state,
     flow_time,
-    v_prediction_to_epsilon,
+    v_prediction_to_data,
+    v_prediction_to_velocity,
 )
 
 NUM_TIMESTEPS = 1000
@@ -73,7 +76,21 @@ class EpsilonView:
     alphas_cumprod: Tensor
     """[1000], of the teacher's noise schedule."""
     prediction_type: str = "epsilon"
-    """"epsilon" or "v_prediction"."""
+    """"epsilon", "v_prediction" or "sample"."""
+
+    def __post_init__(self) -> None:
+        """Raises DataError for a network that the map cannot read."""
+        if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
+            raise DataError(
+                f"The teacher's scheduler has prediction_type '{self.prediction_type}', which is no diffusion's",
+                "Its scheduler_config.json should say epsilon, v_prediction or sample",
+            )
+        if self.prediction_type == "epsilon" and not self.alphas_cumprod[-1] > 0:
+            raise DataError(
+                "The teacher's noise schedule ends without any signal (rescale_betas_zero_snr), where a prediction of "
+                "the noise says nothing about the data",
+                "Such a teacher predicts v: its scheduler_config.json should say prediction_type v_prediction",
+            )
 
     def alpha_sigma(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
         """α and σ at integer timesteps, shaped to broadcast over images."""
@@ -99,21 +116,23 @@ class EpsilonView:
         x = alpha * data + sigma * noise
         return torch.where((timestep == NUM_TIMESTEPS - 1).view(-1, 1, 1, 1), noise, x), timestep
 
-    def epsilon(self, x: Tensor, timestep: Tensor, output: Tensor) -> Tensor:
-        if self.prediction_type == "epsilon":
-            return output
-        return v_prediction_to_epsilon(x, output, *self.alpha_sigma(timestep))
-
     def velocity(self, x: Tensor, timestep: Tensor, output: Tensor) -> Tensor:
         """The velocity data - noise that the network's output stands for, in float32."""
-        x, output = x.float(), output.float()
-        return epsilon_to_velocity(x, self.epsilon(x, timestep, output), *self.alpha_sigma(timestep))
+        to_velocity = {
+            "epsilon": epsilon_to_velocity,
+            "v_prediction": v_prediction_to_velocity,
+            "sample": data_to_velocity,
+        }[self.prediction_type]
+        return to_velocity(x.float(), output.float(), *self.alpha_sigma(timestep))
 
     def one_step(self, noise: Tensor, output: Tensor) -> Tensor:
-        """Data after one step from noise, given the output there: (noise - σ ε) / α at the last timestep."""
+        """Data after one step from noise, given the output there: the data that it predicts at the last timestep."""
         last = torch.full((len(noise),), NUM_TIMESTEPS - 1, device=noise.device)
         noise, output = noise.float(), output.float()
-        return epsilon_to_data(noise, self.epsilon(noise, last, output), *self.alpha_sigma(last))
+        if self.prediction_type == "sample":
+            return output
+        to_data = epsilon_to_data if self.prediction_type == "epsilon" else v_prediction_to_data
+        return to_data(noise, output, *self.alpha_sigma(last))
 
     def state(self, x: Tensor, timestep: Tensor) -> Tensor:
         """The flow's point z that the network's input x is."""

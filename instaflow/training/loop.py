@@ -15,7 +15,7 @@ from instaflow.errors import InstaFlowError, Interrupted
 from instaflow.interruption import Stop
 from instaflow.progress import Progress
 from instaflow.rundir import StageFolder
-from instaflow.stages import Phase, share_of
+from instaflow.stages import Phase, TrainingStage, share_of
 from instaflow.training.checkpoint import (
     Checkpoint,
     complete_checkpoints,
@@ -45,12 +45,8 @@ class Job:
     describe: Callable[[int, int], str]
     """The samples from a position on in words, for the message of a loss that is not finite."""
     phases: list[Phase]
-    micro_batch_size: int | None
-    ema_decay: float
-    adam_beta2: float
-    weight_decay: float
-    gradient_clipping: float
-    checkpoint_every: int
+    settings: TrainingStage
+    """Everything else, as the experiment says it."""
 
 
 @dataclass(frozen=True)
@@ -106,21 +102,21 @@ def train(job: Job, folder: StageFolder, stop: Stop) -> Trained:
     place = world()
     label = f"{folder.name} {job.name}".strip()
     checkpoints = folder.folder / "checkpoints" / job.name
-    spans = spans_of(job.phases, job.micro_batch_size, place.size)
+    spans = spans_of(job.phases, job.settings.micro_batch_size, place.size)
     total = spans[-1].end
 
     # State
     saved = load_checkpoint(checkpoints)
     if saved:
         job.loss.load_state_dict(saved.model)
-    ema = Ema(job.loss, job.ema_decay)
+    ema = Ema(job.loss, job.settings.ema_decay)
     first = spans[0]
     engine = start_engine(
         job.loss,
         batch=(first.micro_batch_size, first.phase.global_batch_size),
-        beta2=job.adam_beta2,
-        weight_decay=job.weight_decay,
-        gradient_clipping=job.gradient_clipping,
+        beta2=job.settings.adam_beta2,
+        weight_decay=job.settings.weight_decay,
+        gradient_clipping=job.settings.gradient_clipping,
     )
     names: dict[Tensor, str] = {parameter: name for name, parameter in job.loss.named_parameters()}
     position, loss_sum, loss_count = 0, 0.0, 0
@@ -191,7 +187,7 @@ def train(job: Job, folder: StageFolder, stop: Stop) -> Trained:
                     loss_sum, loss_count = 0.0, 0
 
                 # Checkpoint
-                if position - last_saved >= job.checkpoint_every or position == total:
+                if position - last_saved >= job.settings.checkpoint_every or position == total:
                     save()
     barrier()
     raw = {name: value.detach().clone() for name, value in job.loss.state_dict().items()}

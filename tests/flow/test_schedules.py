@@ -8,11 +8,13 @@ import torch
 from diffusers import DDIMScheduler
 
 from instaflow.flow.schedules import (
+    data_to_velocity,
     epsilon_to_data,
     epsilon_to_velocity,
     flow_state,
     flow_time,
-    v_prediction_to_epsilon,
+    v_prediction_to_data,
+    v_prediction_to_velocity,
 )
 
 MEANS = torch.tensor([[-2.0, 0.5], [1.0, 1.5], [0.5, -1.0]], dtype=torch.float64)  # [K, D]
@@ -34,23 +36,23 @@ def states(count=64):
 
 
 @pytest.mark.parametrize("alpha_bar", [0.00466, 0.05, 0.5, 0.9, 0.9991])
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_the_forms_of_the_velocity_agree(alpha_bar, prediction):
+def test_the_forms_of_the_velocity_agree(alpha_bar):
     alpha, sigma = torch.tensor([alpha_bar, 1 - alpha_bar], dtype=torch.float64).sqrt()
     x = states()
     data = expected_data(x, alpha, sigma)
     epsilon = (x - alpha * data) / sigma
-    if prediction == "v_prediction":
-        epsilon = v_prediction_to_epsilon(x, alpha * epsilon - sigma * data, alpha, sigma)
+    prediction = alpha * epsilon - sigma * data
     z, t = flow_state(x, alpha, sigma), flow_time(alpha, sigma)
     v = epsilon_to_velocity(x, epsilon, alpha, sigma)
     forms = [data - epsilon, (z - epsilon) / t, (data - z) / (1 - t)]
+    forms += [v_prediction_to_velocity(x, prediction, alpha, sigma), data_to_velocity(x, data, alpha, sigma)]
     # The flow itself: the same mixture seen as t data + (1 - t) noise has the same conditional expectations.
     seen = expected_data(z, t, 1 - t)
     forms.append(seen - (z - t * seen) / (1 - t))
     for form in forms:
         torch.testing.assert_close(v, form, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(epsilon_to_data(x, epsilon, alpha, sigma), data, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(v_prediction_to_data(x, prediction, alpha, sigma), data, rtol=1e-10, atol=1e-10)
 
 
 def runge_kutta(slope, start, begin, end, steps):

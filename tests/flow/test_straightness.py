@@ -87,3 +87,11 @@ def test_euler_has_order_one(view):
     errors = [float((end_of(int(n)) - exact).abs().mean()) for n in steps]
     order = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
     assert order == pytest.approx(1, abs=0.1)
+
+
+def test_a_batch_in_parts_is_the_batch():
+    whole = euler(VelocityView(), curved, noise(5), 10)
+    parts = [euler(VelocityView(), curved, part, 10) for part in noise(5).split(2)]
+    joined = Trajectory.joined(parts)
+    for name in ("states", "velocities", "times"):
+        assert torch.equal(getattr(joined, name), getattr(whole, name))

@@ -3,11 +3,13 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
+from instaflow.errors import DataError
 from instaflow.flow.straightness import euler
 from instaflow.flow.views import EpsilonView, VelocityView
 
 SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "solver_order": 1, "final_sigmas_type": "zero"}
+PREDICTIONS = ["epsilon", "v_prediction", "sample"]
 
 
 def epsilon_view(prediction_type="epsilon"):
@@ -77,7 +79,7 @@ def test_one_step_of_a_velocity():
     torch.testing.assert_close(euler(VelocityView(), network, noise(), 1).states[-1], expected)
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
 @pytest.mark.parametrize("num_steps", [1, 2, 4, 5, 10, 25, 100])
 def test_euler_of_a_diffusion_is_ddim(num_steps, prediction_type):
     ours = euler(epsilon_view(prediction_type), network, noise(), num_steps).states[-1]
@@ -103,7 +105,7 @@ def test_where_steps_do_not_divide_1000_euler_is_the_first_order_solver(num_step
     assert (by_scheduler(ddim, num_steps, noise()) - stock).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
 def test_one_step_of_a_diffusion_is_ddims(prediction_type):
     view = epsilon_view(prediction_type)
     ddim = DDIMScheduler(
@@ -115,6 +117,39 @@ def test_one_step_of_a_diffusion_is_ddims(prediction_type):
     )
     ours = view.one_step(noise(), network(noise(), torch.tensor(999)))
     torch.testing.assert_close(ours, by_scheduler(ddim, 1, noise()), rtol=1e-5, atol=1e-5)
+
+
+def zero_terminal(prediction_type):
+    return DDIMScheduler(
+        **SCHEDULE,
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        set_alpha_to_one=True,
+        clip_sample=False,
+        prediction_type=prediction_type,
+    )
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+@pytest.mark.parametrize("num_steps", [1, 4, 25])
+def test_a_schedule_that_ends_without_signal_is_read_too(num_steps, prediction_type):
+    stock = zero_terminal(prediction_type)
+    view = EpsilonView(stock.alphas_cumprod, prediction_type)
+    assert view.times()[-1] == 0
+    path = euler(view, network, noise(), num_steps)
+    torch.testing.assert_close(path.states[-1], by_scheduler(stock, num_steps, noise()), rtol=1e-5, atol=1e-5)
+    if num_steps == 1:
+        output = network(noise(), torch.tensor(999))
+        torch.testing.assert_close(view.one_step(noise(), output), path.states[-1], rtol=1e-5, atol=1e-5)
+
+
+def test_what_the_map_cannot_read_is_refused():
+    with pytest.raises(DataError) as caught:
+        EpsilonView(zero_terminal("epsilon").alphas_cumprod, "epsilon")
+    assert "rescale_betas_zero_snr" in caught.value.message and "v_prediction" in caught.value.hint
+    with pytest.raises(DataError) as caught:
+        epsilon_view("flow_prediction")
+    assert "'flow_prediction'" in caught.value.message
 
 
 # --- training points --------------------------------------------------------------------------------------------------
@@ -162,13 +197,13 @@ def test_times_are_uniform_over_what_the_network_knows():
     torch.testing.assert_close(times.diff(), times.diff()[:1].expand(10))
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
 def test_a_perfect_network_has_the_paths_velocity(prediction_type):
     view = epsilon_view(prediction_type)
     start, data = noise(), noise(seed=1)
     x, timestep = view.point(start, data, view.times()[[0, 500, 998]])
     alpha, sigma = view.alpha_sigma(timestep)
-    output = start if prediction_type == "epsilon" else alpha * start - sigma * data
+    output = {"epsilon": start, "v_prediction": alpha * start - sigma * data, "sample": data}[prediction_type]
     torch.testing.assert_close(view.velocity(x, timestep, output), data - start, rtol=1e-4, atol=1e-4)
     assert view.velocity(x, timestep, output.bfloat16()).dtype == torch.float32
     assert torch.equal(VelocityView().velocity(x, timestep, start - data), data - start)

@@ -116,5 +116,5 @@ def test_a_stage_held_by_another_process_is_not_touched(config, worked):
 
 def test_one_stage_runs_alone(config, worked):
     mark_done(folders(config)["teacher"])
-    experiment.run_one(load_experiment(config), "couple", "pairs", Stop())
+    experiment.run_one(load_experiment(config), "pairs", Stop())
     assert worked[0] == ["pairs"]

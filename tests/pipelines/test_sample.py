@@ -73,7 +73,7 @@ def test_images_and_latents_are_written(tmp_path: Path, model: Model, noise: np.
     done = run(tmp_path, noise_file=tmp_path / "noise.npy", latents_file=tmp_path / "latents.npy")
     assert "2 images" in done
     assert np.array_equal(np.load(tmp_path / "latents.npy"), noise / 2)
-    assert Image.open(tmp_path / "grid.png").size == (16, 8)
+    assert Image.open(tmp_path / "grid.png").size == (256, 128)  # two of 8×8, enlarged so that they can be seen
     assert {path.name for path in tmp_path.iterdir()} == {"noise.npy", "latents.npy", "grid.png"}
 
 
@@ -180,3 +180,12 @@ def test_a_full_disk_leaves_no_part_of_a_file(
         run(tmp_path, **{option: tmp_path / "out.png"})
     assert caught.value.errno == errno.ENOSPC  # which the command line knows
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_grid_enlarges_small_images_alone(tmp_path: Path) -> None:
+    images = torch.rand(3, 3, 40, 40) * 2 - 1
+    sheet = sample.grid(images)
+    assert sheet.size == (240, 240)
+    expected = ((images[2, :, 0, 39] + 1) * 127.5).round().byte().tolist()
+    assert {sheet.getpixel((x, y)) for x in (117, 118, 119) for y in (120, 121, 122)} == {tuple(expected)}
+    assert sample.grid(torch.zeros(1, 3, 96, 200)).size == (200, 96)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from instaflow.rundir import StageFolder
-from instaflow.stages import Phase
+from instaflow.stages import Phase, TrainingStage
 from instaflow.training.loop import Job
 
 PHASES = [
@@ -50,14 +50,16 @@ def job_of(loss: nn.Module, **changes) -> Job:
         "batch": batch,
         "describe": lambda position, size: f"samples {position} to {position + size - 1}",
         "phases": PHASES,
-        "micro_batch_size": None,
+    }
+    settings = {
         "ema_decay": 0.7,
         "adam_beta2": 0.99,
-        "weight_decay": 0.01,
         "gradient_clipping": 2.5,  # some steps are clipped, some not
         "checkpoint_every": 10**9,
     }
-    return Job(**(keys | changes))
+    for key, value in changes.items():
+        (keys if key in keys else settings)[key] = value
+    return Job(**keys, settings=TrainingStage(phases=keys["phases"], **settings))
 
 
 def folder_of(run: Path, seed: int = 0) -> StageFolder:

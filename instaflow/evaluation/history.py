@@ -1,0 +1,75 @@
+"""What an experiment's other stages left behind for its report: their costs, losses and first checks."""
+
+import json
+from typing import Any
+
+from instaflow.evaluation.report import LossCurve, Stage, StartCheck
+from instaflow.rundir import StageFolder, read_stats
+
+
+def stages_so_far(stage: StageFolder) -> list[Stage]:
+    """The experiment's stages that are done, with their costs."""
+    done = []
+    for name in stage.stage_names:
+        folder = stage.run / name
+        if name != stage.name and (folder / "done.json").is_file():
+            record = json.loads((folder / "stage.json").read_text())
+            settings = record["settings"]
+            parents = [settings[key] for key in ("model", "init", "couplings") if settings.get(key)]
+            done.append(
+                Stage(
+                    name=name,
+                    kind=settings["kind"],
+                    description=description(settings),
+                    parents=[parent for parent in parents if parent in stage.stage_names],
+                    seconds=json.loads((folder / "done.json").read_text())["seconds"],
+                    samples=samples_of(settings),
+                )
+            )
+    return done
+
+
+def description(settings: dict[str, Any]) -> str:
+    """A stage in one line."""
+    if settings["kind"] == "couple":
+        guidance = f", guidance {settings['guidance_scale']:g}" if settings["guidance_scale"] > 1 else ""
+        return f"{settings['num_steps']}-step couplings of {settings['model']}{guidance}"
+    if settings["kind"] == "reflow":
+        return f"rectified flow from {settings['init']}, on {settings['couplings']}"
+    if settings["kind"] == "distill":
+        return f"one-step student from {settings['init']}, on {settings['couplings']}"
+    return "autoencoder, text encoder and U-Net, on real images"
+
+
+def samples_of(settings: dict[str, Any]) -> int | None:
+    if "count" in settings:
+        return int(settings["count"])
+    phases = [*settings.get("autoencoder_phases", []), *settings.get("phases", [])]
+    return sum(phase["samples"] for phase in phases)
+
+
+def loss_curves(stage: StageFolder, stages: list[Stage]) -> list[LossCurve]:
+    """Each training run's loss, from the stages' stats."""
+    curves = []
+    for name in (entry.name for entry in stages if entry.kind != "couple"):
+        lines = [line for line in read_stats(stage.run / name / "stats.jsonl") if "loss" in line]
+        for job in dict.fromkeys(line["job"] for line in lines):
+            own = [line for line in lines if line["job"] == job]
+            curves.append(
+                LossCurve(
+                    stage=f"{name} {job}".strip(),
+                    samples_seen=[line["samples_seen"] for line in own],
+                    loss=[line["loss"] for line in own],
+                )
+            )
+    return curves
+
+
+def start_checks(stage: StageFolder, stages: list[Stage]) -> list[StartCheck]:
+    """What each training stage measured before its first update."""
+    checks = []
+    for entry in stages:
+        file = stage.run / entry.name / "start_checks.json"
+        for check in json.loads(file.read_text()) if file.is_file() else ():
+            checks.append(StartCheck(stage=entry.name, **check))
+    return checks
