@@ -46,6 +46,7 @@ class Couplings:
         self.sidecars = [read_sidecar(self.folder, shard, plan) for shard in range(plan.num_shards)]
         self._counts = np.array([sidecar.count for sidecar in self.sidecars])
         self._decoded: OrderedDict[int, Shard] = OrderedDict()  # the least recently used first
+        self._shuffled: dict[tuple[int, int], np.ndarray] = {}  # the last window
 
     def __len__(self) -> int:
         """The records of one epoch."""
@@ -86,8 +87,10 @@ class Couplings:
         ends = np.cumsum(self._counts[order])
         window = int(np.searchsorted(ends, offset, side="right")) // WINDOW
         shards = order[window * WINDOW : (window + 1) * WINDOW]
-        records = [(shard, row) for shard in shards for row in range(self._counts[shard])]
-        return ends[window * WINDOW] - self._counts[shards[0]], random_stream(key, 1 + window).permutation(records)
+        if (epoch, window) not in self._shuffled:
+            records = [(shard, row) for shard in shards for row in range(self._counts[shard])]
+            self._shuffled = {(epoch, window): random_stream(key, 1 + window).permutation(records)}
+        return ends[window * WINDOW] - self._counts[shards[0]], self._shuffled[epoch, window]
 
     def _shard(self, shard: int) -> Shard:
         if shard not in self._decoded:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from instaflow.world import join
+from instaflow.world import join, world
 
 
 def start_engine(
@@ -42,6 +42,8 @@ def start_engine(
             "steps_per_print": None,
         },
     )
+    if world().size == 1:
+        engine.enable_backward_allreduce = False  # it would copy every gradient for nobody
     return engine
 
 
