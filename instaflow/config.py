@@ -282,11 +282,10 @@ def describe(error: ValidationError, where: str) -> str:
     """Pydantic's findings as one line each: the key's path, the rule, the value received."""
     lines = []
     for finding in error.errors():
-        path = ".".join([where, *(str(part) for part in finding["loc"] if part not in ("str", "list[str]"))])
+        path = ".".join([where, *(str(part) for part in finding["loc"] if part not in ("str", "list[str]", "mapping"))])
         rule = finding["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("List ")
+        rule = rule.removeprefix("String ")
         rule = rule.partition(" after validation")[0]
-        if finding["loc"][-1:] == ("str",) and isinstance(finding["input"], list):
-            continue  # a text or a list: what is wrong with the list is another finding
         if finding["type"] == "missing":
             lines.append(f"'{path}' is missing")
         elif finding["type"] == "value_error":
@@ -299,13 +298,19 @@ def describe(error: ValidationError, where: str) -> str:
 
 
 def locate_prompts(stage: Stage, folder: Path) -> Stage:
-    """Read a relative prompt file beside the experiment file, from wherever the command is called.
+    """Read relative prompt files beside the experiment file, from wherever the command is called.
 
     The place is absolute, so that the resolved experiment means the same wherever it is saved.
     """
-    if isinstance(stage, CoupleStage) and isinstance(stage.prompts, str) and "://" not in stage.prompts:
-        return stage.model_copy(update={"prompts": str((folder / stage.prompts).absolute())})
-    return stage
+    if not isinstance(stage, CoupleStage) or isinstance(stage.prompts, list):
+        return stage
+    prompts = stage.prompts
+    path = prompts if isinstance(prompts, str) else prompts.path
+    if "://" in path:
+        return stage
+    path = str((folder / path).absolute())
+    prompts = path if isinstance(prompts, str) else prompts.model_copy(update={"path": path})
+    return stage.model_copy(update={"prompts": prompts})
 
 
 def check_parents(name: str, stage: Stage, stages: dict[str, Stage]) -> None:

@@ -4,17 +4,18 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 
-def write_file(path: Path, content: bytes | str) -> None:
+def write_file(path: Path, content: bytes | str | Iterable[bytes]) -> None:
     """Put `content` at `path` so that a reader, or a crash, sees the old file or the new one, never a part."""
-    data = content.encode() if isinstance(content, str) else content
+    parts = [content.encode()] if isinstance(content, str) else [content] if isinstance(content, bytes) else content
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -7,7 +7,6 @@ RUN/STAGE/stats.jsonl   figures over time, one JSON object a line
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import shlex
@@ -21,7 +20,8 @@ from typing import Any
 
 from instaflow.config import Experiment
 from instaflow.errors import ConfigError, DataError, InstaFlowError
-from instaflow.files import fingerprint_of, sha256_of, write_file, write_json
+from instaflow.files import fingerprint_of, write_file, write_json
+from instaflow.prompt_sources import content_of, exists
 from instaflow.stages import CoupleStage
 
 FORMAT = 1
@@ -83,10 +83,8 @@ class StageFolder:
         outside = set(self.stage.parents().values()) - set(self.stage_names)
         settings = without_places(self.stage.identity(), outside)  # no path is part of an identity
         identity = {"format": FORMAT, "name": self.name, "seed": self.seed, **settings}
-        if isinstance(self.stage, CoupleStage):
-            prompts = self.stage.prompts
-            if isinstance(prompts, list) or Path(prompts).is_file() or not self.is_done():
-                identity["prompts"] = content_of(prompts)
+        if isinstance(self.stage, CoupleStage) and (exists(self.stage.prompts) or not self.is_done()):
+            identity["prompts"] = content_of(self.stage.prompts)
         return identity
 
     def contents(self, parents: Mapping[str, str]) -> dict[str, str]:
@@ -256,14 +254,3 @@ def read_done(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise DataError(f"Stage '{folder.name}' in '{folder.parent}' is not done", "Run it first")
     return read_json(file)
-
-
-def content_of(prompts: str | list[str]) -> str:
-    """The hash of a prompt file's bytes, or of a list. Raises ConfigError if there is no such file."""
-    if isinstance(prompts, list):
-        return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
-    if not Path(prompts).is_file():
-        raise ConfigError(
-            f"The prompt file '{prompts}' does not exist", "A relative path starts at the experiment file"
-        )
-    return sha256_of(Path(prompts))

@@ -6,7 +6,7 @@ a couple stage. Each takes a stage's name, a folder, or (for models) a hub name.
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
 
 from instaflow.errors import ConfigError
 
@@ -107,6 +107,38 @@ class TeacherStage(TrainingStage):
     """With `num_steps`, the default that the model folder carries for sampling."""
 
 
+class PromptSource(Section):
+    """The prompts of a file, and which of them are taken."""
+
+    path: Annotated[str, Field(min_length=1)]
+    """A file, its form told by its ending: .csv, .tsv, .jsonl, .parquet, .json (COCO's captions), .tar (webdataset, as
+    img2dataset writes it), any other for text with a prompt a line. Or many: `{00000..00099}.tar`, a glob, a folder of
+    .tar files. A relative path starts at the experiment file; s3://... and all that fsspec knows are read in place."""
+    column: str | None = None
+    """Where the prompts are, in a table; in a webdataset a key of its .json, by default the .txt, else "caption"."""
+    min_length: PositiveInt = 1
+    max_length: PositiveInt | None = None
+    """In characters."""
+    score_column: str | None = None
+    min_score: float | None = None
+    """Prompts that score lower are left out, as with LAION's aesthetic score."""
+    deduplicate: bool = False
+    """Take each prompt the first time only."""
+
+    @model_validator(mode="after")
+    def adds_up(self) -> "PromptSource":
+        if (self.score_column is None) != (self.min_score is None):
+            raise ValueError("score_column and min_score go together")
+        if self.max_length is not None and self.max_length < self.min_length:
+            raise ValueError(f"max_length ({self.max_length}) is less than min_length ({self.min_length})")
+        return self
+
+
+def form_of_prompts(value: Any) -> str:
+    """Which of its forms `prompts` has; what is none of them is told to be a text."""
+    return "list[str]" if isinstance(value, list) else "mapping" if isinstance(value, dict | PromptSource) else "str"
+
+
 class CoupleStage(Stage):
     """Writes (noise, latent) couplings of a model into webdataset shards."""
 
@@ -116,8 +148,13 @@ class CoupleStage(Stage):
 
     kind: Literal["couple"]
     model: str
-    prompts: str | Annotated[list[str], Field(min_length=1)]
-    """A UTF-8 text file with one prompt a line, relative to the experiment file; or a list of prompts."""
+    prompts: Annotated[
+        Annotated[str, Tag("str")]
+        | Annotated[list[str], Field(min_length=1), Tag("list[str]")]
+        | Annotated[PromptSource, Tag("mapping")],
+        Discriminator(form_of_prompts),
+    ]
+    """A list of prompts, the path of a file of them (`PromptSource.path`), or a path with its column and filters."""
     count: PositiveInt
     records_per_shard: PositiveInt = 1024
     batch_size: PositiveInt = 16

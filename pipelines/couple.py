@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 
 from instaflow.couplings.generate import make_shard
 from instaflow.couplings.manifest import Manifest, read_manifest, write_manifest
-from instaflow.couplings.prompts import load_prompts, prompts_hash, read_prompts, save_prompts
+from instaflow.couplings.prompts import KeptPrompts, save_prompts
 from instaflow.couplings.shards import read_sidecar, shards_to_make, sidecar_path
 from instaflow.couplings.verify import Problem, bad_shards, verify
 from instaflow.errors import ConfigError, DataError, Interrupted
@@ -20,6 +20,7 @@ from instaflow.interruption import Stop, listening
 from instaflow.models.device import device, set_up_cpu
 from instaflow.models.text_to_image import TextToImage, coupling_scheduler, load_model
 from instaflow.progress import Progress
+from instaflow.prompt_sources import Prompts
 from instaflow.rundir import StageFolder, locked
 from instaflow.world import barrier, hardware, world
 
@@ -29,7 +30,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     """Make the shards that are missing; every process of a launch makes its share."""
     settings, place = stage.stage, world()
-    prompts = read_prompts(settings.prompts)
+    if place.leads and not (stage.folder / "prompts.json").exists():
+        save_prompts(stage.folder, Prompts(settings.prompts))
+    barrier()
+    prompts = KeptPrompts(stage.folder)
     model = load_model(stage.locate(settings.model), device=device(), dtype=DTYPES[settings.dtype])
     if settings.timestep_spacing and isinstance(model.view(), VelocityView):
         raise ConfigError(
@@ -43,7 +47,7 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
         count=settings.count,
         records_per_shard=settings.records_per_shard,
         latent_shape=model.latent_shape,
-        prompts_hash=prompts_hash(prompts),
+        prompts_hash=prompts.hash,
         model=stage.relative(settings.model),
         model_fingerprint=stage.content(settings.model),
         sampler={"class": type(scheduler).__name__, **plain(scheduler.config)},
@@ -55,7 +59,6 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
         hardware={"name": hardware(), "torch": torch.__version__},
     )
     if place.leads and not (stage.folder / "manifest.json").exists():
-        save_prompts(stage.folder, prompts)
         write_manifest(stage.folder, manifest)
     barrier()
     todo = shards_to_make(stage.folder, manifest.plan)
@@ -76,7 +79,7 @@ def make_shards(
     folder: Path,
     shards: list[int],
     manifest: Manifest,
-    prompts: list[str],
+    prompts: Sequence[str],
     model: TextToImage,
     scheduler: object,
     *,
@@ -129,7 +132,7 @@ def make_bad_shards(folder: Path, manifest: Manifest, problems: list[Problem]) -
     shards = bad_shards(problems)
     if not shards:
         return []
-    prompts = load_prompts(folder)
+    prompts = KeptPrompts(folder)
     beside = Path(os.path.normpath(folder.absolute() / manifest.model))
     place = str(beside) if beside.is_dir() or manifest.model.startswith("..") else manifest.model
     set_up_cpu()

@@ -72,16 +72,27 @@ def run_first(experiment: Experiment, stages: dict[str, StageFolder], name: str)
 
 def check_inputs(stages: dict[str, StageFolder]) -> None:
     """Look at prompts and batch sizes before the first stage starts. Raises ConfigError."""
-    from instaflow.couplings.prompts import read_prompts
-
     for name, stage in stages.items():
         if stage.is_done():
             continue
         if isinstance(stage.stage, CoupleStage):
-            read_prompts(stage.stage.prompts)
+            look_at_prompts(stage)
         for key in ("autoencoder_phases", "phases"):
             for index, phase in enumerate(getattr(stage.stage, key, ())):
                 share_of(phase, stage.stage.micro_batch_size, world.world().size, f"stages.{name}.{key}.{index}")
+
+
+def look_at_prompts(stage: StageFolder) -> None:
+    """Read a couple stage's prompts to their end, unless it keeps its copy of them, and say which are left out."""
+    from instaflow.prompt_sources import Prompts
+
+    if (stage.folder / "prompts.json").exists():
+        return
+    prompts = Prompts(stage.stage.prompts)
+    for _ in prompts:
+        pass
+    if prompts.dropped:
+        say(f"{stage.name}: {prompts}")
 
 
 def run_stage(stage: StageFolder, stop: Stop) -> bool:

@@ -7,6 +7,7 @@ import yaml
 
 from instaflow.config import load_experiment, parse_yaml
 from instaflow.errors import ConfigError
+from instaflow.stages import PromptSource
 from tests.experiments import PHASE, SMALL, write
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -250,11 +251,14 @@ def test_no_stage_may_share_the_noise_of_evaluation_or_sampling(tmp_path, name):
         ("timestep_spacing", "uniform", "'uniform'"),
         ("prompts", "5", "5"),
         ("prompts", "[]", "[]"),
-        ("prompts", "{a: b}", "{'a': 'b'}"),
+        ("prompts.path", "{path: 5}", "5 (put it in quotes)"),
+        ("prompts.path", "{path: ''}", "''"),
+        ("prompts.max_length", "{path: a.txt, max_length: 0}", "0"),
+        ("prompts.min_score", "{path: a.csv, score_column: s, min_score: high}", "'high'"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_path(tmp_path, key, value, received):
-    message = refusal(tmp_path, couple(**{key: value})).message
+    message = refusal(tmp_path, couple(**{key.partition(".")[0]: value})).message
     assert message.startswith((f"'stages.pairs.{key}' should be ", f"'stages.pairs.{key}' should have "))
     assert f", not {received}" in message
 
@@ -480,6 +484,37 @@ def test_a_relative_prompt_file_lies_beside_the_experiment(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     found = load_experiment("below/small.yaml").stages["pairs"]
     assert found.prompts == str(tmp_path / "below" / "texts" / "mine.txt")
+
+
+def test_relative_prompts_with_a_column_lie_beside_the_experiment_too(tmp_path, monkeypatch):
+    (tmp_path / "below").mkdir()
+    write(tmp_path / "below", couple(prompts="{path: 'laion/{00..99}.parquet', column: TEXT, deduplicate: true}"))
+    monkeypatch.chdir(tmp_path)
+    found = load_experiment("below/small.yaml")
+    expected = PromptSource(path=f"{tmp_path}/below/laion/{{00..99}}.parquet", column="TEXT", deduplicate=True)
+    assert found.stages["pairs"].prompts == expected
+    again = load_experiment(write(tmp_path, found.resolved()))
+    assert again.stages["pairs"].prompts == expected
+
+
+@pytest.mark.parametrize("prompts", ["s3://bucket/p.txt", "{path: 's3://bucket/p.csv', column: caption}"])
+def test_a_url_of_prompts_stays_as_it_is(tmp_path, prompts):
+    found = load_experiment(write(tmp_path, couple(prompts=prompts))).stages["pairs"].prompts
+    assert getattr(found, "path", found).startswith("s3://bucket/p.")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message", "hint"),
+    [
+        ("{a: b}", "'stages.pairs.prompts' has no setting 'a'", "Known: path, column, min_length, "),
+        ("{column: b}", "'stages.pairs.prompts.path' is missing", ""),
+        ("{path: a.csv, score_column: s}", "'stages.pairs.prompts': score_column and min_score go together", ""),
+        ("{path: a, min_length: 9, max_length: 8}", "'stages.pairs.prompts': max_length (8) is less than min", ""),
+    ],
+)
+def test_a_source_of_prompts_that_does_not_add_up_is_refused(tmp_path, prompts, message, hint):
+    error = refusal(tmp_path, couple(prompts=prompts))
+    assert error.message.startswith(message) and error.hint.startswith(hint)
 
 
 def test_an_absolute_prompt_file_stays_where_it_is(tmp_path):

@@ -1,6 +1,6 @@
 """Make one shard of couplings with a sampler that is handed in."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ def make_shard(
     folder: Path,
     shard: int,
     manifest: Manifest,
-    prompts: list[str],
+    prompts: Sequence[str],
     sample: Sampler,
     *,
     stop: Callable[[], bool] = lambda: False,

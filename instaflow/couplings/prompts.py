@@ -1,96 +1,90 @@
-"""Prompts: where they come from, their copy in a couple stage's folder, and which one belongs to an index."""
+"""A couple stage's own copy of its prompts, and which one belongs to an index."""
 
-import hashlib
 import json
-import logging
+import os
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from instaflow.couplings.manifest import make_anew
-from instaflow.errors import ConfigError, DataError
+from instaflow.errors import DataError
 from instaflow.files import remove_leftovers, write_file
+from instaflow.prompt_sources import prompts_hash
 
-logger = logging.getLogger(__name__)
+BLOCK = 1 << 20  # bytes read at a time
+PROMPTS = 1 << 12  # prompts written at a time
 
 
-def read_prompts(source: str | Path | list[str]) -> list[str]:
-    """The prompts of a list, as they are, or of a UTF-8 text file, one a line.
+class KeptPrompts(Sequence[str]):
+    """The prompts of a stage's `prompts.json`, read from it one by one: memory holds only where each begins.
 
-    In a list every string counts, the empty one too (it is the prompt of unconditional guidance). In a file blank
-    lines are skipped, and a warning tells how many; `#` and spaces are kept; LF and CRLF end a line; a byte order
-    mark is dropped. Raises ConfigError where nothing is left or the source can't be read.
+    `hash` is their `prompts_hash`. Raises DataError where the file is missing or is not as `save_prompts` wrote it.
     """
-    if isinstance(source, list):
-        return _checked(source)
-    path = Path(source)
-    lines = [line.removesuffix("\r") for line in _text_of(path).split("\n")]
-    prompts = [line for line in lines if line.strip()]
-    if not prompts:
-        raise ConfigError(f'prompt file "{path}" holds no prompt', "Write one prompt a line.")
-    blank = len(lines) - len(prompts) - (lines[-1] == "")  # the newline that ends the file is no blank line
-    if blank:
-        logger.warning('prompt file "%s": %d blank lines skipped', path, blank)
-    return prompts
+
+    def __init__(self, folder: Path) -> None:
+        path, hint = folder / "prompts.json", make_anew(folder)
+        try:
+            self._file = os.open(path, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._file)
+            lengths: list[np.ndarray] = []
+            self.hash = prompts_hash(read_lines(path, lengths))
+        except OSError as error:
+            raise DataError(f'"{path}" cannot be read: {error.strerror}', hint) from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f'"{path}" is not a list of prompts, one a line: {error}', hint) from error
+        self._starts = np.cumsum(np.concatenate([[2], *lengths]))  # [N + 1] bytes; "[\n" comes first
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        start, end = self._starts[index], self._starts[index + 1]
+        return json.loads(os.pread(self._file, end - start, start).rstrip(b",\n"))
 
 
-def prompt_of(prompts: list[str], index: int) -> str:
-    """The prompt of record `index`: the prompts in order, again and again."""
-    return prompts[index % len(prompts)]
+def read_lines(path: Path, lengths: list[np.ndarray]) -> Iterator[str]:
+    """The prompts of a `prompts.json`; `lengths` hears the bytes of each line. Raises ValueError, OSError."""
+    with open(path, "rb") as file:
+        if file.readline() != b"[\n":
+            raise ValueError("it does not begin with a line '['")
+        ended = False
+        while lines := file.readlines(BLOCK):
+            if lines[-1] == b"]\n":
+                ended = True
+                lines.pop()
+            prompts = json.loads(b"[" + b"".join(lines).rstrip(b",\n") + b"]")
+            if len(prompts) != len(lines) or not all(isinstance(prompt, str) for prompt in prompts):
+                raise ValueError("a line is not one string")
+            lengths.append(np.array([len(line) for line in lines], np.int64))
+            yield from prompts
+        if not ended or not any(map(len, lengths)):
+            raise ValueError("it is empty, or has no end")
 
 
-def prompts_hash(prompts: list[str]) -> str:
-    """Hex SHA-256 of the prompts in their order."""
-    return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
-
-
-def save_prompts(folder: Path, prompts: list[str]) -> None:
-    """Keep a stage's prompts in its folder: `prompts.json`, since a prompt may contain a newline."""
+def save_prompts(folder: Path, prompts: Iterable[str]) -> None:
+    """Keep a stage's prompts in its folder: `prompts.json`, a JSON array with one a line, whole or absent."""
     path = folder / "prompts.json"
     remove_leftovers(path)
-    write_file(path, json.dumps(prompts, indent=0, ensure_ascii=False) + "\n")
+    write_file(path, json_lines(prompts))
 
 
-def load_prompts(folder: Path) -> list[str]:
-    """The prompts that `save_prompts` kept. Raises DataError."""
-    path = folder / "prompts.json"
-    hint = make_anew(folder)
-    try:
-        prompts = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f'"{path}" cannot be read: {error.strerror}', hint) from error
-    except ValueError as error:
-        raise DataError(f'"{path}" is not JSON: {error}', hint) from error
-    if not isinstance(prompts, list) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
-        raise DataError(f'"{path}" must be a list of at least one string', hint)
-    return prompts
+def json_lines(prompts: Iterable[str]) -> Iterator[bytes]:
+    """A JSON array of the prompts, each on a line of its own."""
+    stream, before = iter(prompts), "[\n"
+    while block := list(islice(stream, PROMPTS)):
+        text = json.dumps(block, ensure_ascii=False, separators=(",\n", ""))
+        yield f"{before}{text[1:-1]}".encode()
+        before = ",\n"
+    yield b"\n]\n"
 
 
-def _checked(prompts: list[str]) -> list[str]:
-    if not prompts:
-        raise ConfigError("the list of prompts is empty", "Give at least one prompt, or the path of a text file.")
-    for position, prompt in enumerate(prompts):
-        if not isinstance(prompt, str):
-            raise ConfigError(f"prompt {position} must be a string, not {prompt!r}", "Put it in quotes.")
-        try:
-            prompt.encode()
-        except UnicodeEncodeError as error:
-            hint = "Write the character itself instead of its escapes."
-            raise ConfigError(f"prompt {position} has half a character (a lone surrogate): {prompt!r}", hint) from error
-    return list(prompts)
-
-
-def _text_of(path: Path) -> str:
-    if path.is_dir():
-        raise ConfigError(f'prompt file "{path}" is a folder', "Name a UTF-8 text file with one prompt a line.")
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        hint = "Write one prompt a line there; a relative path in an experiment starts at its file."
-        raise ConfigError(f'prompt file "{path}" does not exist', hint) from error
-    except OSError as error:
-        raise ConfigError(f'prompt file "{path}" cannot be read: {error.strerror}', "Check its permissions.") from error
-    try:
-        return data.decode().removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        message = f'prompt file "{path}" is not UTF-8: byte {error.start} (line {line}) is 0x{data[error.start]:02x}'
-        raise ConfigError(message, "Save it as UTF-8, or convert it: iconv -f LATIN1 -t UTF-8.") from error
+def prompt_of(prompts: Sequence[str], index: int) -> str:
+    """The prompt of record `index`: the prompts in order, again and again."""
+    return prompts[index % len(prompts)]

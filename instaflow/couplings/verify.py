@@ -1,5 +1,6 @@
 """Check a couple stage's shards against their sidecars, its manifest and its prompts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from instaflow.couplings.generate import stored_noise
 from instaflow.couplings.manifest import Manifest, read_manifest
-from instaflow.couplings.prompts import load_prompts, prompt_of, prompts_hash
+from instaflow.couplings.prompts import KeptPrompts, prompt_of
 from instaflow.couplings.shards import BadShard, read_shard, read_sidecar, sidecar_path, tar_path
 from instaflow.errors import DataError
 
@@ -42,19 +43,19 @@ def bad_shards(problems: list[Problem]) -> list[int]:
     return sorted({problem.shard for problem in problems if problem.shard is not None})
 
 
-def verify_prompts(folder: Path, manifest: Manifest) -> tuple[list[str] | None, list[Problem]]:
+def verify_prompts(folder: Path, manifest: Manifest) -> tuple[KeptPrompts | None, list[Problem]]:
     """The stage's prompts, or None where they can't be trusted, and why not."""
     path = folder / "prompts.json"
     try:
-        prompts = load_prompts(folder)
+        prompts = KeptPrompts(folder)
     except DataError as error:
         return None, [Problem(path, error.message.removeprefix(f'"{path}" '))]
-    if prompts_hash(prompts) != manifest.prompts_hash:
+    if prompts.hash != manifest.prompts_hash:
         return None, [Problem(path, "does not have the hash that the manifest says")]
     return prompts, []
 
 
-def verify_shard(folder: Path, shard: int, manifest: Manifest, prompts: list[str] | None) -> list[Problem]:
+def verify_shard(folder: Path, shard: int, manifest: Manifest, prompts: Sequence[str] | None) -> list[Problem]:
     """What is wrong with one shard. Its prompts are not compared where `prompts` is None."""
     tar = tar_path(folder, shard)
     if not tar.exists() and not sidecar_path(folder, shard).exists():

@@ -6,8 +6,9 @@ import numpy as np
 
 from instaflow.couplings.generate import make_shard
 from instaflow.couplings.manifest import Manifest, write_manifest
-from instaflow.couplings.prompts import prompts_hash, save_prompts
+from instaflow.couplings.prompts import save_prompts
 from instaflow.couplings.shards import shards_to_make
+from instaflow.prompt_sources import prompts_hash
 
 PROMPTS = ["a handwritten seven", "", "the digit 7\nin two lines", "naïve café 七", "# not a comment"]
 

@@ -9,6 +9,7 @@ from instaflow.couplings import shards
 from instaflow.couplings.generate import make_shard
 from instaflow.couplings.loader import Couplings
 from instaflow.couplings.manifest import write_manifest
+from instaflow.couplings.prompts import save_prompts
 from instaflow.couplings.shards import Shard, read_shard, read_sidecar, sidecar_path, tar_path, write_shard
 from instaflow.couplings.verify import bad_shards, verify
 from instaflow.errors import DataError
@@ -211,7 +212,7 @@ def test_strays_are_named_and_harm_nothing(folder):
 
 
 def test_lost_or_changed_prompts_are_a_problem_that_no_shard_can_mend(folder):
-    (folder / "prompts.json").write_text(json.dumps([*PROMPTS[:-1], "another"]))
+    save_prompts(folder, [*PROMPTS[:-1], "another"])
     (changed,) = verify(folder)
     (folder / "prompts.json").unlink()
     (lost,) = verify(folder)
