@@ -172,7 +172,7 @@ def sample(
 ) -> None:
     """Make images with a teacher, a flow or a student.
 
-    MODEL is a model folder of a run, or any Stable Diffusion folder or hub name.
+    MODEL is a model folder of a run, or any Stable Diffusion (1, 2 or XL): a folder, a hub name or a .safetensors file.
 
     \b
         instaflow sample runs/digits/student/model --prompt "a handwritten seven" --prompt "an odd digit"

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from yaml.constructor import ConstructorError
 
 from instaflow.errors import ConfigError
+from instaflow.places import check_file, is_hub_name
 from instaflow.stages import KINDS, CoupleStage, Section, Stage
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -327,7 +328,9 @@ def check_parents(name: str, stage: Stage, stages: dict[str, Stage]) -> None:
                 )
         elif not parent:
             raise ConfigError(f"'{where}' is empty: it names a stage, a folder or a hub model")
-        elif not Path(parent).is_dir() and not (wanted == "model" and re.fullmatch(r"[\w.-]+/[\w.-]+", parent)):
+        elif wanted == "model" and Path(parent).is_file():
+            check_file(Path(parent))
+        elif not Path(parent).is_dir() and not (wanted == "model" and is_hub_name(parent)):
             hint = nearest(parent, stages)
             raise ConfigError(f"'{where}' names '{parent}', which is no stage of this experiment and no folder", hint)
 

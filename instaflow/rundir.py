@@ -21,6 +21,7 @@ from typing import Any
 from instaflow.config import Experiment
 from instaflow.errors import ConfigError, DataError, InstaFlowError
 from instaflow.files import fingerprint_of, write_file, write_json
+from instaflow.places import cached_model, is_hub_name, model_fingerprint
 from instaflow.prompt_sources import content_of, exists
 from instaflow.stages import CoupleStage
 
@@ -70,7 +71,7 @@ class StageFolder:
     def relative(self, parent: str) -> str:
         """A parent's payload as this stage's folder sees it; a hub name as it stands."""
         place = self.locate(parent)
-        return os.path.relpath(place, self.folder) if Path(place).is_dir() else place
+        return os.path.relpath(place, self.folder) if Path(place).exists() else place
 
     # --- identity -----------------------------------------------------------------------------------------------------
 
@@ -91,10 +92,16 @@ class StageFolder:
         return {f"{key} (content)": self.content(parent) for key, parent in parents.items()}
 
     def content(self, parent: str) -> str:
-        """The fingerprint of a parent: of a done stage, a folder, or a hub model's name."""
+        """The fingerprint of a parent: of a done stage, a folder, a single-file model, or a hub model's commit."""
         if parent in self.stage_names:
             return str(read_done(self.run / parent)["fingerprint"])
-        return fingerprint_of(Path(parent)) if Path(parent).is_dir() else parent
+        return fingerprint_of(Path(parent)) if Path(parent).is_dir() else model_fingerprint(parent)
+
+    def is_here(self, parent: str) -> bool:
+        """Whether a parent can be looked at: a stage that is done, or a model that needs no network."""
+        if parent in self.stage_names:
+            return (self.run / parent / "done.json").is_file()
+        return not is_hub_name(parent) or cached_model(parent) is not None
 
     def is_done(self) -> bool:
         return (self.folder / "done.json").is_file()
@@ -110,7 +117,7 @@ class StageFolder:
             return
         here, absent = {}, set()
         for key, parent in self.stage.parents().items():
-            if parent in self.stage_names and not (self.run / parent / "done.json").is_file():
+            if not self.is_here(parent):
                 absent.add(f"{key} (content)")
             else:
                 here[key] = parent
@@ -245,7 +252,8 @@ def flat(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def said(settings: dict[str, Any], key: str) -> str:
-    return repr(settings[key]) if key in settings else "absent"
+    """A setting's value as an error tells it; one that is null is as good as absent."""
+    return "absent" if settings.get(key) is None else repr(settings[key])
 
 
 def read_done(folder: Path) -> dict[str, Any]:

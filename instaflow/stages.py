@@ -1,12 +1,23 @@
 """What each kind of stage takes: the schema of an experiment file.
 
 Keys mean one thing everywhere. `model` is what is sampled, `init` the weights that training starts from, `couplings`
-a couple stage. Each takes a stage's name, a folder, or (for models) a hub name.
+a couple stage. Each takes a stage's name, a folder, or (for models) a hub name or a .safetensors file.
 """
 
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from instaflow.errors import ConfigError
 
@@ -158,12 +169,39 @@ class CoupleStage(Stage):
     count: PositiveInt
     records_per_shard: PositiveInt = 1024
     batch_size: PositiveInt = 16
+    sampler: Literal["dpm-solver++", "ddim", "pndm", "heun", "unipc", "euler"] | None = None
+    """A diffusion teacher's, "dpm-solver++" by default; a flow knows none but "euler". Each is deterministic."""
     num_steps: Steps = 25
+    """Steps of the sampler; each calls the network once, but Heun's twice, save the last, and PNDM's first twice."""
     guidance_scale: NonNegativeFloat
     timestep_spacing: Literal["leading", "trailing", "linspace"] | None = None
     """Which of the teacher's timesteps a sampler visits, "trailing" by default; a velocity flow has no such choice."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """The network's precision while it samples; couplings are stored in float16."""
+
+    @field_validator("sampler", mode="before")
+    @classmethod
+    def deterministic(cls, sampler: Any) -> Any:
+        """Refuse a stochastic sampler, by whatever name it goes elsewhere, with the reason."""
+        letters = re.sub("[^a-z]", "", str(sampler).lower())
+        if re.search("ancestral|eulera|dpma|sde|lcm|tcd|ddpm|ddimeta|turbo", letters):
+            raise ValueError(
+                f"{sampler!r} draws new noise at each step, and a coupling must follow from its own noise alone; "
+                "choose dpm-solver++, ddim, pndm, heun or unipc"
+            )
+        return sampler
+
+    @model_validator(mode="after")
+    def whole_strides(self) -> "CoupleStage":
+        if self.sampler in ("ddim", "pndm") and self.timestep_spacing != "leading":
+            if self.timestep_spacing == "linspace":
+                raise ValueError(f"timestep_spacing: {self.sampler} goes in equal strides, which linspace has not")
+            if 1000 % self.num_steps:
+                raise ValueError(
+                    f"num_steps: {self.sampler} goes in strides of 1000 // {self.num_steps} timesteps and would stop "
+                    "short of the data; choose a divisor of 1000, such as 25, 40 or 50, or another sampler"
+                )
+        return self
 
 
 class FlowStage(TrainingStage):

@@ -13,12 +13,13 @@ from instaflow.couplings.manifest import Manifest, read_manifest, write_manifest
 from instaflow.couplings.prompts import KeptPrompts, save_prompts
 from instaflow.couplings.shards import read_sidecar, shards_to_make, sidecar_path
 from instaflow.couplings.verify import Problem, bad_shards, verify
-from instaflow.errors import ConfigError, DataError, Interrupted
-from instaflow.files import fingerprint_of
-from instaflow.flow.views import VelocityView
+from instaflow.errors import DataError, Interrupted
 from instaflow.interruption import Stop, listening
 from instaflow.models.device import device, set_up_cpu
-from instaflow.models.text_to_image import TextToImage, coupling_scheduler, load_model
+from instaflow.models.loading import load_model
+from instaflow.models.samplers import coupling_scheduler, recorded_scheduler
+from instaflow.models.text_to_image import TextToImage
+from instaflow.places import model_fingerprint
 from instaflow.progress import Progress
 from instaflow.prompt_sources import Prompts
 from instaflow.rundir import StageFolder, locked
@@ -35,12 +36,7 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     barrier()
     prompts = KeptPrompts(stage.folder)
     model = load_model(stage.locate(settings.model), device=device(), dtype=DTYPES[settings.dtype])
-    if settings.timestep_spacing and isinstance(model.view(), VelocityView):
-        raise ConfigError(
-            f"'stages.{stage.name}.timestep_spacing' does nothing for a velocity flow such as '{settings.model}'",
-            "Leave it out",
-        )
-    scheduler = coupling_scheduler(model, settings.timestep_spacing)
+    scheduler = coupling_scheduler(model, settings.sampler, settings.timestep_spacing)
     manifest = Manifest(
         stage=stage.name,
         seed=stage.seed,
@@ -134,15 +130,15 @@ def make_bad_shards(folder: Path, manifest: Manifest, problems: list[Problem]) -
         return []
     prompts = KeptPrompts(folder)
     beside = Path(os.path.normpath(folder.absolute() / manifest.model))
-    place = str(beside) if beside.is_dir() or manifest.model.startswith("..") else manifest.model
+    place = str(beside) if beside.exists() or manifest.model.startswith("..") else manifest.model
     set_up_cpu()
     model = load_model(place, device=device(), dtype=DTYPES[manifest.dtype])
-    if Path(place).is_dir() and fingerprint_of(Path(place)) != manifest.model_fingerprint:
+    if model_fingerprint(place) != manifest.model_fingerprint:
         raise DataError(
             f"'{place}' is not the model that made the couplings in '{folder}'",
             "Put back the stage that they were made from, or make the couplings anew",
         )
-    scheduler = coupling_scheduler(model, manifest.timestep_spacing)
+    scheduler = recorded_scheduler(manifest.sampler)
     for shard in shards:
         sidecar_path(folder, shard).unlink(missing_ok=True)
     with listening() as stop:

@@ -40,7 +40,8 @@ from instaflow.files import write_json
 from instaflow.flow.straightness import Straightness, Trajectory, straightness
 from instaflow.interruption import Stop
 from instaflow.models.device import device
-from instaflow.models.text_to_image import TextToImage, load_model
+from instaflow.models.loading import load_model
+from instaflow.models.text_to_image import TextToImage
 from instaflow.progress import Progress
 from instaflow.rundir import StageFolder
 from instaflow.stages import EvaluatedModel

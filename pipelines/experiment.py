@@ -2,11 +2,13 @@
 
 import importlib
 import shlex
+from pathlib import Path
 
 from instaflow import world
 from instaflow.config import Experiment
 from instaflow.errors import ConfigError, InstaFlowError, Interrupted
 from instaflow.interruption import Stop
+from instaflow.places import find_model
 from instaflow.rundir import StageFolder, locked, stage_folders
 from instaflow.stages import CoupleStage, share_of
 
@@ -71,12 +73,15 @@ def run_first(experiment: Experiment, stages: dict[str, StageFolder], name: str)
 
 
 def check_inputs(stages: dict[str, StageFolder]) -> None:
-    """Look at prompts and batch sizes before the first stage starts. Raises ConfigError."""
+    """Look at prompts, models and batch sizes before the first stage starts. Raises ConfigError and DataError."""
     for name, stage in stages.items():
         if stage.is_done():
             continue
         if isinstance(stage.stage, CoupleStage):
             look_at_prompts(stage)
+        for parent in stage.stage.parents().values():
+            if parent not in stage.stage_names and not Path(parent).is_dir():
+                find_model(parent)
         for key in ("autoencoder_phases", "phases"):
             for index, phase in enumerate(getattr(stage.stage, key, ())):
                 share_of(phase, stage.stage.micro_batch_size, world.world().size, f"stages.{name}.{key}.{index}")

@@ -15,8 +15,10 @@ from instaflow.flow.views import EpsilonView, VelocityView, View
 from instaflow.interruption import Stop
 from instaflow.models.device import device
 from instaflow.models.export import save_model
+from instaflow.models.loading import load_model
+from instaflow.models.samplers import flow_scheduler
 from instaflow.models.settings import ModelSettings, read_settings
-from instaflow.models.text_to_image import TextToImage, flow_scheduler, load_model, negate_output
+from instaflow.models.text_to_image import TextToImage, negate_output
 from instaflow.rundir import StageFolder
 from instaflow.training.draws import draws
 from instaflow.training.loop import Job, Trained, as_tensors, train
@@ -145,10 +147,7 @@ def save_both(
             model.unet.load_state_dict({key.removeprefix("unet."): value for key, value in weights.items()})
             save_model(
                 stage.folder / name,
-                unet=model.unet,
-                vae=model.vae,
-                text_encoder=model.text_encoder,
-                tokenizer=model.tokenizer,
+                **model.parts,
                 scheduler=scheduler,
                 settings=replace(settings, weights="ema" if name == "model" else "raw", lineage=lineage),
             )

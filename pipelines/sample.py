@@ -12,7 +12,7 @@ from instaflow.couplings.noise import coupled_noise
 from instaflow.errors import ConfigError, DataError, InstaFlowError
 from instaflow.files import write_file
 from instaflow.models.device import device, set_up_cpu
-from instaflow.models.text_to_image import load_model
+from instaflow.models.loading import load_model
 
 BATCH = 64
 VISIBLE = 128  # pixels: smaller images are enlarged to about this

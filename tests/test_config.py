@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from instaflow.config import load_experiment, parse_yaml
-from instaflow.errors import ConfigError
+from instaflow.errors import ConfigError, DataError
 from instaflow.stages import PromptSource
 from tests.experiments import PHASE, SMALL, write
 
@@ -249,6 +249,7 @@ def test_no_stage_may_share_the_noise_of_evaluation_or_sampling(tmp_path, name):
         ("dtype", "fp16", "'fp16'"),
         ("dtype", "16", "16"),
         ("timestep_spacing", "uniform", "'uniform'"),
+        ("sampler", "karras", "'karras'"),
         ("prompts", "5", "5"),
         ("prompts", "[]", "[]"),
         ("prompts.path", "{path: 5}", "5 (put it in quotes)"),
@@ -261,6 +262,28 @@ def test_a_wrong_value_is_named_with_its_path(tmp_path, key, value, received):
     message = refusal(tmp_path, couple(**{key.partition(".")[0]: value})).message
     assert message.startswith((f"'stages.pairs.{key}' should be ", f"'stages.pairs.{key}' should have "))
     assert f", not {received}" in message
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["euler-ancestral", "euler_a", "EulerAncestralDiscreteScheduler", "sde-dpmsolver++", "DPM++ 2M SDE", "lcm", "ddpm"],
+)
+def test_a_sampler_that_draws_noise_is_refused_with_the_reason(tmp_path, name):
+    message = refusal(tmp_path, couple(sampler=name)).message
+    assert message.startswith(f"'stages.pairs.sampler': '{name}' draws new noise at each step")
+    assert "from its own noise alone" in message and "heun" in message
+
+
+@pytest.mark.parametrize("name", ["dpm-solver++", "ddim", "pndm", "heun", "unipc", "euler"])
+def test_deterministic_samplers_serve(tmp_path, name):
+    load_experiment(write(tmp_path, couple(sampler=name)))
+
+
+@pytest.mark.parametrize("name", ["ddim", "pndm"])
+def test_samplers_of_equal_strides_must_reach_the_data(tmp_path, name):
+    assert "divisor of 1000" in refusal(tmp_path, couple(sampler=name, num_steps="30")).message
+    assert "linspace" in refusal(tmp_path, couple(sampler=name, timestep_spacing="linspace")).message
+    load_experiment(write(tmp_path, couple(sampler=name, num_steps="30", timestep_spacing="leading")))
 
 
 def test_every_wrong_value_of_a_stage_is_named_at_once(tmp_path):
@@ -414,6 +437,17 @@ def test_a_folder_serves_as_parent(tmp_path):
 def test_a_hub_name_serves_as_model_but_not_as_couplings(tmp_path):
     load_experiment(write(tmp_path), ["stages.2rf.init=some-one/some.model_1"])
     assert "no folder" in refusal(tmp_path, SMALL, "stages.2rf.couplings=some-one/some.model_1").message
+
+
+def test_a_single_file_serves_as_model(tmp_path):
+    (tmp_path / "model").mkdir()
+    with pytest.raises(DataError, match="pickle"):
+        (tmp_path / "model.ckpt").write_bytes(b"")
+        load_experiment(write(tmp_path), [f"stages.2rf.init={tmp_path / 'model.ckpt'}"])
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(DataError, match=r"model_index\.json"):
+        load_experiment(write(tmp_path), [f"stages.2rf.init={tmp_path / 'model.safetensors'}"])
+    assert "no folder" in refusal(tmp_path, SMALL, "stages.2rf.init=models/gone.safetensors").message
 
 
 @pytest.mark.parametrize("name", ["2rf", "1e3", "2024", "true", "v1.5", "null"])

@@ -90,6 +90,35 @@ def test_a_parent_that_was_made_anew_is_noticed(config, run):
     assert "'model (content)' was '" in refusal(stages["pairs"]).message
 
 
+def test_a_setting_that_is_null_is_as_good_as_absent(config, run):
+    """A run of a version that did not know the setting goes on."""
+    stages = folders(config, run=run)
+    mark_done(stages["teacher"])
+    mark_done(stages["pairs"])
+    file = stages["pairs"].folder / "stage.json"
+    content = json.loads(file.read_text())
+    assert content["identity"].pop("sampler", "not there") is None
+    file.write_text(json.dumps(content))
+    stages["pairs"].check_identity()
+    changed = folders(config, "stages.pairs.sampler=heun", run=run)["pairs"]
+    assert "'sampler' was absent, is now 'heun'" in refusal(changed).message
+
+
+def test_a_hub_model_that_was_changed_is_noticed(config, run, monkeypatch):
+    """By its commit; where it is not on this machine, the stage's folder speaks for itself."""
+    stages = folders(config, "stages.pairs.model=owner/name", run=run)
+    place = run / "hub"
+    for found in ("find_model", "cached_model"):
+        monkeypatch.setattr(f"instaflow.places.{found}", lambda name: place / "commit1")
+    monkeypatch.setattr("instaflow.rundir.cached_model", lambda name: place / "commit1")
+    mark_done(stages["pairs"])
+    stages["pairs"].check_identity()
+    monkeypatch.setattr("instaflow.places.find_model", lambda name: place / "commit2")
+    assert "was 'owner/name@commit1', is now 'owner/name@commit2'" in refusal(stages["pairs"]).message
+    monkeypatch.setattr("instaflow.rundir.cached_model", lambda name: None)
+    stages["pairs"].check_identity()
+
+
 def test_a_prompt_file_counts_by_its_bytes_and_not_by_its_place(tmp_path, run):
     text = SMALL.replace("[a seven, the digit 7]", "one.txt")
     (tmp_path / "one.txt").write_text("a seven\n")

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instaflow.errors import DataError
 from instaflow.flow.paths import interpolate
 from instaflow.flow.schedules import (
     data_to_velocity,
@@ -70,27 +69,14 @@ class EpsilonView:
 
     Sampled by DDIMScheduler(timestep_spacing="trailing", set_alpha_to_one=True): one of its steps is an Euler step
     of the flow. At the last timestep the network's input is the noise itself, in training as in sampling, although
-    Stable Diffusion's schedule still holds a trace of data there.
+    Stable Diffusion's schedule still holds a trace of data there. A network that predicts ε can't be read where no
+    trace is left.
     """
 
     alphas_cumprod: Tensor
     """[1000], of the teacher's noise schedule."""
     prediction_type: str = "epsilon"
     """"epsilon", "v_prediction" or "sample"."""
-
-    def __post_init__(self) -> None:
-        """Raises DataError for a network that the map cannot read."""
-        if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
-            raise DataError(
-                f"The teacher's scheduler has prediction_type '{self.prediction_type}', which is no diffusion's",
-                "Its scheduler_config.json should say epsilon, v_prediction or sample",
-            )
-        if self.prediction_type == "epsilon" and not self.alphas_cumprod[-1] > 0:
-            raise DataError(
-                "The teacher's noise schedule ends without any signal (rescale_betas_zero_snr), where a prediction of "
-                "the noise says nothing about the data",
-                "Such a teacher predicts v: its scheduler_config.json should say prediction_type v_prediction",
-            )
 
     def alpha_sigma(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
         """α and σ at integer timesteps, shaped to broadcast over images."""

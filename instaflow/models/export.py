@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from instaflow.files import replace_folder, write_file, write_json
 from instaflow.models.settings import ModelSettings, write_settings
@@ -17,24 +17,24 @@ LOADED_FROM = {"_name_or_path", "name_or_path", "is_local", "local_files_only"}
 """What the libraries note about where a part came from."""
 
 
-def save_model(
-    folder: Path, *, unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, scheduler: Any, settings: ModelSettings
-) -> None:
-    """Write a StableDiffusionPipeline folder that stock diffusers loads; complete or absent, free of machine paths."""
-    pipeline: Any = StableDiffusionPipeline(
-        unet=unet,
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+def save_model(folder: Path, *, scheduler: Any, settings: ModelSettings, **parts: Any) -> None:
+    """Write a pipeline folder that stock diffusers loads; complete or absent, free of machine paths.
+
+    The parts are unet, vae, text_encoder and tokenizer; with text_encoder_2, tokenizer_2 and
+    force_zeros_for_empty_prompt it is a StableDiffusionXLPipeline.
+    """
+    pipeline: Any = (
+        StableDiffusionXLPipeline(**parts, scheduler=scheduler, add_watermarker=False)
+        if "text_encoder_2" in parts
+        else StableDiffusionPipeline(
+            **parts, scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
     )
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:  # it would write down how it was last used
-        backend.no_padding()
-        backend.no_truncation()
+    for name in ("tokenizer", "tokenizer_2"):
+        backend = getattr(parts.get(name), "backend_tokenizer", None)
+        if backend is not None:  # it would write down how it was last used
+            backend.no_padding()
+            backend.no_truncation()
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     pipeline.save_pretrained(temporary, safe_serialization=True)
@@ -43,11 +43,11 @@ def save_model(
         if isinstance(content, dict) and LOADED_FROM & content.keys():
             write_json(file, {key: value for key, value in content.items() if key not in LOADED_FROM})
     write_settings(temporary, settings)
-    write_file(temporary / "README.md", model_card(settings))
+    write_file(temporary / "README.md", model_card(settings, type(pipeline).__name__))
     replace_folder(temporary, folder)
 
 
-def model_card(settings: ModelSettings) -> str:
+def model_card(settings: ModelSettings, pipeline: str) -> str:
     """The folder's README: what the model is and the stock lines that sample it."""
     what = {
         "teacher": "A diffusion model: the teacher",
@@ -55,6 +55,7 @@ def model_card(settings: ModelSettings) -> str:
         "student": "A one-step text-to-image generator",
     }[settings.kind]
     guidance = settings.guidance_scale if settings.guidance_scale > 1 else 1.0
+    place = '"."' if pipeline == "StableDiffusionXLPipeline" else '".", safety_checker=None'
     lines = [f"- {entry['stage']} ({entry['kind']}): {entry['summary']}" for entry in settings.lineage]
     return f"""---
 library_name: diffusers
@@ -64,9 +65,9 @@ pipeline_tag: text-to-image
 
 ```python
 import transformers
-from diffusers import StableDiffusionPipeline
+from diffusers import {pipeline}
 
-pipeline = StableDiffusionPipeline.from_pretrained(".", safety_checker=None)
+pipeline = {pipeline}.from_pretrained({place})
 image = pipeline("a prompt", num_inference_steps={settings.num_steps}, guidance_scale={guidance}).images[0]
 ```
 

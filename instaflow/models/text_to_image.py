@@ -1,52 +1,57 @@
-"""A text-to-image model of Stable Diffusion's format: loading, text and guidance, sampling, decoding."""
+"""A text-to-image model of Stable Diffusion's format: text and guidance, sampling, decoding."""
 
-import json
-from pathlib import Path
+from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
-import diffusers
 import torch
-import transformers
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
 from torch import Tensor, nn
 
 from instaflow.errors import DataError
 from instaflow.flow.straightness import Trajectory, euler
 from instaflow.flow.views import EpsilonView, VelocityView, View
-from instaflow.models.settings import ModelSettings, read_settings
+from instaflow.models.settings import ModelSettings
 
-diffusers.utils.logging.disable_progress_bar()
-transformers.utils.logging.disable_progress_bar()
-
-
-PARTS = {
-    "unet": ("config.json",),
-    "vae": ("config.json",),
-    "text_encoder": ("config.json",),
-    "tokenizer": ("tokenizer.json", "vocab.json"),
-    "tokenizer/": ("tokenizer_config.json",),
-    "scheduler": ("scheduler_config.json",),
-}
-"""What a pipeline folder holds; any one of the files will do."""
+Text = dict[str, Any]
+"""Prompts as arguments of the U-Net: encoder_hidden_states [B, L, D], and for Stable Diffusion XL added_cond_kwargs,
+a dict of text_embeds [B, P] and time_ids [B, 6]."""
 
 
 class TextToImage:
-    """A StableDiffusionPipeline's parts, with what sampling them needs.
+    """The parts of a StableDiffusionPipeline or StableDiffusionXLPipeline, with what sampling them needs.
 
     Latents are scaled (the VAE's `scaling_factor` applied) everywhere outside this class; images are [B, 3, H, W]
     in [-1, 1]; noise has unit variance.
     """
 
     def __init__(self, pipeline: Any, settings: ModelSettings, name: str) -> None:
-        self.unet, self.vae = pipeline.unet, pipeline.vae
+        self.unet, self.vae, self.scheduler = pipeline.unet, pipeline.vae, pipeline.scheduler
         self.text_encoder, self.tokenizer = pipeline.text_encoder, pipeline.tokenizer
-        self.scheduler = pipeline.scheduler
+        self.text_encoder_2 = getattr(pipeline, "text_encoder_2", None)  # Stable Diffusion XL's, as the next two are
+        self.tokenizer_2 = getattr(pipeline, "tokenizer_2", None)
+        self.zeros_for_no_prompt = pipeline.config.get("force_zeros_for_empty_prompt", False)
         self.settings = settings
         self.name = name
         self.num_truncated = 0
         """How many prompts so far were longer than the tokenizer's length."""
-        for part in (self.unet, self.vae, self.text_encoder):
+        for part in (self.unet, self.vae, *self.text_encoders):
             part.requires_grad_(False).eval()
+
+    @property
+    def text_encoders(self) -> list[Any]:
+        return [self.text_encoder] if self.text_encoder_2 is None else [self.text_encoder, self.text_encoder_2]
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The pipeline's parts but its scheduler, by the names that `save_model` takes."""
+        parts = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder, "tokenizer": self.tokenizer}
+        if self.text_encoder_2 is None:
+            return parts
+        return parts | {
+            "text_encoder_2": self.text_encoder_2,
+            "tokenizer_2": self.tokenizer_2,
+            "force_zeros_for_empty_prompt": self.zeros_for_no_prompt,
+        }
 
     @property
     def device(self) -> torch.device:
@@ -64,55 +69,115 @@ class TextToImage:
         return (self.unet.config.in_channels, height, width)
 
     def view(self) -> View:
-        """The network read as a velocity."""
+        """The network read as a velocity. Raises DataError for a diffusion that no flow can be read from."""
         if self.settings.parametrization == "velocity":
             return VelocityView()
-        return EpsilonView(self.scheduler.alphas_cumprod.float(), self.scheduler.config.prediction_type)
+        file = "its scheduler_config.json should say"
+        if not hasattr(self.scheduler, "alphas_cumprod"):
+            raise DataError(
+                f"'{self.name}' comes with a {type(self.scheduler).__name__}, which has no noise schedule like Stable "
+                "Diffusion's",
+                f"If it is a Stable Diffusion, {file}, say, DDIMScheduler",
+            )
+        alphas, prediction = self.scheduler.alphas_cumprod.float(), self.scheduler.config.prediction_type
+        if prediction not in ("epsilon", "v_prediction", "sample"):
+            raise DataError(
+                f"The scheduler of '{self.name}' has prediction_type '{prediction}', which is no diffusion's",
+                f"If it is one, {file} epsilon, v_prediction or sample",
+            )
+        if prediction == "epsilon" and not alphas[-1] > 0:
+            raise DataError(
+                f"The noise schedule of '{self.name}' ends without any signal (rescale_betas_zero_snr), where a "
+                "prediction of the noise says nothing about the data",
+                f"Such a teacher predicts v: {file} prediction_type v_prediction",
+            )
+        return EpsilonView(alphas, prediction)
 
     # --- text ---------------------------------------------------------------------------------------------------------
 
+    def encode(self, prompts: Sequence[str | None]) -> Text:
+        """The prompts as the network takes them; None is no prompt at all, guidance's other branch."""
+        return self.arguments(*self.embed(prompts))
+
     @torch.no_grad()
-    def encode(self, prompts: list[str]) -> Tensor:
-        """Text embeddings [B, L, D]; a prompt that stands several times is encoded once, a long one cut and counted."""
+    def embed(self, prompts: Sequence[str | None]) -> tuple[Tensor, Tensor | None]:
+        """Text embeddings [B, L, D] and pooled ones, [B, P], of Stable Diffusion XL alone.
+
+        A prompt that stands several times is encoded once, a long one cut and counted.
+        """
         unique = list(dict.fromkeys(prompts))
-        length = self.tokenizer.model_max_length
-        tokens = self.tokenizer(unique, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        full = self.tokenizer(unique, truncation=False, verbose=False).input_ids
-        too_long = {prompt for prompt, ids in zip(unique, full, strict=True) if len(ids) > length}
-        self.num_truncated += sum(prompt in too_long for prompt in prompts)
-        mask = tokens.attention_mask if getattr(self.text_encoder.config, "use_attention_mask", False) else None
-        embeddings = self.text_encoder(
-            tokens.input_ids.to(self.device), attention_mask=mask.to(self.device) if mask is not None else None
-        )[0]
+        texts = [prompt or "" for prompt in unique]
+        self.count_truncated(prompts)
+        if self.text_encoder_2 is None:
+            ids, mask = self.token_ids(self.tokenizer, texts)
+            hidden, pooled = self.text_encoder(ids, attention_mask=mask)[0], None
+        else:
+            ids, ids_2 = self.token_ids(self.tokenizer, texts)[0], self.token_ids(self.tokenizer_2, texts)[0]
+            first = self.text_encoder(ids, output_hidden_states=True)
+            second = self.text_encoder_2(ids_2, output_hidden_states=True)
+            hidden = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1)
+            pooled = second.text_embeds
+            if self.zeros_for_no_prompt and None in unique:
+                hidden[unique.index(None)] = 0
+                pooled[unique.index(None)] = 0
         place = {prompt: index for index, prompt in enumerate(unique)}
-        return embeddings[[place[prompt] for prompt in prompts]]
+        rows = [place[prompt] for prompt in prompts]
+        return hidden[rows], None if pooled is None else pooled[rows]
+
+    def token_ids(self, tokenizer: Any, texts: list[str]) -> tuple[Tensor, Tensor | None]:
+        """Token numbers [B, L], padded or cut to the tokenizer's length, and a mask if the text encoder wants one."""
+        length = tokenizer.model_max_length
+        tokens = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        masked = getattr(self.text_encoder.config, "use_attention_mask", False)
+        return tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device) if masked else None
+
+    def count_truncated(self, prompts: Sequence[str | None]) -> None:
+        texts = list(dict.fromkeys(prompt for prompt in prompts if prompt))
+        ids = self.tokenizer(texts, truncation=False, verbose=False).input_ids if texts else []
+        long = {text for text, found in zip(texts, ids, strict=True) if len(found) > self.tokenizer.model_max_length}
+        self.num_truncated += sum(prompt in long for prompt in prompts)
+
+    def arguments(self, hidden: Tensor, pooled: Tensor | None) -> Text:
+        """Embeddings of `embed` as the network takes them. Stable Diffusion XL is told that images are whole."""
+        if pooled is None:
+            return {"encoder_hidden_states": hidden}
+        scale = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        size = [scale * side for side in self.latent_shape[1:]]
+        # The original size, the crop's corner and the target size, in pixels (SDXL, Sec. 2.2)
+        time_ids = torch.tensor([*size, 0, 0, *size], dtype=hidden.dtype, device=hidden.device)
+        added = {"text_embeds": pooled, "time_ids": time_ids.expand(len(hidden), -1)}
+        return {"encoder_hidden_states": hidden, "added_cond_kwargs": added}
 
     # --- network ------------------------------------------------------------------------------------------------------
 
-    def guided(self, x: Tensor, timestep: Tensor, embeddings: Tensor, guidance_scale: float) -> Tensor:
+    def guided(self, x: Tensor, timestep: Tensor, text: Text, guidance_scale: float) -> Tensor:
         """The network's output under classifier-free guidance, out(∅) + g (out(prompt) - out(∅)).
 
-        x: [B, C, H, W]. `embeddings` are [2B, L, D], those of the empty prompt first, where the scale is above 1,
-        and otherwise [B, L, D]: then the network is called without guidance.
+        x: [B, C, H, W]. `text` holds 2B rows, those of no prompt first, where the scale is above 1, and otherwise B:
+        then the network is called without guidance.
         """
         if guidance_scale <= 1:
-            return self.unet(x, timestep, encoder_hidden_states=embeddings, return_dict=False)[0]
+            return self.unet(x, timestep, **text, return_dict=False)[0]
         if timestep.ndim:
             timestep = torch.cat([timestep, timestep])
-        both = self.unet(torch.cat([x, x]), timestep, encoder_hidden_states=embeddings, return_dict=False)[0]
+        both = self.unet(torch.cat([x, x]), timestep, **text, return_dict=False)[0]
         empty, prompted = both.chunk(2)
         return empty + guidance_scale * (prompted - empty)
 
-    def predict(self, x: Tensor, timestep: Tensor, embeddings: Tensor, guidance_scale: float) -> Tensor:
+    def predict(self, x: Tensor, timestep: Tensor, text: Text, guidance_scale: float) -> Tensor:
         """`guided` on a float32 state, whatever the network's precision."""
-        return self.guided(x.to(self.dtype), timestep, embeddings, guidance_scale).float()
+        return self.guided(x.to(self.dtype), timestep, text, guidance_scale).float()
 
-    def conditioning(self, prompts: list[str], guidance_scale: float) -> Tensor:
-        """The embeddings that `guided` wants."""
-        embeddings = self.encode(prompts)
+    def conditioning(self, prompts: list[str], guidance_scale: float) -> Text:
+        """The text that `guided` wants."""
+        hidden, pooled = self.embed(prompts)
         if guidance_scale <= 1:
-            return embeddings
-        return torch.cat([self.encode([""]).expand_as(embeddings), embeddings])
+            return self.arguments(hidden, pooled)
+        no_hidden, no_pooled = self.embed([None])
+        hidden = torch.cat([no_hidden.expand_as(hidden), hidden])
+        if pooled is not None and no_pooled is not None:
+            pooled = torch.cat([no_pooled.expand_as(pooled), pooled])
+        return self.arguments(hidden, pooled)
 
     @torch.no_grad()
     def sample(
@@ -134,20 +199,26 @@ class TextToImage:
         own = scheduler or self.scheduler
         scheduler = type(own).from_config(own.config)  # schedulers hold state: one for each call
         scheduler.set_timesteps(steps, device=self.device)
-        embeddings = self.conditioning(prompts, scale)
+        text = self.conditioning(prompts, scale)
+        # A folder's own sampler may draw numbers: then the same ones in every call.
+        draws = (
+            {"generator": torch.Generator().manual_seed(0)}
+            if "generator" in signature(scheduler.step).parameters
+            else {}
+        )
         x = noise.to(self.device, torch.float32) * scheduler.init_noise_sigma
         for timestep in scheduler.timesteps:
-            output = self.predict(scheduler.scale_model_input(x, timestep), timestep, embeddings, scale)
-            x = scheduler.step(output, timestep, x, return_dict=False)[0]
+            output = self.predict(scheduler.scale_model_input(x, timestep), timestep, text, scale)
+            x = scheduler.step(output, timestep, x, **draws, return_dict=False)[0]
         return x
 
     @torch.no_grad()
     def trajectory(self, noise: Tensor, prompts: list[str], *, num_steps: int, guidance_scale: float) -> Trajectory:
         """Euler's path of the guided flow from noise [B, C, H, W], for straightness and parity checks."""
-        embeddings = self.conditioning(prompts, guidance_scale)
+        text = self.conditioning(prompts, guidance_scale)
 
         def predict(x: Tensor, timestep: Tensor) -> Tensor:
-            return self.predict(x, timestep, embeddings, guidance_scale)
+            return self.predict(x, timestep, text, guidance_scale)
 
         return euler(self.view(), predict, noise.to(self.device, torch.float32), num_steps)
 
@@ -165,101 +236,6 @@ class TextToImage:
             means = self.vae.encode(part.to(self.device, self.vae.dtype)).latent_dist.mean
             parts.append(self.decode(means * self.vae.config.scaling_factor).cpu())
         return torch.cat(parts)
-
-
-def load_model(place: str | Path, *, device: torch.device, dtype: torch.dtype = torch.float32) -> TextToImage:
-    """Load a pipeline folder, or a hub model by name. Raises DataError if it is not a Stable Diffusion pipeline."""
-    folder = Path(place)
-    if folder.is_dir():
-        check_pipeline_folder(folder)
-    elif folder.exists() or len(folder.parts) != 2:
-        raise DataError(f"There is no model folder '{place}'", "A model is a diffusers pipeline folder or a hub name")
-    try:
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            str(place),
-            dtype=dtype,
-            low_cpu_mem_usage=False,  # its other way needs one more library
-            safety_checker=None,
-            requires_safety_checker=False,
-            local_files_only=folder.is_dir(),
-        )
-    except Exception as error:  # diffusers, transformers and safetensors each raise their own kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        hint = (
-            "Restore the missing file, or make the model's stage again"
-            if folder.is_dir()
-            else "There is no such folder; a hub name needs network, or a model downloaded before"
-        )
-        raise DataError(f"The model '{place}' cannot be loaded: {reason}", hint) from error
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        part.to(device)
-    return TextToImage(pipeline, read_settings(folder) if folder.is_dir() else ModelSettings(), str(place))
-
-
-def check_pipeline_folder(folder: Path) -> None:
-    """Raises DataError unless `folder` holds a StableDiffusionPipeline."""
-    index = folder / "model_index.json"
-    if not index.is_file():
-        inside = folder / "model" / "model_index.json"
-        hint = (
-            f"Did you mean '{folder / 'model'}'?" if inside.is_file() else "A diffusers pipeline folder holds that file"
-        )
-        raise DataError(f"'{folder}' is no pipeline folder: it has no model_index.json", hint)
-    try:
-        name = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
-    except (ValueError, AttributeError) as error:
-        raise DataError(f"'{index}' is damaged: {error}", "Restore the file from where the model came from") from error
-    if name != "StableDiffusionPipeline":
-        raise DataError(f"'{folder}' holds a {name}; a StableDiffusionPipeline is needed")
-    for part, choices in PARTS.items():
-        # Without them, transformers makes up a tokenizer or a text encoder and says nothing.
-        if not any((folder / part / file).is_file() for file in choices):
-            raise DataError(
-                f"'{folder / part}' has no {' or '.join(choices)}",
-                "Restore the missing file, or make the model's stage again",
-            )
-
-
-def coupling_scheduler(model: TextToImage, timestep_spacing: str | None) -> Any:
-    """The deterministic sampler that couples noise with a model's images.
-
-    A flow brings its own. A diffusion teacher is sampled by DPM-Solver++ (multistep, second order) on its own noise
-    schedule, with the spacing pinned: "trailing" begins at the last timestep, whose input the noise is.
-    """
-    if model.settings.kind != "teacher":
-        return model.scheduler
-    return DPMSolverMultistepScheduler.from_config(
-        model.scheduler.config,
-        timestep_spacing=timestep_spacing or "trailing",
-        algorithm_type="dpmsolver++",
-        solver_order=2,
-        final_sigmas_type="zero",
-        use_karras_sigmas=False,
-        use_exponential_sigmas=False,
-        use_beta_sigmas=False,
-        use_lu_lambdas=False,
-        use_flow_sigmas=False,
-        thresholding=False,
-    )
-
-
-def flow_scheduler(parametrization: str, teacher: Any) -> Any:
-    """The stock scheduler that a flow's folder carries: one of its steps is an Euler step of the flow."""
-    if parametrization == "velocity":
-        return DPMSolverMultistepScheduler(
-            prediction_type="flow_prediction",
-            use_flow_sigmas=True,
-            solver_order=1,
-            final_sigmas_type="zero",
-            steps_offset=1,  # no matter with these sigmas, but the pipeline insists
-        )
-    return DDIMScheduler.from_config(
-        teacher.config,
-        timestep_spacing="trailing",
-        set_alpha_to_one=True,
-        clip_sample=False,
-        thresholding=False,
-    )
 
 
 def negate_output(unet: nn.Module) -> None:

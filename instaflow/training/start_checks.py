@@ -6,7 +6,8 @@ from torch import Tensor
 
 from instaflow.errors import InstaFlowError
 from instaflow.flow.views import EpsilonView
-from instaflow.models.text_to_image import TextToImage, flow_scheduler
+from instaflow.models.samplers import flow_scheduler
+from instaflow.models.text_to_image import TextToImage
 
 PARITY_STEPS = 10
 PARITY_TOLERANCE = 1e-4

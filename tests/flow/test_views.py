@@ -3,7 +3,6 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
-from instaflow.errors import DataError
 from instaflow.flow.straightness import euler
 from instaflow.flow.views import EpsilonView, VelocityView
 
@@ -141,15 +140,6 @@ def test_a_schedule_that_ends_without_signal_is_read_too(num_steps, prediction_t
     if num_steps == 1:
         output = network(noise(), torch.tensor(999))
         torch.testing.assert_close(view.one_step(noise(), output), path.states[-1], rtol=1e-5, atol=1e-5)
-
-
-def test_what_the_map_cannot_read_is_refused():
-    with pytest.raises(DataError) as caught:
-        EpsilonView(zero_terminal("epsilon").alphas_cumprod, "epsilon")
-    assert "rescale_betas_zero_snr" in caught.value.message and "v_prediction" in caught.value.hint
-    with pytest.raises(DataError) as caught:
-        epsilon_view("flow_prediction")
-    assert "'flow_prediction'" in caught.value.message
 
 
 # --- training points --------------------------------------------------------------------------------------------------

@@ -1,0 +1,182 @@
+"""Where a model lies: a pipeline's folder, a single-file checkpoint with its configuration beside it, or a hub name."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from instaflow.errors import DataError
+from instaflow.files import fingerprint_of, sha256_of
+
+PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
+CONFIGURATION = (
+    ("unet/config.json",),
+    ("vae/config.json",),
+    ("text_encoder/config.json",),
+    ("tokenizer/tokenizer.json", "tokenizer/vocab.json"),
+    ("tokenizer/tokenizer_config.json",),
+    ("scheduler/scheduler_config.json",),
+)
+"""What describes a Stable Diffusion; any one of the files on a line will do. Without them, transformers makes up a
+tokenizer or a text encoder and says nothing."""
+SECOND_ENCODER = (
+    ("text_encoder_2/config.json",),
+    ("tokenizer_2/tokenizer.json", "tokenizer_2/vocab.json"),
+    ("tokenizer_2/tokenizer_config.json",),
+)
+WEIGHTS = (("unet/*.safetensors",), ("vae/*.safetensors",), ("text_encoder/*.safetensors",))
+PIPELINES = {
+    "StableDiffusionPipeline": (CONFIGURATION, WEIGHTS),
+    "StableDiffusionXLPipeline": (
+        (*CONFIGURATION, *SECOND_ENCODER),
+        (*WEIGHTS, ("text_encoder_2/*.safetensors",)),
+    ),
+}
+"""The pipelines that this toolkit reads: their configuration's files and their weights'."""
+FOLDERS = "unet, vae, text_encoder, tokenizer, scheduler, and for Stable Diffusion XL text_encoder_2 and tokenizer_2"
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+FETCHED = ["model_index.json", *(f"{part}/*.{kind}" for part in PARTS for kind in ("json", "txt", "safetensors"))]
+
+
+def find_model(place: str) -> Path:
+    """The folder or file of a model on this machine; a hub model that is not here is fetched. Raises DataError."""
+    path = Path(place)
+    if path.is_dir():
+        check_folder(path)
+        return path
+    if path.is_file():
+        check_file(path)
+        return path
+    if not is_hub_name(place):
+        raise DataError(
+            f"There is no model '{place}'", "A model is a pipeline's folder, a .safetensors file or a hub name"
+        )
+    return cached_model(place) or fetched_model(place)
+
+
+def is_hub_name(place: str) -> bool:
+    """Whether `place` has the form owner/name, and no file or folder that is called so."""
+    path = Path(place)
+    is_file = path.suffix in {".safetensors", *PICKLES} or path.exists()
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", place)) and not is_file
+
+
+def model_fingerprint(place: str) -> str:
+    """What a model is: the hash of its files, or of a hub model the commit. Raises DataError if it isn't here."""
+    path = find_model(place)
+    if is_hub_name(place):
+        return f"{place}@{path.name}"  # a snapshot's folder is called after its commit
+    if path.is_dir():
+        return fingerprint_of(path)
+    return hashlib.sha256(f"{sha256_of(path)}\n{fingerprint_of(configuration_of(path))}\n".encode()).hexdigest()
+
+
+# --- folders and files ------------------------------------------------------------------------------------------------
+
+
+def check_folder(folder: Path) -> None:
+    """Raises DataError unless `folder` holds a pipeline that this toolkit reads, with all its files."""
+    missing = missing_files(folder, *PIPELINES[pipeline_class(folder)])
+    if not missing:
+        return
+    pickled = any(folder.glob("unet/*.bin"))
+    raise DataError(
+        f"'{folder}' lacks {', '.join(missing)}",
+        "Its .bin files are pickles, which can run code: have them converted to .safetensors by someone who trusts them"
+        if pickled
+        else "Restore what is missing, or make the model's stage again",
+    )
+
+
+def check_file(file: Path) -> None:
+    """Raises DataError unless `file` is a .safetensors checkpoint with its configuration beside it."""
+    if file.suffix in PICKLES:
+        raise DataError(
+            f"'{file}' is a pickle, which can run code as it is loaded; this toolkit reads none",
+            "Take the model's .safetensors file",
+        )
+    if file.suffix != ".safetensors":
+        raise DataError(f"'{file}' is no model", "A model is a pipeline's folder, a .safetensors file or a hub name")
+    folder = configuration_of(file)
+    if not folder.is_dir():
+        raise DataError(
+            f"'{file}' holds weights alone; what they are stands in no folder '{folder}'",
+            f"Put there the small files of the model that it was made from: hf download OWNER/NAME --local-dir {folder}"
+            " --include '*.json' '*.txt'",
+        )
+    missing = missing_files(folder, PIPELINES[pipeline_class(folder)][0])
+    if missing:
+        raise DataError(f"'{folder}', the configuration of '{file}', lacks {', '.join(missing)}", "Add what is missing")
+
+
+def configuration_of(file: Path) -> Path:
+    """The folder that says what a single-file checkpoint's weights are: the file's name without its ending."""
+    return file.with_suffix("")
+
+
+def pipeline_class(folder: Path) -> str:
+    """The pipeline that a folder's model_index.json names. Raises DataError if it is none that this toolkit reads."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        inside = folder / "model" / "model_index.json"
+        hint = (
+            f"Did you mean '{folder / 'model'}'?" if inside.is_file() else "A diffusers pipeline folder holds that file"
+        )
+        raise DataError(f"'{folder}' is no pipeline folder: it has no model_index.json", hint)
+    try:
+        name: Any = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"'{index}' is damaged: {error}", "Restore the file from where the model came from") from error
+    if name not in PIPELINES:
+        raise DataError(
+            f"'{folder}' holds a {name}; a {' or '.join(PIPELINES)} is needed",
+            "Inpainting, refiner and other pipelines are not text-to-image models from noise alone",
+        )
+    return str(name)
+
+
+def missing_files(folder: Path, *needed: tuple[tuple[str, ...], ...]) -> list[str]:
+    """Those of the `needed` files that are not in `folder`."""
+    lines = [line for lines in needed for line in lines]
+    return [" or ".join(line) for line in lines if not any(any(folder.glob(name)) for name in line)]
+
+
+# --- the hub ----------------------------------------------------------------------------------------------------------
+
+
+def cached_model(name: str) -> Path | None:
+    """The snapshot of a hub model in this machine's cache, if all its files are there.
+
+    While it stays there, no network is asked: the model remains the one that a run began with.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=["model_index.json"], local_files_only=True))
+        check_folder(folder)
+    except (OSError, DataError):
+        return None
+    return folder
+
+
+def fetched_model(name: str) -> Path:
+    """The snapshot of a hub model, downloaded into the cache. Raises DataError."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=FETCHED, ignore_patterns=["*.fp16*", "*.non_ema*"]))
+        if not any(folder.glob("unet/*.safetensors")):  # some models come in half precision alone
+            folder = Path(snapshot_download(name, allow_patterns=FETCHED, ignore_patterns=["*.non_ema*"]))
+    except Exception as error:  # each layer of the client raises its own kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"The hub model '{name}' is not on this machine, and it cannot be fetched: {reason}",
+            f"Where there is network: hf download {name} --local-dir FOLDER. Bring model_index.json and the folders "
+            f"{FOLDERS} (json, txt and safetensors files) here, and write FOLDER in place of the name",
+        ) from error
+    try:
+        check_folder(folder)
+    except DataError as error:
+        raise DataError(f"The hub model '{name}' cannot be used: {error.message}", error.hint) from error
+    return folder

@@ -1,0 +1,155 @@
+"""Where models lie: what is found, fetched and refused, and when a model counts as another one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from instaflow.errors import DataError
+from instaflow.places import (
+    CONFIGURATION,
+    WEIGHTS,
+    cached_model,
+    find_model,
+    is_hub_name,
+    model_fingerprint,
+    pipeline_class,
+)
+
+COMMITS = ["0123456789abcdef0123456789abcdef01234567", "fedcba9876543210fedcba9876543210fedcba98"]
+
+
+def write_pipeline(folder: Path, class_name: str = "StableDiffusionPipeline", weights: bool = True) -> Path:
+    """The files of a Stable Diffusion, with nothing sensible in them."""
+    for name, *_ in CONFIGURATION + (WEIGHTS if weights else ()):
+        file = folder / name.replace("*", "diffusion_pytorch_model")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}")
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": class_name}))
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hub cache with no way out."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def publish(cache: Path, name: str, commit: str) -> Path:
+    """What a download leaves in the cache."""
+    place = cache / f"models--{name.replace('/', '--')}"
+    (place / "refs").mkdir(parents=True, exist_ok=True)
+    (place / "refs" / "main").write_text(commit)
+    return write_pipeline(place / "snapshots" / commit)
+
+
+def refused(place: str | Path, *words: str) -> DataError:
+    with pytest.raises(DataError) as caught:
+        find_model(str(place))
+    for word in words:
+        assert word in caught.value.message, caught.value.message
+    assert caught.value.hint
+    return caught.value
+
+
+# --- the hub ----------------------------------------------------------------------------------------------------------
+
+
+def test_names_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_pipeline(tmp_path / "mine" / "model")
+    assert is_hub_name("stabilityai/stable-diffusion-xl-base-1.0")
+    for place in ("mine/model", "models/sd15.safetensors", "models/sd15.ckpt", "one", "a/b/c", "/abs", "../up/there"):
+        assert not is_hub_name(place), place
+
+
+def test_a_cached_model_is_its_commit(cache: Path) -> None:
+    folder = publish(cache, "owner/name", COMMITS[0])
+    assert find_model("owner/name") == folder
+    assert model_fingerprint("owner/name") == f"owner/name@{COMMITS[0]}"
+    publish(cache, "owner/name", COMMITS[1])  # the model was changed, and downloaded anew
+    assert model_fingerprint("owner/name") == f"owner/name@{COMMITS[1]}"
+
+
+@pytest.mark.parametrize("lost", ["unet/diffusion_pytorch_model.safetensors", "model_index.json", "scheduler"])
+def test_a_download_that_was_cut_short_is_not_here(cache: Path, lost: str) -> None:
+    folder = publish(cache, "owner/name", COMMITS[0])
+    assert cached_model("owner/name") == folder
+    path = folder / lost
+    path.rename(cache / "elsewhere")
+    assert cached_model("owner/name") is None
+    refused("owner/name", "owner/name")
+
+
+ASK = """
+import sys, time
+from instaflow.errors import DataError
+from instaflow.places import find_model
+
+began = time.monotonic()
+try:
+    find_model("owner/name")
+except DataError as error:
+    print(error.message, error.hint, f"{time.monotonic() - began:.1f}", sep="\\n")
+"""
+
+
+@pytest.mark.parametrize("setting", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}], ids=str)
+def test_without_network_it_says_what_to_bring(tmp_path: Path, setting: dict[str, str]) -> None:
+    environment = os.environ | {"HF_HOME": str(tmp_path)} | setting
+    done = subprocess.run(
+        [sys.executable, "-c", ASK], env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    message, hint, seconds = done.stdout.splitlines()
+    assert "'owner/name' is not on this machine, and it cannot be fetched" in message
+    assert "hf download owner/name --local-dir FOLDER" in hint and "model_index.json" in hint and "unet, vae" in hint
+    assert float(seconds) < 30  # no hang
+
+
+# --- folders and files ------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_pickles(tmp_path: Path) -> None:
+    folder = write_pipeline(tmp_path, weights=False)
+    assert "Restore" in refused(folder, "unet/*.safetensors").hint
+    (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"")
+    assert "pickles" in refused(folder, "unet/*.safetensors").hint
+
+
+def test_an_xl_needs_its_second_encoder(tmp_path: Path) -> None:
+    folder = write_pipeline(tmp_path, "StableDiffusionXLPipeline")
+    assert pipeline_class(folder) == "StableDiffusionXLPipeline"
+    refused(folder, "text_encoder_2/config.json", "tokenizer_2/tokenizer.json", "text_encoder_2/*.safetensors")
+
+
+@pytest.mark.parametrize("name", ["StableDiffusionInpaintPipeline", "StableDiffusionXLImg2ImgPipeline", None])
+def test_other_pipelines(tmp_path: Path, name: str) -> None:
+    refused(write_pipeline(tmp_path, name), str(name), "StableDiffusionXLPipeline is needed")
+
+
+def test_a_single_file_is_its_content_and_its_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"weights")
+    refused(file, str(tmp_path / "model"))
+    folder = write_pipeline(tmp_path / "model", weights=False)
+    assert find_model(str(file)) == file
+    before = model_fingerprint(str(file))
+    (folder / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "v_prediction"}')
+    changed = model_fingerprint(str(file))
+    file.write_bytes(b"others")
+    assert len({before, changed, model_fingerprint(str(file))}) == 3
+
+
+@pytest.mark.parametrize("name", ["model.ckpt", "model.pth", "model.bin", "model.pt"])
+def test_pickles_are_refused_by_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    assert ".safetensors" in refused(tmp_path / name, name, "pickle").hint
+    (tmp_path / "model.gguf").write_bytes(b"")
+    refused(tmp_path / "model.gguf", "no model")
