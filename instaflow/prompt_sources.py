@@ -141,7 +141,7 @@ def exists(source: Source) -> bool:
         return True
     try:
         return any(system.exists(path) for system, path in files_of(choice_of(source).path))
-    except ConfigError:
+    except (ConfigError, OSError):
         return False
 
 

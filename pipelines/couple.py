@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from instaflow.couplings.generate import make_shard
-from instaflow.couplings.manifest import Manifest, read_manifest, write_manifest
+from instaflow.couplings.manifest import Manifest, make_anew, read_manifest, write_manifest
 from instaflow.couplings.prompts import KeptPrompts, save_prompts
 from instaflow.couplings.shards import read_sidecar, shards_to_make, sidecar_path
 from instaflow.couplings.verify import Problem, bad_shards, verify
@@ -57,6 +57,7 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     if place.leads and not (stage.folder / "manifest.json").exists():
         write_manifest(stage.folder, manifest)
     barrier()
+    check_prompts(stage.folder, prompts)
     todo = shards_to_make(stage.folder, manifest.plan)
     mine = [shard for shard in todo if shard % place.size == place.rank]
     made = make_shards(stage.folder, mine, manifest, prompts, model, scheduler, label=stage.name, stop=stop)
@@ -69,6 +70,13 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
             f"To go on: {stage.command()}",
         )
     return lambda: shards_fingerprint(stage.folder, manifest)
+
+
+def check_prompts(folder: Path, prompts: KeptPrompts) -> None:
+    """Raises DataError if the stage's copy of its prompts is not the one that its shards are made from."""
+    if read_manifest(folder).prompts_hash != prompts.hash:
+        message = f'"{folder / "prompts.json"}" does not have the hash that the manifest says'
+        raise DataError(message, make_anew(folder))
 
 
 def make_shards(
