@@ -97,10 +97,10 @@ def jsonl_rows(file: BinaryIO, name: str, column: str | None, score_column: str 
         if not line.strip():
             yield number, "", None
             continue
-        row = json_object(line, place_in(name, number))
+        row = json_object(line, name, number)
         if column is None:
             chosen(list(row), name, column, score_column)
-        yield number, *picked([value_of(row, key, place_in(name, number)) for key in (column, score_column) if key])
+        yield number, *picked([value_of(row, key, name, number) for key in (column, score_column) if key])
 
 
 def parquet_rows(file: BinaryIO, name: str, column: str | None, score_column: str | None) -> Iterator[Row]:
@@ -156,10 +156,9 @@ def coco_rows(file: BinaryIO, name: str, column: str | None, score_column: str |
         hint = "One such is annotations/captions_train2017.json"
         raise ConfigError(f"'{name}' is not a file of COCO's captions: it has no list 'annotations'", hint) from error
     for number, annotation in enumerate(annotations, 1):
-        where = place_in(name, number)
         if not isinstance(annotation, dict):
-            raise ConfigError(f"{where} is not a JSON object", 'It should be {..., "caption": "..."}')
-        yield number, value_of(annotation, "caption", where), None
+            raise ConfigError(f"{place_in(name, number)} is not a JSON object", 'It should be {..., "caption": "..."}')
+        yield number, value_of(annotation, "caption", name, number), None
 
 
 def tar_rows(file: BinaryIO, name: str, column: str | None, score_column: str | None) -> Iterator[Row]:
@@ -168,17 +167,16 @@ def tar_rows(file: BinaryIO, name: str, column: str | None, score_column: str | 
     `column` and `score_column` are keys of `KEY.json`. Images are skipped, not read.
     """
     for key, parts in samples_of(file, name):
-        where = place_in(name, key)
         needs_json = column is not None or score_column is not None or "txt" not in parts
         if needs_json and "json" not in parts:
             has = f"'{key}.json'" if "txt" in parts else f"'{key}.txt' and no '{key}.json'"
-            raise ConfigError(f"{where} has no {has}", "Write the shard again with its captions")
-        meta = json_object(decoded(parts["json"], f"{where}, .json"), f"{where}, .json") if needs_json else {}
-        score = value_of(meta, score_column, where) if score_column else None
+            raise ConfigError(f"{place_in(name, key)} has no {has}", "Write the shard again with its captions")
+        meta = json_object(decoded(parts["json"], name, f"{key}, .json"), name, f"{key}, .json") if needs_json else {}
+        score = value_of(meta, score_column, name, key) if score_column else None
         if column is None and "txt" in parts:
-            yield key, decoded(parts["txt"], f"{where}, .txt"), score
+            yield key, decoded(parts["txt"], name, f"{key}, .txt"), score
         else:
-            yield key, value_of(meta, column or "caption", where), score
+            yield key, value_of(meta, column or "caption", name, key), score
 
 
 def samples_of(file: BinaryIO, name: str) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -213,26 +211,31 @@ def samples_of(file: BinaryIO, name: str) -> Iterator[tuple[str, dict[str, bytes
 # --- values -----------------------------------------------------------------------------------------------------------
 
 
-def decoded(data: bytes, where: str) -> str:
+def decoded(data: bytes, name: str, place: int | str) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{where} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}") from error
+        message = f"{place_in(name, place)} is not UTF-8: its byte {error.start + 1} is 0x{data[error.start]:02x}"
+        raise ConfigError(message, "Write the shard again, with UTF-8") from error
 
 
-def json_object(text: str, where: str) -> dict[str, Any]:
+def json_object(text: str, name: str, place: int | str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where} is not JSON: {error}", "Write one whole JSON object there") from error
+        raise ConfigError(
+            f"{place_in(name, place)} is not JSON: {error}", "Write one whole JSON object there"
+        ) from error
     if not isinstance(value, dict):
-        raise ConfigError(f"{where} is not a JSON object", 'It should be {"caption": "..."} or the like')
+        raise ConfigError(
+            f"{place_in(name, place)} is not a JSON object", 'It should be {"caption": "..."} or the like'
+        )
     return value
 
 
-def value_of(row: dict[str, Any], key: str, where: str) -> Any:
+def value_of(row: dict[str, Any], key: str, name: str, place: int | str) -> Any:
     if key not in row:
-        raise ConfigError(f"{where} has no '{key}'", f"It has: {', '.join(row)}" if row else "")
+        raise ConfigError(f"{place_in(name, place)} has no '{key}'", f"It has: {', '.join(row)}" if row else "")
     return row[key]
 
 
