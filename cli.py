@@ -13,7 +13,7 @@ from instaflow import __version__
 
 ROOM = "Make room, or write to another place; the same command goes on"
 ACCESS = "Check the permissions there, or choose another place"
-PATH = "Check the path: a file stands where a folder is needed, or a name is too long"
+PATH = "Check the path: nothing can be made there, a file stands where a folder is needed, or a name is too long"
 REMEDIES = {
     errno.ENOSPC: ROOM,
     errno.EDQUOT: ROOM,
@@ -23,6 +23,8 @@ REMEDIES = {
     errno.EEXIST: PATH,
     errno.ENOTDIR: PATH,
     errno.ENAMETOOLONG: PATH,
+    errno.ENOENT: PATH,
+    errno.ELOOP: PATH,
 }
 
 

@@ -4,6 +4,7 @@ import difflib
 import re
 import shlex
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -80,12 +81,14 @@ def load_experiment(source: str, overrides: Sequence[str] = (), run: str | None 
     for override in overrides:
         apply_override(tree, override)
     check_keys(tree, ("run", "seed", "stages"), source)
-    folder, seed, stages = run or tree.get("run"), tree.get("seed", 0), tree.get("stages")
+    folder, seed, stages = tree.get("run") if run is None else run, tree.get("seed", 0), tree.get("stages")
     if not isinstance(folder, str) or not folder:
         said = "is missing: the folder that the run is written to" if not folder else f"must be text, not {folder!r}"
         raise ConfigError(f"'run' {said}", "Write, say, run: runs/digits")
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise ConfigError(f"'seed' must be a whole number of at least 0, not {seed!r}")
+    if "\0" in folder or not is_writable_text(folder):
+        raise ConfigError(f"'run' is no name of a folder: {folder!r}", "Write it in plain UTF-8, say, runs/digits")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise ConfigError(f"'seed' must be a whole number from 0 to 2^63 - 1, not {seed!r}")
     if not isinstance(stages, dict) or not stages:
         raise ConfigError("'stages' is missing or empty: a mapping from a stage's name to its settings is expected")
     parsed = {name: parse_stage(name, settings) for name, settings in stages.items()}
@@ -93,6 +96,15 @@ def load_experiment(source: str, overrides: Sequence[str] = (), run: str | None 
     for name, stage in parsed.items():
         check_parents(name, stage, parsed)
     return Experiment(source=source, run=folder, seed=seed, stages=in_order(parsed), overrides=tuple(overrides))
+
+
+def is_writable_text(text: str) -> bool:
+    """Whether the text can be written as UTF-8: it has no half characters, which odd bytes of a path become."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def find_config(source: str) -> Path:
@@ -170,6 +182,8 @@ def parse_yaml(text: str, where: str) -> Any:
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
         raise ConfigError(f"{where}{line} is not valid YAML: {problem}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{where} is not valid YAML: it is nested too deeply") from error
     except (ValueError, LookupError, AttributeError) as error:  # what PyYAML lets through
         raise ConfigError(f"{where} has a value that is not what its '!!' tag says") from error
 
@@ -192,6 +206,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
             if last:
                 node[int(key)] = value
             else:
+                node[int(key)] = copy(node[int(key)])  # an alias elsewhere in the file keeps its value
                 node = node[int(key)]
         elif isinstance(node, dict):
             if last:
@@ -199,6 +214,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
             elif key not in node:
                 raise ConfigError(f"--set '{override}': '{here}' has no '{key}'", nearest(key, node))
             else:
+                node[key] = copy(node[key])
                 node = node[key]
         else:
             raise ConfigError(f"--set '{override}': '{here}' is a single value and has nothing below it")

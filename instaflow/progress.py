@@ -22,18 +22,18 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         if not self.quiet and sys.stdout.isatty():
-            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Live
 
             self.live = Live(
-                TextColumn("{task.description:<22}"),
-                BarColumn(bar_width=24),
-                TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + self.unit),
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),  # as wide as the terminal leaves it
+                TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
                 TextColumn("{task.fields[rate]}"),
-                TimeElapsedColumn(),
+                TimeRemainingColumn(compact=True),
                 TextColumn("left"),
-                TimeRemainingColumn(),
                 TextColumn("{task.fields[figures]}"),
+                expand=True,
             )
             self.live.start()
             self.task = self.live.add_task(self.label, total=self.total, completed=self.start, rate="", figures="")
@@ -47,7 +47,7 @@ class Progress:
         rate = (done - self.start) / max(now - self.began, 1e-9)
         words = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
         if self.live:
-            self.live.update(self.task, completed=done, rate=f"{rate:,.0f}/s", figures=words)
+            self.live.update(self.task, completed=done, rate=f"{rate:,.0f} {self.unit}/s", figures=words)
         elif now - self.said >= PLAIN_EVERY:
             self.said = now
             left = (self.total - done) / max(rate, 1e-9)

@@ -182,8 +182,9 @@ def simulate_paths(
     settings = stage.stage
     count = min(settings.straightness_samples, len(noise))
     paths = {}
-    for entry in settings.models:
-        if max(entry.num_steps) > 1:
+    curved = [entry for entry in settings.models if max(entry.num_steps) > 1]
+    with Progress(f"{stage.name} straightness", total=count * len(curved), unit="paths") as progress:
+        for entry in curved:
             parts = []
             for start in range(0, count, settings.batch_size):
                 leave_if(stop, stage)
@@ -195,6 +196,7 @@ def simulate_paths(
                     guidance_scale=guidance_of(entry, models),
                 )
                 parts.append(part)
+                progress.update(progress.done + len(part.states[0]))
             paths[entry.model] = Trajectory.joined(parts)
     return paths
 

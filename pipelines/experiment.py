@@ -23,6 +23,13 @@ def run_all(experiment: Experiment, stop: Stop) -> None:
     except Interrupted as error:
         error.hint = f"To go on: {shlex.join(['instaflow', 'run', *experiment.arguments()])}"
         raise
+    for stage in stages.values():
+        if stage.stage.kind == "evaluate":
+            say(f"The report: {stage.folder / 'report.html'}")
+    for stage in list(stages.values())[::-1]:
+        if stage.stage.kind == "distill":
+            say(f'Images in one step: instaflow sample {shlex.quote(str(stage.model))} --prompt "..."')
+            break
 
 
 def run_kind(experiment: Experiment, kind: str, stop: Stop) -> None:

@@ -38,6 +38,9 @@ def run(
             raise ConfigError(f"The folder of '{file}' does not exist", "Make it first")
         if file and file.exists() and not file.is_file():
             raise ConfigError(f"'{file}' is no regular file", "Choose another name")
+    files = [file.absolute() for file in (output, latents_file, noise_file) if file]
+    if len(set(files)) < len(files):
+        raise ConfigError("Two of the files for noise, latents and image are one", "Give each its own name")
     encoded(Image.new("RGB", (1, 1)), output)
     set_up_cpu()
     model = load_model(model_folder, device=device())
@@ -65,7 +68,8 @@ def run(
     write_file(output, encoded(grid(images), output))
     steps = num_steps or model.settings.num_steps
     if model.num_truncated:
-        print(f"{model.num_truncated} prompts are longer than {model.tokenizer.model_max_length} tokens and were cut")
+        many = "1 prompt is" if model.num_truncated == 1 else f"{model.num_truncated} prompts are"
+        print(f"{many} longer than {model.tokenizer.model_max_length} tokens and cut there")
     return f"{output}: {len(prompts)} image{'s' if len(prompts) > 1 else ''}, {steps} step{'s' if steps > 1 else ''}"
 
 

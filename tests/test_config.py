@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from instaflow.config import load_experiment, parse_yaml
+from instaflow.config import apply_override, load_experiment, parse_yaml
 from instaflow.errors import ConfigError, DataError
 from instaflow.stages import PromptSource
 from tests.experiments import PHASE, SMALL, write
@@ -125,6 +125,7 @@ def test_keys_are_text():
         ("a: !!timestamp soon", ("'!!' tag",)),
         ("a: &x {b: *x}", ("recursive",)),
         ("a: \0", ("#x0000",)),
+        ("a: " + 3000 * "[" + 3000 * "]", ("nested too deeply",)),
     ],
 )
 def test_bad_yaml_is_refused_with_its_place(text, words):
@@ -134,6 +135,28 @@ def test_bad_yaml_is_refused_with_its_place(text, words):
     assert "\n" not in caught.value.message
     for word in words:
         assert word in caught.value.message
+
+
+@pytest.mark.parametrize("run", ["", "a\0b", "\udcff"])
+def test_a_run_folder_that_no_system_takes_is_refused(tmp_path, run):
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    with pytest.raises(ConfigError, match="'run'"):
+        load_experiment(str(path), run=run)
+
+
+@pytest.mark.parametrize("seed", ["-1", "true", "1.5", str(2**63)])
+def test_a_seed_that_no_generator_takes_is_refused(tmp_path, seed):
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    with pytest.raises(ConfigError, match="'seed' must be a whole number from 0 to"):
+        load_experiment(str(path), [f"seed={seed}"])
+
+
+def test_a_change_of_one_stage_leaves_another_that_shares_its_lines():
+    tree = parse_yaml("{stages: {a: {phases: &p [{samples: 1}]}, b: {phases: *p}}}", "here")
+    apply_override(tree, "stages.a.phases.0.samples=2")
+    assert tree == {"stages": {"a": {"phases": [{"samples": 2}]}, "b": {"phases": [{"samples": 1}]}}}
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
@@ -166,7 +189,7 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
         ("run: r", "'stages' is missing"),
         ("run: r\nstages: {}", "'stages' is missing or empty"),
         ("run: r\nstages: [a]", "'stages' is missing or empty"),
-        ("run: r\nseed: -1\nstages: {}", "'seed' must be a whole number of at least 0, not -1"),
+        ("run: r\nseed: -1\nstages: {}", "'seed' must be a whole number from 0 to 2^63 - 1, not -1"),
         ("run: r\nseed: true\nstages: {}", "not True"),
         ("run: r\nseed: 1.0\nstages: {}", "not 1.0"),
         ("run: r\nseed: '1'\nstages: {}", "not '1'"),

@@ -10,8 +10,10 @@ from instaflow import progress
 from instaflow.progress import Progress
 
 SCRIPT = """
+import sys
 from instaflow.progress import Progress
-with Progress("pairs", total=4096, unit="couplings", start=1024) as progress:
+label = "teacher autoencoder" if sys.stdout.isatty() else "pairs"
+with Progress(label, total=4096, unit="couplings", start=1024) as progress:
     for done in (2048, 4096):
         progress.update(done, loss=0.125)
 """
@@ -52,9 +54,10 @@ def test_work_that_failed_is_not_called_done(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_on_a_terminal_a_live_line_shows_bar_rate_and_figures():
+@pytest.mark.parametrize("columns", ["80", "160"])
+def test_on_a_terminal_a_live_line_shows_bar_rate_and_figures(columns):
     ours, theirs = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "160"}
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": columns}
     process = subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
     shown = b""
@@ -67,9 +70,11 @@ def test_on_a_terminal_a_live_line_shows_bar_rate_and_figures():
     text = shown.decode()
     assert process.wait() == 0, text
     assert "\x1b[" in text  # it draws over itself
-    assert "4,096/4,096 couplings" in text
+    assert "4,096/4,096" in text
+    assert "…" not in text
     assert "loss 0.1250" in text
-    assert re.search(r"[0-9,]+/s", text)
+    assert re.search(r"[0-9,]+ couplings/s", text)
+    assert re.search(r"[0-9]+:[0-9]+\x1b\[0m left", text)
     assert "couplings in " not in text  # the plain line
 
 

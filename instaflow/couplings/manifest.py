@@ -1,5 +1,6 @@
 """`manifest.json`: what a couple stage's shards hold and what made them."""
 
+import json
 import shlex
 from pathlib import Path
 from typing import Any, Literal
@@ -49,6 +50,8 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a couple stage's folder. Raises DataError."""
     path = folder / "manifest.json"
     is_stage = (folder / "stage.json").exists()
+    if is_stage and not path.exists() and (kind := kind_of(folder)) != "couple":
+        raise DataError(f'"{folder}" is a stage of kind {kind}; couplings are in those of kind couple')
     hint = make_anew(folder) if is_stage else "Name the folder of a couple stage, such as runs/digits/pairs."
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
@@ -60,6 +63,14 @@ def read_manifest(folder: Path) -> Manifest:
         message = f'"{path}" has format version {manifest.format_version}; this version reads {FORMAT_VERSION}'
         raise DataError(message, "Use the version of instaflow that made the couplings.")
     return manifest
+
+
+def kind_of(folder: Path) -> str:
+    """What kind of stage the folder says that it is; "couple" where it can't be read."""
+    try:
+        return str(json.loads((folder / "stage.json").read_bytes())["settings"]["kind"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return "couple"
 
 
 def make_anew(folder: Path) -> str:

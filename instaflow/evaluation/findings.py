@@ -138,7 +138,7 @@ def reflow(report: Report) -> list[str]:
         verdicts = (
             "the flow is even the nearer one.",
             "reflow cost nothing there.",
-            "the price of learning from the teacher’s images, not from real ones.",
+            "the flow falls short of its teacher there; longer training, or more couplings, may bring it nearer.",
         )
         values = f"{number(after)} for {flow} at {steps(most.num_steps)}, {number(before)} for {named(teacher.model)}"
         found.append(f"With many steps: {values}; {verdicts[1 + comparison(after, before)]}")

@@ -99,7 +99,7 @@ def _paths(report: Report, colours: Colours) -> str:
     caption = (
         "The paths of a handful of noises (open circles) to their images (filled), the same noises in each drawing, "
         "projected onto the same plane; dashed, the straight line from end to end. A projection keeps straight lines "
-        "straight: what bends here, bends."
+        "straight: what bends here, bends. Paths that seem to cross here pass one another in the dimensions left out."
     )
     paths = f'<div class="two">{"".join(panels)}</div><p class="small soft">{caption}</p>' if panels else ""
     plot = straightness_plot(report.straightness, colours)

@@ -65,3 +65,10 @@ def test_a_folder_that_is_no_stage_is_not_to_be_deleted(tmp_path, text):
         read_manifest(tmp_path)
     assert "Name the folder of a couple stage" in caught.value.hint
     assert "delete" not in caught.value.hint
+
+
+def test_a_stage_of_another_kind_is_not_to_be_deleted(tmp_path):
+    (tmp_path / "stage.json").write_text('{"settings": {"kind": "teacher"}}')
+    with pytest.raises(DataError, match="is a stage of kind teacher") as caught:
+        read_manifest(tmp_path)
+    assert "delete" not in caught.value.hint

@@ -47,7 +47,9 @@ def test_a_run_takes_every_stage_once_and_in_order(config, worked, capsys):
     experiment.run_all(load_experiment(config), Stop())
     experiment.run_all(load_experiment(config), Stop())
     assert worked[0] == ["teacher", "pairs", "2rf", "student", "report"]
-    assert capsys.readouterr().out.count("done before") == 5
+    out = capsys.readouterr().out
+    assert out.count("done before") == 5
+    assert out.endswith('report.html\nImages in one step: instaflow sample runs/small/student/model --prompt "..."\n')
 
 
 def test_a_kind_runs_what_it_can_and_tells_what_waits(config, worked, tmp_path, capsys):
