@@ -11,6 +11,7 @@ import click
 
 from instaflow import __version__
 
+GONE = "The disk or network share is gone: bring it back; the same command goes on"
 ROOM = "Make room, or write to another place; the same command goes on"
 ACCESS = "Check the permissions there, or choose another place"
 PATH = "Check the path: nothing can be made there, a file stands where a folder is needed, or a name is too long"
@@ -20,6 +21,8 @@ REMEDIES = {
     errno.EACCES: ACCESS,
     errno.EPERM: ACCESS,
     errno.EROFS: ACCESS,
+    errno.ESTALE: GONE,
+    errno.ENOTCONN: GONE,
     errno.EEXIST: PATH,
     errno.ENOTDIR: PATH,
     errno.ENAMETOOLONG: PATH,
@@ -70,8 +73,36 @@ def experiment_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def worker_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What `couple` has besides: which of several workers this command is."""
+    options = [
+        click.option(
+            "--worker-index",
+            type=click.IntRange(min=0),
+            metavar="I",
+            help="Make only the shards of worker I, counted from 0. Slurm's and Kubernetes' variables fill it in.",
+        ),
+        click.option(
+            "--worker-count",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="How many workers have fixed shards. By default none has: any number share what is to be made.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def start(
-    kind: str | None, config: str, run_dir: str | None, overrides: tuple[str, ...], stage: str | None, dry_run: bool
+    kind: str | None,
+    config: str,
+    run_dir: str | None,
+    overrides: tuple[str, ...],
+    stage: str | None,
+    dry_run: bool,
+    worker_index: int | None = None,
+    worker_count: int | None = None,
 ) -> None:
     """Run one stage, the stages of one kind, or without a kind all of them."""
     from instaflow.config import load_experiment
@@ -83,14 +114,16 @@ def start(
         click.echo(experiment.resolved(), nl=False)
         return
     from instaflow.interruption import listening
+    from instaflow.world import ALONE, worker
 
+    me = worker(worker_index, worker_count) if kind == "couple" else ALONE
     with listening() as stop:
         from pipelines.experiment import run_all, run_kind, run_one
 
         if stage is not None:
-            run_one(experiment, stage, stop)
+            run_one(experiment, stage, stop, me)
         elif kind is not None:
-            run_kind(experiment, kind, stop)
+            run_kind(experiment, kind, stop, me)
         else:
             run_all(experiment, stop)
 
@@ -112,7 +145,6 @@ def run(**options: Any) -> None:
 def add_stage_command(kind: str, first_line: str, example: str) -> None:
     """The command that runs the stages of one kind."""
 
-    @experiment_options
     def command(**options: Any) -> None:
         start(kind, **options)
 
@@ -123,7 +155,7 @@ def add_stage_command(kind: str, first_line: str, example: str) -> None:
     \b
         {example}
     """
-    cli.command(kind)(command)
+    cli.command(kind)(experiment_options(worker_options(command) if kind == "couple" else command))
 
 
 add_stage_command("teacher", "Train the miniature teacher of the digits experiment.", "instaflow teacher digits")

@@ -1,37 +1,86 @@
 """Files that are complete or absent: atomic writes and content hashes."""
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from instaflow.processes import Process, this_process
+
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""What a store without hard links answers to one."""
 
 
 def write_file(path: Path, content: bytes | str | Iterable[bytes]) -> None:
     """Put `content` at `path` so that a reader, or a crash, sees the old file or the new one, never a part."""
+    with temporary_with(path, content) as temporary:
+        os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def write_new(path: Path, content: bytes | str | Iterable[bytes]) -> bool:
+    """Put `content` at `path` if nothing is there; False if something is. Whole or absent, like `write_file`.
+
+    Of several processes, on any hosts of a shared store, one succeeds. A store without hard links cannot promise
+    that: there, of two at the very same moment, the later one's content stays.
+    """
+    with temporary_with(path, content) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:  # or NFS lost the answer to a link that it made
+            return temporary.stat().st_nlink > 1
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            if path.exists():
+                return False
+            os.replace(temporary, path)
+    sync_folder(path.parent)
+    return True
+
+
+@contextmanager
+def temporary_with(path: Path, content: bytes | str | Iterable[bytes]) -> Iterator[Path]:
+    """A file beside `path` that holds `content`, safe on the disk; it is removed unless it was moved away.
+
+    Its name tells who writes it, so that processes on several hosts never share one.
+    """
     parts = [content.encode()] if isinstance(content, str) else [content] if isinstance(content, bytes) else content
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    me = this_process()
+    temporary = path.with_name(f".{path.name}.tmp-{me.host}-{me.namespace}-{me.pid}")
     try:
         with open(temporary, "wb") as file:
             file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files of killed writers of `path`. Only its one writer may call this."""
+    """Remove the temporary files of writers of `path` that were killed, on this host as far as can be known.
+
+    Its name may be a pattern, such as `*`.
+    """
     for temporary in path.parent.glob(f".{path.name}.tmp-*"):
-        temporary.unlink(missing_ok=True)
+        writer = re.fullmatch(r"(.+)-(\d+)-(\d+)", temporary.name.rpartition(".tmp-")[2])
+        if writer is None or Process(writer[1], int(writer[2]), int(writer[3])).is_gone():
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_file(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_file(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def replace_folder(temporary: Path, folder: Path) -> None:

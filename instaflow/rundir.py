@@ -12,7 +12,7 @@ import os
 import shlex
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +20,11 @@ from typing import Any
 
 from instaflow.config import Experiment
 from instaflow.errors import ConfigError, DataError, InstaFlowError
-from instaflow.files import fingerprint_of, write_file, write_json
+from instaflow.files import fingerprint_of, json_text, write_file, write_json, write_new
 from instaflow.places import cached_model, is_hub_name, model_fingerprint
 from instaflow.prompt_sources import content_of, exists
 from instaflow.stages import CoupleStage
+from instaflow.world import ALONE, Worker
 
 FORMAT = 1
 PLACES = ("model", "init", "teacher", "couplings")  # the settings that may name a folder or a hub model
@@ -40,6 +41,7 @@ class StageFolder:
     stage_names: tuple[str, ...]
     source: str
     overrides: tuple[str, ...] = ()
+    worker: Worker = ALONE
     started: float = 0.0
 
     @property
@@ -59,6 +61,8 @@ class StageFolder:
         """What to type to run or resume this stage."""
         changes = [word for override in self.overrides for word in ("--set", override)]
         options = ["--run-dir", str(self.run), "--stage", self.name, *changes]
+        if isinstance(self.stage, CoupleStage):
+            options += self.worker.options()
         return shlex.join(["instaflow", self.stage.kind, self.source, *options])
 
     def locate(self, parent: str) -> str:
@@ -141,10 +145,11 @@ class StageFolder:
     def begin(self) -> None:
         """Check and record what this stage is."""
         self.check_identity()
-        settings = self.stage.model_dump(mode="json")
-        write_json(self.folder / "stage.json", {"identity": self.identity(), "settings": settings})
+        record = {"identity": self.identity(), "settings": self.stage.model_dump(mode="json")}
+        if not write_new(self.folder / "stage.json", json_text(record)):
+            self.check_identity()  # with who was first, perhaps another worker a moment ago
+            write_json(self.folder / "stage.json", record)
         self.set_state("running")
-        self.forget_stats(lambda line: True)  # but a line that a kill cut short, which would swallow the next one
         self.start_clock()
 
     def start_clock(self) -> None:
@@ -158,15 +163,21 @@ class StageFolder:
     def set_state(self, state: str, **facts: Any) -> None:
         write_json(self.folder / "state.json", {"state": state, **facts})
 
-    def finish(self, fingerprint: str, **facts: Any) -> None:
-        """Mark the stage as done: the last file that it writes."""
+    def finish(self, fingerprint: str, **facts: Any) -> bool:
+        """Mark the stage as done: the last file that it writes. False if another worker did so before."""
         self.set_state("done")
-        write_json(self.folder / "done.json", {"fingerprint": fingerprint, "seconds": self.seconds(), **facts})
+        mark = {"fingerprint": fingerprint, "seconds": self.seconds(), **facts}
+        return write_new(self.folder / "done.json", json_text(mark))
 
     def log(self, **figures: Any) -> None:
         """Append one line to stats.jsonl, with the stage's seconds so far."""
-        with open(self.stats_file, "a", encoding="utf-8") as file:
-            file.write(json.dumps({**figures, "seconds": self.seconds()}, ensure_ascii=False) + "\n")
+        line = json.dumps({**figures, "seconds": self.seconds()}, ensure_ascii=False) + "\n"
+        with open(self.stats_file, "ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":  # a kill cut the last line short: it must not swallow this one
+                    line = "\n" + line
+            file.write(line.encode())
 
     def stats(self) -> list[dict[str, Any]]:
         return read_stats(self.stats_file)
@@ -179,31 +190,41 @@ class StageFolder:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a stage's folder for this process. The kernel drops the lock of a process that dies."""
+def locked(folder: Path, *, shared: bool = False) -> Iterator[Callable[[], bool]]:
+    """Hold a stage's folder for this process, or together with others that share it so.
+
+    The kernel drops the lock of a process that dies. The block is handed a function that tells, at its end, whether
+    nobody else holds the folder. Raises InstaFlowError, which names who does.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+
+        def lock(kind: int) -> bool:
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+        if not lock(fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
             file.seek(0)
             holder = file.read().strip() or "a process"
             raise InstaFlowError(
                 f"Stage '{folder.name}' in '{folder.parent}' is being worked on by {holder}",
                 "Wait for it, or stop it, then type the same command again",
-            ) from error
+            )
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
-        yield
+        yield lambda: lock(fcntl.LOCK_EX)
 
 
-def stage_folders(experiment: Experiment) -> dict[str, StageFolder]:
-    """Every stage of an experiment with its folder, in order."""
+def stage_folders(experiment: Experiment, worker: Worker = ALONE) -> dict[str, StageFolder]:
+    """Every stage of an experiment with its folder, in order, as this worker sees them."""
     names = tuple(experiment.stages)
     place, seed, source, overrides = Path(experiment.run), experiment.seed, experiment.source, experiment.overrides
     return {
-        name: StageFolder(place, name, stage, seed, names, source, overrides)
+        name: StageFolder(place, name, stage, seed, names, source, overrides, worker)
         for name, stage in experiment.stages.items()
     }
 

@@ -3,12 +3,14 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from instaflow.couplings.generate import make_shard
+from instaflow.couplings.leases import Leases
 from instaflow.couplings.manifest import Manifest, make_anew, read_manifest, write_manifest
 from instaflow.couplings.prompts import KeptPrompts, save_prompts
 from instaflow.couplings.shards import read_sidecar, shards_to_make, sidecar_path
@@ -28,8 +30,11 @@ from instaflow.world import barrier, hardware, world
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
-    """Make the shards that are missing; every process of a launch makes its share."""
+def run(stage: StageFolder, stop: Stop) -> Callable[[], str | None]:
+    """Make the shards that are missing, among any number of workers; every process of a launch makes its share.
+
+    Returns what gives the content's fingerprint, or None as long as shards are left that belong to other workers.
+    """
     settings, place = stage.stage, world()
     if place.leads and not (stage.folder / "prompts.json").exists():
         save_prompts(stage.folder, Prompts(settings.prompts))
@@ -58,8 +63,8 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
         write_manifest(stage.folder, manifest)
     barrier()
     check_prompts(stage.folder, prompts)
-    todo = shards_to_make(stage.folder, manifest.plan)
-    mine = [shard for shard in todo if shard % place.size == place.rank]
+    index, count = stage.worker.index * place.size + place.rank, stage.worker.count * place.size
+    mine = [shard for shard in shards_to_make(stage.folder, manifest.plan) if shard % count == index]
     made = make_shards(stage.folder, mine, manifest, prompts, model, scheduler, label=stage.name, stop=stop)
     for shard, count, left_out in made:
         stage.log(shard=shard, count=count, left_out=left_out)
@@ -69,7 +74,14 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
             f"Stage '{stage.name}' stopped ({stop.signal}): {left} of {manifest.plan.num_shards} shards are left",
             f"To go on: {stage.command()}",
         )
-    return lambda: shards_fingerprint(stage.folder, manifest)
+
+    def fingerprint() -> str | None:
+        if shards_to_make(stage.folder, manifest.plan):
+            return None
+        Leases(stage.folder).clear()
+        return shards_fingerprint(stage.folder, manifest)
+
+    return fingerprint
 
 
 def check_prompts(folder: Path, prompts: KeptPrompts) -> None:
@@ -90,7 +102,7 @@ def make_shards(
     label: str,
     stop: Stop,
 ) -> Iterable[tuple[int, int, int]]:
-    """Sample and write shards; yields each one's number, its records, and how many were left out."""
+    """Lease, sample and write shards; yields each one's number, its records, and how many were left out."""
 
     def sample(noise: np.ndarray, texts: list[str]) -> np.ndarray:
         latents = model.sample(
@@ -103,20 +115,29 @@ def make_shards(
         return latents.float().cpu().numpy()
 
     total = sum(len(manifest.plan.indices(shard)) for shard in shards)
-    with Progress(label, total=total, unit="couplings", quiet=not world().leads) as progress:
-        for shard in shards:
+    with (
+        Progress(label, total=total, unit="couplings", quiet=not world().leads) as progress,
+        closing(Leases(folder).turns(shards, stop)) as turns,
+    ):
+        for shard, lost in turns:
+            before = progress.done
+
+            def stop_or_lost(lost: Callable[[], bool] = lost) -> bool:
+                return stop() or lost()
+
             sidecar = make_shard(
                 folder,
                 shard,
                 manifest,
                 prompts,
                 sample,
-                stop=stop,
+                stop=stop_or_lost,
                 report=lambda count: progress.update(progress.done + count),
             )
             if sidecar is None:
-                return
-            yield shard, sidecar.count, len(sidecar.left_out)
+                progress.update(before)
+            else:
+                yield shard, sidecar.count, len(sidecar.left_out)
     if model.num_truncated and world().leads:
         print(f"{label}: {model.num_truncated:,} prompts were longer than the tokenizer's length and were cut")
 
@@ -151,6 +172,7 @@ def make_bad_shards(folder: Path, manifest: Manifest, problems: list[Problem]) -
         sidecar_path(folder, shard).unlink(missing_ok=True)
     with listening() as stop:
         made = list(make_shards(folder, shards, manifest, prompts, model, scheduler, label="repair", stop=stop))
+    Leases(folder).clear()
     if len(made) < len(shards):
         raise Interrupted(f"Repair of '{folder}' stopped ({stop.signal})", f"To go on: instaflow repair {folder}")
     return shards

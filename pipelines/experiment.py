@@ -2,6 +2,7 @@
 
 import importlib
 import shlex
+from contextlib import suppress
 from pathlib import Path
 
 from instaflow import world
@@ -11,6 +12,7 @@ from instaflow.interruption import Stop
 from instaflow.places import find_model
 from instaflow.rundir import StageFolder, locked, stage_folders
 from instaflow.stages import CoupleStage, share_of
+from instaflow.world import ALONE, Worker
 
 
 def run_all(experiment: Experiment, stop: Stop) -> None:
@@ -32,9 +34,9 @@ def run_all(experiment: Experiment, stop: Stop) -> None:
             break
 
 
-def run_kind(experiment: Experiment, kind: str, stop: Stop) -> None:
+def run_kind(experiment: Experiment, kind: str, stop: Stop, worker: Worker = ALONE) -> None:
     """Run the stages of one kind whose parents are done. Raises InstaFlowError if nothing could run and some wait."""
-    stages = stage_folders(experiment)
+    stages = stage_folders(experiment, worker)
     mine = {name: stage for name, stage in stages.items() if stage.stage.kind == kind}
     if not mine:
         kinds = ", ".join(f"{name} ({stage.stage.kind})" for name, stage in stages.items())
@@ -53,9 +55,9 @@ def run_kind(experiment: Experiment, kind: str, stop: Stop) -> None:
         say(line)
 
 
-def run_one(experiment: Experiment, name: str, stop: Stop) -> None:
+def run_one(experiment: Experiment, name: str, stop: Stop, worker: Worker = ALONE) -> None:
     """Run one stage. Raises InstaFlowError if a parent is not done."""
-    stages = stage_folders(experiment)
+    stages = stage_folders(experiment, worker)
     stage = stages[name]
     check_inputs({name: stage})
     missing = missing_parents(experiment, stages, name)
@@ -108,17 +110,20 @@ def look_at_prompts(stage: StageFolder) -> None:
 
 
 def run_stage(stage: StageFolder, stop: Stop) -> bool:
-    """Run or resume one stage; False if it was done before. All processes of a launch come here together."""
+    """Run or resume one stage; False if it was done before. All processes of a launch come here together.
+
+    A couple stage's folder is shared with other commands that work on it; any other stage's is held by one.
+    """
     place = world.world()
     if stop():
         raise Interrupted(f"Stopped before stage '{stage.name}' ({stop.signal})", f"To go on: {stage.command()}")
-    if stage.is_done():
+    if world.as_the_leader_sees(stage.is_done()):
         stage.check_identity()
         say(f"{stage.name}: done before, in {stage.folder}")
         return False
     module = importlib.import_module(f"pipelines.{stage.stage.kind}")
     if place.leads:
-        with locked(stage.folder):
+        with locked(stage.folder, shared=isinstance(stage.stage, CoupleStage)) as is_alone:
             if stage.is_done() and place.size == 1:  # by another command, a moment ago
                 return run_stage(stage, stop)
             stage.begin()
@@ -127,7 +132,10 @@ def run_stage(stage: StageFolder, stop: Stop) -> bool:
                 work(module, stage, stop)
             except BaseException as error:
                 stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-                stage.set_state("interrupted" if stopped else "failed", reason=str(error) or type(error).__name__)
+                with suppress(OSError):  # the disk may be what failed
+                    if is_alone():
+                        reason = str(error) or type(error).__name__
+                        stage.set_state("interrupted" if stopped else "failed", reason=reason)
                 raise
     else:
         world.barrier()
@@ -138,15 +146,21 @@ def run_stage(stage: StageFolder, stop: Stop) -> bool:
 
 
 def work(module: object, stage: StageFolder, stop: Stop) -> None:
-    """The stage's own work, and its done mark when all processes have come to the end."""
+    """The stage's own work, and its done mark when all processes have come to the end and nothing is left."""
     from instaflow.models.device import set_up_cpu
 
     set_up_cpu()
     fingerprint = module.run(stage, stop)  # type: ignore[attr-defined]
     world.barrier()
-    if world.world().leads:
-        stage.finish(fingerprint())
+    if not world.world().leads:
+        return
+    content = fingerprint()
+    if content is None:
+        say(f"{stage.name}: what this worker had to make is made; other workers are not done yet")
+    elif stage.finish(content):
         say(f"{stage.name}: done in {stage.seconds():,.0f} s")
+    else:
+        say(f"{stage.name}: done; another worker was the first to mark it so")
 
 
 def say(line: str) -> None:

@@ -10,6 +10,7 @@ import click
 import pytest
 
 import cli
+from instaflow.world import Worker
 from pipelines import experiment
 from tests.experiments import SMALL, folders, mark_done, write
 
@@ -231,6 +232,8 @@ def test_an_experiment_that_cannot_be_read_is_an_error(typed, tmp_path, place):
         (errno.EACCES, "Permission denied", "permissions"),
         (errno.EROFS, "Read-only file system", "permissions"),
         (errno.ENOTDIR, "Not a directory", "a file stands where a folder is needed"),
+        (errno.ESTALE, "Stale file handle", "bring it back"),
+        (errno.ENOTCONN, "not connected", "bring it back"),
     ],
 )
 @pytest.mark.parametrize("file", ["runs/small/teacher/stage.json", None])
@@ -375,6 +378,26 @@ def test_prompts_are_looked_at_before_any_work(typed, tmp_path, run, words):
     config = write(tmp_path, SMALL.replace("[a seven, the digit 7]", "gone.txt"))
     message, _ = mistake(typed(words[0], config, *words[1:], "--run-dir", run))
     assert "gone.txt" in message
+    assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [([], Worker()), (["--worker-index", "1", "--worker-count", "3"], Worker(1, 3))],
+)
+@pytest.mark.parametrize("stage", [[], ["--stage", "pairs"]])
+def test_couple_tells_its_stages_which_worker_it_is(typed, config, monkeypatch, stage, words, expected):
+    seen = []
+    monkeypatch.setattr(experiment, "run_one", lambda found, name, stop, worker: seen.append(worker))
+    monkeypatch.setattr(experiment, "run_kind", lambda found, kind, stop, worker: seen.append(worker))
+    assert typed("couple", config, *stage, *words)[0] == 0
+    assert seen == [expected]
+    assert typed("reflow", config, "--worker-index", "1", "--worker-count", "3")[0] == 2
+
+
+def test_half_a_worker_is_an_error_before_any_work(typed, config, run):
+    message, hint = mistake(typed("couple", config, "--run-dir", run, "--worker-index", "1"))
+    assert "not --worker-count" in message and "Give both" in hint
     assert not run.exists()
 
 

@@ -8,15 +8,18 @@ from pathlib import Path
 import pytest
 
 from instaflow.files import (
+    NO_LINKS,
     fingerprint_of,
     remove_leftovers,
     replace_folder,
     sha256_of,
     write_file,
     write_json,
+    write_new,
 )
+from instaflow.processes import this_process
 
-TOUCHES = {"open", "write", "flush", "fsync", "close", "replace", "rename", "unlink", "rmdir", "mkdir"}
+TOUCHES = {"open", "write", "flush", "fsync", "close", "link", "replace", "rename", "unlink", "rmdir", "mkdir"}
 
 
 def killed_at(call: int, work: Callable[[], None]) -> bool:
@@ -86,6 +89,52 @@ def test_leftovers_of_killed_writers_are_removed_and_nothing_else(tmp_path):
     assert len(names(tmp_path)) > 3
     remove_leftovers(path)
     assert names(tmp_path) == [".other.json.tmp-1", "other.json", "state.json"]
+
+
+def test_a_new_file_is_absent_or_whole_wherever_a_kill_comes(tmp_path):
+    path = tmp_path / "done.json"
+    found = kill_everywhere(
+        lambda: write_new(path, b"new") or None,
+        lambda: path.unlink(missing_ok=True),
+        lambda: path.read_bytes() if path.exists() else None,
+    )
+    assert set(found) == {None, b"new"}
+
+
+@pytest.mark.parametrize("number", [None, *NO_LINKS])
+def test_a_new_file_takes_no_other_s_place_on_any_store(tmp_path, monkeypatch, number):
+    if number is not None:
+
+        def refuse(old: Path, new: Path) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "done.json"
+    assert write_new(path, "first") is True
+    assert write_new(path, "second") is False
+    assert path.read_text() == "first"
+    assert names(tmp_path) == ["done.json"]
+
+
+def test_a_link_whose_answer_was_lost_counts_as_made(tmp_path, monkeypatch):
+    link = os.link
+
+    def lose_the_answer(old: Path, new: Path) -> None:
+        link(old, new)
+        raise FileExistsError
+
+    monkeypatch.setattr(os, "link", lose_the_answer)
+    assert write_new(tmp_path / "done.json", "mine") is True
+
+
+def test_the_temporary_files_of_other_hosts_and_of_the_living_stay(tmp_path):
+    path, me = tmp_path / "state.json", this_process()
+    kept = [f"{me.host}-{me.namespace}-{os.getppid()}", f"elsewhere-{me.namespace}-4194305", f"{me.host}-1-4194305"]
+    gone = [f"{me.host}-{me.namespace}-4194305", "4194305", "1"]  # numbers beyond the highest; names without a host
+    for writer in kept + gone:
+        (tmp_path / f".state.json.tmp-{writer}").touch()
+    remove_leftovers(path)
+    assert names(tmp_path) == sorted(f".state.json.tmp-{writer}" for writer in kept)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from instaflow.config import load_experiment
 from instaflow.errors import ConfigError, DataError, InstaFlowError
-from instaflow.rundir import locked, read_done, read_stats
+from instaflow.rundir import locked, read_done, read_stats, stage_folders
+from instaflow.world import Worker
 from tests.experiments import SMALL, folders, mark_done, write
 
 HOLD = """
@@ -286,6 +288,22 @@ def test_the_lock_is_free_after_an_error(config, run):
         pass
 
 
+def test_a_shared_lock_is_shared_and_keeps_who_wants_it_alone_out(config, run):
+    folder = folders(config, run=run)["pairs"].folder
+    with locked(folder, shared=True) as first_is_alone:
+        with locked(folder, shared=True), pytest.raises(InstaFlowError, match="is being worked on"), locked(folder):
+            pass
+        assert first_is_alone()
+    with locked(folder), pytest.raises(InstaFlowError, match="is being worked on"), locked(folder, shared=True):
+        pass
+
+
+def test_a_shared_lock_tells_that_another_holds_it_too(config, run):
+    folder = folders(config, run=run)["pairs"].folder
+    with locked(folder, shared=True), locked(folder, shared=True) as is_alone:
+        assert not is_alone()
+
+
 # --- figures --------------------------------------------------------------------------------------------------------
 
 
@@ -340,6 +358,36 @@ def test_seconds_go_on_where_an_interrupted_stage_stopped(stage, config, run):
     assert 1500 <= read_done(again.folder)["seconds"] < 1700
 
 
+def test_of_two_workers_the_first_marks_the_stage_done(stage, config, run):
+    assert stage.finish("payload", by="first")
+    assert not folders(config, run=run)["teacher"].finish("payload", by="second")
+    assert read_done(stage.folder)["by"] == "first"
+
+
+def test_a_worker_that_joins_changes_no_figure(stage, config, run):
+    stage.log(step=0)
+    before = stage.stats_file.stat().st_ino
+    folders(config, run=run)["teacher"].begin()
+    stage.log(step=1)
+    assert stage.stats_file.stat().st_ino == before
+    assert [line["step"] for line in stage.stats()] == [0, 1]
+
+
+def test_of_two_workers_with_other_settings_one_begins(config, run, monkeypatch):
+    first, second = folders(config, run=run)["teacher"], folders(config, "seed=1", run=run)["teacher"]
+    first.folder.mkdir(parents=True)
+    check = type(second).check_identity
+
+    def first_comes_between(self):
+        monkeypatch.setattr(type(second), "check_identity", check)
+        first.begin()
+
+    monkeypatch.setattr(type(second), "check_identity", first_comes_between)
+    with pytest.raises(ConfigError, match="'seed' was 0, is now 1"):
+        second.begin()
+    assert json.loads((first.folder / "stage.json").read_text())["identity"]["seed"] == 0
+
+
 def test_the_done_mark_is_the_last_file(stage):
     stage.log(loss=1.0)
     time.sleep(0.01)
@@ -357,3 +405,9 @@ def test_the_command_repeats_what_the_user_said(tmp_path, run):
     command = folders(config, *overrides, run=run)["pairs"].command()
     changes = "--set seed=1 --set 'stages.pairs.prompts=[a b]'"
     assert command == f"instaflow couple '{config}' --run-dir {run} --stage pairs {changes}"
+
+
+def test_the_command_of_a_couple_stage_repeats_which_worker_it_is(config, run):
+    stages = stage_folders(load_experiment(config, (), str(run)), Worker(1, 3))
+    assert stages["pairs"].command().endswith("--stage pairs --worker-index 1 --worker-count 3")
+    assert "worker" not in stages["teacher"].command()

@@ -12,7 +12,7 @@ import numpy as np
 
 from instaflow.couplings.manifest import make_anew
 from instaflow.errors import DataError
-from instaflow.files import remove_leftovers, write_file
+from instaflow.files import remove_leftovers, write_new
 from instaflow.prompt_sources import prompts_hash
 
 BLOCK = 1 << 20  # bytes read at a time
@@ -69,10 +69,13 @@ def read_lines(path: Path, lengths: list[np.ndarray]) -> Iterator[str]:
 
 
 def save_prompts(folder: Path, prompts: Iterable[str]) -> None:
-    """Keep a stage's prompts in its folder: `prompts.json`, a JSON array with one a line, whole or absent."""
+    """Keep a stage's prompts in its folder: `prompts.json`, a JSON array with one a line, whole or absent.
+
+    Where it is already, it stays: another worker may have it open.
+    """
     path = folder / "prompts.json"
     remove_leftovers(path)
-    write_file(path, json_lines(prompts))
+    write_new(path, json_lines(prompts))
 
 
 def json_lines(prompts: Iterable[str]) -> Iterator[bytes]:

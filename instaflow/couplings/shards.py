@@ -10,17 +10,20 @@ import io
 import json
 import shlex
 import tarfile
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from instaflow.errors import DataError
-from instaflow.files import remove_leftovers, sync_folder, write_file, write_json
+from instaflow.files import json_text, remove_leftovers, sync_folder, write_file
 
 FORMAT_VERSION = 1
-FIELDS = ("json", "latent.npy", "noise.npy")  # TarWriter sorts a record's fields
+FIELDS = ("json", "latent.npy", "noise.npy")  # in the order that webdataset's TarWriter gives them
+PICKLES = ("pth", "pt", "pkl", "pickle", "pyd")
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,14 @@ class BadShard(DataError):
         super().__init__(f'"{path}" {fault}', f"Run `instaflow repair {folder}`: it makes such shards again.")
 
 
+class NotWritten(DataError):
+    """A file of a couple stage that the disk refused: it is full, read-only, or gone."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        hint = "Make room or mend the folder, then run the same command again: finished shards are kept."
+        super().__init__(f'"{path}" could not be written: {error.strerror}', hint)
+
+
 def tar_path(folder: Path, shard: int) -> Path:
     return folder / "shards" / f"{shard:05d}.tar"
 
@@ -111,7 +122,8 @@ def write_shard(folder: Path, shard: int, records: Shard, *, left_out: list[int]
     """Put a shard and then its sidecar into `folder`/shards, each complete or absent. Raises DataError (no space...).
 
     The same records give the same bytes on every machine. A crash leaves the shard without a sidecar, and at most a
-    temporary file, which the next call for this shard removes.
+    temporary file, which the next call for this shard on the same host removes. Two writers of the same records at
+    once do no harm. A folder that is gone, as under a mount that vanished, is not made again.
     """
     tar, sidecar = tar_path(folder, shard), sidecar_path(folder, shard)
     data = _encode(records)
@@ -126,17 +138,18 @@ def write_shard(folder: Path, shard: int, records: Shard, *, left_out: list[int]
         bytes=len(data),
     )
     try:
-        tar.parent.mkdir(parents=True, exist_ok=True)
+        tar.parent.mkdir(exist_ok=True)
         remove_leftovers(tar)
         remove_leftovers(sidecar)
-        if sidecar.exists():  # it must not vouch for the new tar
-            sidecar.unlink()
-            sync_folder(sidecar.parent)
+        text = json_text(entry.model_dump(mode="json"))
+        with suppress(FileNotFoundError):
+            if sidecar.read_bytes() != text.encode():  # it must not vouch for the new tar
+                sidecar.unlink()
+                sync_folder(sidecar.parent)
         write_file(tar, data)
-        write_json(sidecar, entry.model_dump(mode="json"))
+        write_file(sidecar, text)
     except OSError as error:
-        hint = "Make room or mend the folder, then run the same command again: finished shards are kept."
-        raise DataError(f'"{tar}" could not be written: {error.strerror}', hint) from error
+        raise NotWritten(tar, error) from error
     return entry
 
 
@@ -178,19 +191,17 @@ def read_shard(folder: Path, sidecar: Sidecar) -> Shard:
 
 
 def _encode(records: Shard) -> bytes:
-    from webdataset import TarWriter  # here, because it imports torch and readers need none
-
+    """The tar, byte for byte as webdataset's TarWriter makes it; that one would import torch."""
     buffer = io.BytesIO()
-    with TarWriter(buffer, user="instaflow", group="instaflow", mode=0o444, mtime=0) as tar:
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for row, index in enumerate(records.indices):
-            tar.write(
-                {
-                    "__key__": _key(index),
-                    "json": {"prompt": records.prompts[row], "index": index},
-                    "latent.npy": records.latent[row],
-                    "noise.npy": records.noise[row],
-                }
-            )
+            text = json.dumps({"prompt": records.prompts[row], "index": index}).encode()
+            contents = (text, _npy(records.latent[row]), _npy(records.noise[row]))
+            for field, content in zip(FIELDS, contents, strict=True):
+                member = tarfile.TarInfo(f"{_key(index)}.{field}")
+                member.size, member.mode, member.mtime = len(content), 0o444, 0
+                member.uname = member.gname = "instaflow"
+                tar.addfile(member, io.BytesIO(content))
     return buffer.getvalue()
 
 
@@ -198,8 +209,12 @@ def _decode(data: bytes, indices: list[int]) -> Shard:
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
         members = tar.getmembers()
     names = [f"{_key(index)}.{field}" for index in indices for field in FIELDS]
-    if [member.name for member in members] != names or not all(member.isreg() for member in members):
-        raise ValueError("its members are not the records that its sidecar lists")
+    for member, name in zip_longest(members, names):
+        if member is None:
+            raise ValueError(f"it lacks '{name}', which its sidecar lists")
+        if member.name != name or not member.isreg():
+            due = f"where '{name}' is due" if name else "beyond what its sidecar lists"
+            raise ValueError(f"it holds {_said(member)}, {due}")
     contents = [data[member.offset_data : member.offset_data + member.size] for member in members]
     texts = [json.loads(content) for content in contents[0::3]]
     if [text["index"] for text in texts] != indices:
@@ -207,6 +222,23 @@ def _decode(data: bytes, indices: list[int]) -> Shard:
     latent = np.stack([_array(content) for content in contents[1::3]])
     noise = np.stack([_array(content) for content in contents[2::3]])
     return Shard(noise, latent, [text["prompt"] for text in texts], indices)
+
+
+def _said(member: tarfile.TarInfo) -> str:
+    """A member that no shard holds, in words that say why it is refused."""
+    if member.name.startswith("/") or ".." in member.name.split("/"):
+        return f"'{member.name}', a path out of the shard"
+    if not member.isreg():
+        return f"'{member.name}', which is no plain file"
+    if member.name.rpartition(".")[2] in PICKLES:
+        return f"'{member.name}', a pickle, which could run any code"
+    return f"'{member.name}'"
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array)
+    return buffer.getvalue()
 
 
 def _array(content: bytes) -> np.ndarray:

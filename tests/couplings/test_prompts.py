@@ -21,9 +21,17 @@ def test_the_stage_keeps_its_prompts(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["prompts.json"]
 
 
+def test_what_is_kept_stays_for_who_has_it_open(tmp_path):
+    save_prompts(tmp_path, ["a", "b"])
+    before = (tmp_path / "prompts.json").stat().st_ino
+    save_prompts(tmp_path, ["a", "b"])
+    assert (tmp_path / "prompts.json").stat().st_ino == before
+
+
 def test_they_are_kept_as_json_with_one_a_line(tmp_path):
     """The form that earlier versions wrote, so that their stages stay valid."""
     for prompts in (ODD, ["a"], ["a"] * 5000):  # 5000: more than are written at a time
+        (tmp_path / "prompts.json").unlink(missing_ok=True)
         save_prompts(tmp_path, prompts)
         assert (tmp_path / "prompts.json").read_text("utf-8") == json.dumps(
             prompts, indent=0, ensure_ascii=False

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import io
 import json
@@ -11,15 +12,20 @@ import subprocess
 import sys
 import tarfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from instaflow.couplings import shards
+from instaflow.couplings.generate import make_shard
 from instaflow.couplings.shards import (
     FIELDS,
+    PICKLES,
     BadShard,
     Shard,
     ShardPlan,
+    Sidecar,
     _encode,
     read_shard,
     read_sidecar,
@@ -30,7 +36,7 @@ from instaflow.couplings.shards import (
 )
 from instaflow.couplings.verify import verify
 from instaflow.errors import DataError
-from tests.couplings.made import PROMPTS, contents, make_couplings, manifest_of
+from tests.couplings.made import PROMPTS, contents, make_couplings, manifest_of, sample
 
 fork = multiprocessing.get_context("fork")
 
@@ -61,23 +67,66 @@ def test_a_shard_is_a_webdataset_with_fixed_bytes(tmp_path):
     assert hashlib.sha256(tar_path(tmp_path, 1).read_bytes()).hexdigest() == sha256
 
 
-def test_plain_webdataset_reads_it(tmp_path):
+def test_the_bytes_are_those_of_webdatasets_own_writer(tmp_path):
     import webdataset
 
+    records = Shard(np.arange(16, dtype=np.float16).reshape(2, 2, 2, 2), np.ones((2, 2, 2, 2)), ["七", "a\nb"], [7, 9])
+    buffer = io.BytesIO()
+    with webdataset.TarWriter(buffer, user="instaflow", group="instaflow", mode=0o444, mtime=0) as tar:
+        for row, index in enumerate(records.indices):
+            text = {"prompt": records.prompts[row], "index": index}
+            arrays = {"latent.npy": records.latent[row], "noise.npy": records.noise[row]}
+            tar.write({"__key__": f"{index:09d}", "json": text, **arrays})
+    assert _encode(records) == buffer.getvalue()
+
+
+READ_BACK = """
+import sys
+sys.modules["instaflow"] = None  # no import of it succeeds
+import io, json, tarfile
+import numpy as np
+
+found = []
+if sys.argv[1] == "webdataset":
+    import webdataset
+    for sample in webdataset.WebDataset(sys.argv[2:], shardshuffle=False).decode():
+        found.append([sample["json"], sample["noise.npy"].tolist(), sample["latent.npy"].tolist()])
+else:
+    for path in sys.argv[2:]:
+        with tarfile.open(path) as tar:
+            parts = {member.name: tar.extractfile(member).read() for member in tar}
+        for key in sorted({name.partition(".")[0] for name in parts}):
+            arrays = [np.load(io.BytesIO(parts[f"{key}.{name}.npy"])).tolist() for name in ("noise", "latent")]
+            found.append([json.loads(parts[f"{key}.json"]), *arrays])
+json.dump(found, sys.stdout)
+"""
+
+
+@pytest.mark.parametrize("reader", ["webdataset", "tarfile and numpy"])
+def test_shards_are_read_back_without_this_package(tmp_path, reader):
     manifest = manifest_of()
     make_couplings(tmp_path, manifest)
-    records = read_shard(tmp_path, read_sidecar(tmp_path, 0, manifest.plan))
-    samples = list(webdataset.WebDataset(str(tar_path(tmp_path, 0)), shardshuffle=False).decode())
-    assert [sample["json"] for sample in samples] == [
-        {"prompt": prompt, "index": index} for prompt, index in zip(records.prompts, records.indices, strict=True)
-    ]
-    assert np.array_equal([sample["noise.npy"] for sample in samples], records.noise)
-    assert np.array_equal([sample["latent.npy"] for sample in samples], records.latent)
+    paths = [str(tar_path(tmp_path, shard)) for shard in range(manifest.plan.num_shards)]
+    done = subprocess.run(
+        [sys.executable, "-c", READ_BACK, reader, *paths], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    expected = []
+    for shard in range(manifest.plan.num_shards):
+        records = read_shard(tmp_path, read_sidecar(tmp_path, shard, manifest.plan))
+        for row, index in enumerate(records.indices):
+            text = {"prompt": records.prompts[row], "index": index}
+            expected.append([text, records.noise[row].tolist(), records.latent[row].tolist()])
+    assert json.loads(done.stdout) == expected and len(expected) == 23
 
 
-def test_readers_import_no_torch():
-    code = "import sys, instaflow.couplings.verify, instaflow.couplings.loader; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+def test_readers_and_writers_import_no_torch(tmp_path):
+    code = (
+        "import sys, instaflow.couplings.verify, instaflow.couplings.loader, instaflow.couplings.leases\n"
+        "from pathlib import Path; from tests.couplings.made import make_couplings, manifest_of\n"
+        "make_couplings(Path(sys.argv[1]), manifest_of()); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, tmp_path], cwd=Path(__file__).parents[2]).returncode == 0
 
 
 def test_pickled_arrays_are_refused(tmp_path):
@@ -87,12 +136,55 @@ def test_pickled_arrays_are_refused(tmp_path):
         read_shard(tmp_path, sidecar)
 
 
-def _members(names: list[str]) -> bytes:
+def _members(names: list[str], last_type: bytes = tarfile.REGTYPE) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name in names:
-            tar.addfile(tarfile.TarInfo(name))
+            member = tarfile.TarInfo(name)
+            member.type = last_type if name == names[-1] else tarfile.REGTYPE
+            member.linkname = "/etc/passwd" if member.issym() or member.islnk() else ""
+            tar.addfile(member)
     return buffer.getvalue()
+
+
+NAMES = [f"{0:09d}.{field}" for field in FIELDS]
+
+
+def _vouched_for(folder, data: bytes) -> Sidecar:
+    """Put `data` in place of shard 0's tar, with a sidecar that has its hash and its size."""
+    records = Shard(np.zeros((1, 1, 1, 1)), np.zeros((1, 1, 1, 1)), ["a"], [0])
+    sidecar = write_shard(folder, 0, records, left_out=[])
+    assert read_shard(folder, sidecar).prompts == ["a"]
+    tar_path(folder, 0).write_bytes(data)
+    return sidecar.model_copy(update={"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+
+
+@pytest.mark.parametrize("extension", PICKLES)
+@pytest.mark.parametrize("place", [0, 2, 3])
+def test_a_pickle_in_a_shard_is_refused_by_name_though_the_hash_is_right(tmp_path, extension, place):
+    names = [*NAMES[:place], f"000000000.{extension}", *NAMES[place:]]
+    with pytest.raises(BadShard, match=rf"holds '000000000\.{extension}', a pickle, which could run any code"):
+        read_shard(tmp_path, _vouched_for(tmp_path, _members(names)))
+
+
+@pytest.mark.parametrize("name", ["../../escape.npy", "/tmp/escape.npy", "a/../../escape.npy", ".."])
+def test_a_path_out_of_a_shard_is_refused_by_name_though_the_hash_is_right(tmp_path, name):
+    with pytest.raises(BadShard, match="a path out of the shard") as caught:
+        read_shard(tmp_path, _vouched_for(tmp_path, _members([*NAMES, name])))
+    assert f"'{name}'" in caught.value.message
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+def test_a_member_that_is_no_plain_file_is_refused_though_the_hash_is_right(tmp_path, kind):
+    with pytest.raises(BadShard, match=r"holds '000000000\.noise\.npy', which is no plain file"):
+        read_shard(tmp_path, _vouched_for(tmp_path, _members(NAMES, kind)))
+
+
+def test_nothing_of_a_shard_is_opened_before_its_hash_matches(tmp_path, monkeypatch):
+    forged = _vouched_for(tmp_path, _members([*NAMES, "000000000.pkl"]))
+    monkeypatch.setattr(tarfile, "open", lambda *args, **keys: pytest.fail("opened"))
+    with pytest.raises(BadShard, match="does not have the hash"):
+        read_shard(tmp_path, forged.model_copy(update={"sha256": "0" * 64}))
 
 
 @pytest.mark.parametrize(
@@ -100,10 +192,10 @@ def _members(names: list[str]) -> bytes:
     [
         b"",
         b"no tar at all",
-        _members([f"{0:09d}.{field}" for field in FIELDS]),  # empty members
+        _members(NAMES),  # empty members
         _members([f"{1:09d}.{field}" for field in FIELDS]),
-        _members([f"{0:09d}.{field}" for field in reversed(FIELDS)]),
-        _members([f"{0:09d}.{field}" for field in FIELDS] + ["../../escape.npy"]),
+        _members(NAMES[::-1]),
+        _members(NAMES[:2]),
         _encode(Shard(np.zeros((2, 1, 1, 1)), np.zeros((2, 1, 1, 1)), ["a", "b"], [0, 1])),
         _encode(Shard(np.zeros((1, 1, 1, 1)), np.zeros((1, 1, 1, 1)), ["a"], [0])).replace(
             b'"index": 0', b'"index": 1'
@@ -111,13 +203,8 @@ def _members(names: list[str]) -> bytes:
     ],
 )
 def test_a_foreign_tar_is_refused_even_with_its_own_hash(tmp_path, data):
-    records = Shard(np.zeros((1, 1, 1, 1)), np.zeros((1, 1, 1, 1)), ["a"], [0])
-    sidecar = write_shard(tmp_path, 0, records, left_out=[])
-    assert read_shard(tmp_path, sidecar).prompts == ["a"]
-    tar_path(tmp_path, 0).write_bytes(data)
-    forged = sidecar.model_copy(update={"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
     with pytest.raises(BadShard, match="cannot be decoded"):
-        read_shard(tmp_path, forged)
+        read_shard(tmp_path, _vouched_for(tmp_path, data))
 
 
 @pytest.mark.parametrize(
@@ -155,10 +242,21 @@ def test_a_new_tar_never_stands_beside_the_old_sidecar(tmp_path, monkeypatch):
         return Shard(np.full((1, 1, 1, 1), value), np.zeros((1, 1, 1, 1)), ["a"], [0])
 
     write_shard(tmp_path, 0, records(1.0), left_out=[])
-    monkeypatch.setattr("instaflow.couplings.shards.write_json", lambda path, value: 1 / 0)
+    write = shards.write_file
+    monkeypatch.setattr(shards, "write_file", lambda path, data: write(path, data) if path.suffix == ".tar" else 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_shard(tmp_path, 0, records(2.0), left_out=[])
     assert shards_to_make(tmp_path, ShardPlan(1, 1)) == [0]
+
+
+def test_a_shard_that_is_made_twice_is_done_all_the_while(tmp_path, monkeypatch):
+    make_couplings(tmp_path, manifest_of(count=5))
+    before, seen = contents(tmp_path), []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda *paths: seen.append(contents(tmp_path / "shards")) or replace(*paths))
+    make_shard(tmp_path, 0, manifest_of(count=5), PROMPTS, sample)
+    assert len(seen) == 2 and all(held["00000.json"] == before["shards/00000.json"] for held in seen)
+    assert contents(tmp_path) == before
 
 
 def _run(target, *args) -> int:
@@ -245,3 +343,35 @@ def test_no_room_is_a_clear_error_and_leaves_nothing_half_written(tmp_path):
     assert contents(make_couplings(tmp_path, manifest_of())) == contents(
         make_couplings(tmp_path / "expected", manifest_of())
     )
+
+
+def test_a_mount_that_vanished_is_a_clear_error_and_is_not_made_again(tmp_path):
+    folder = make_couplings(tmp_path / "mount" / "pairs", manifest_of(count=5))
+    shutil.rmtree(tmp_path / "mount")
+    with pytest.raises(DataError, match=r'00000\.tar" could not be written: No such file or directory'):
+        make_shard(folder, 0, manifest_of(count=5), PROMPTS, sample)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.ESTALE, errno.EIO, errno.EACCES])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_disk_that_refuses_is_a_clear_error_and_nothing_is_half_written(tmp_path, monkeypatch, number, call, after):
+    expected = contents(make_couplings(tmp_path / "expected", manifest_of(count=5)))
+    folder = make_couplings(tmp_path / "pairs", manifest_of(count=5))
+    shutil.rmtree(folder / "shards")
+    real, calls = getattr(os, call), iter(range(100))
+
+    def refuse(*args):
+        if next(calls) >= after:
+            raise OSError(number, os.strerror(number))
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, refuse)
+        with pytest.raises(DataError, match=f"could not be written: {os.strerror(number)}"):
+            make_shard(folder, 0, manifest_of(count=5), PROMPTS, sample)
+    for name, data in contents(folder).items():
+        assert data == expected[name]
+    make_shard(folder, 0, manifest_of(count=5), PROMPTS, sample)
+    assert contents(folder) == expected
