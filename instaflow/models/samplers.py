@@ -83,7 +83,9 @@ def recorded_scheduler(sampler: dict[str, Any]) -> Any:
     classes = {scheduler.__name__: scheduler for scheduler, _ in SAMPLERS.values()}
     if sampler.get("class") not in classes:
         raise DataError(f"The manifest's sampler is of no class that makes couplings: {sampler.get('class')!r}")
-    return classes[sampler["class"]].from_config({key: value for key, value in sampler.items() if key != "class"})
+    # JSON knows no infinity and has null in its place: such a setting is the class's own default, as it was.
+    config = {key: value for key, value in sampler.items() if key != "class" and value is not None}
+    return classes[sampler["class"]].from_config(config)
 
 
 def flow_scheduler(parametrization: str, teacher: Any) -> Any:
