@@ -279,7 +279,7 @@ def main() -> None:
     except InstaFlowError as error:
         leave(error.message, error.hint, error.exit_code)
     except click.exceptions.Abort:
-        leave("stopped at once; the last checkpoint and finished shards are kept", "The same command goes on", 75)
+        leave("at once; the last checkpoint and finished shards are kept", "The same command goes on", 75)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -303,7 +303,7 @@ def main() -> None:
 
 def leave(message: str, hint: str, code: int) -> None:
     if os.environ.get("RANK", "0") == "0" or code != 75:
-        click.echo(f"Error: {message}", err=True)
+        click.echo(f"{'Stopped' if code == 75 else 'Error'}: {message}", err=True)
         if hint:
             click.echo(f"Hint: {hint}", err=True)
     sys.exit(code)

@@ -446,7 +446,7 @@ def test_a_signal_ends_in_75_and_the_way_to_go_on(number):
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75
-    assert err == f"Error: Stage 'x' stopped ({number.name})\nHint: To go on: the same command\n"
+    assert err == f"Stopped: Stage 'x' stopped ({number.name})\nHint: To go on: the same command\n"
 
 
 def test_a_second_interrupt_stops_at_once():
@@ -458,7 +458,7 @@ def test_a_second_interrupt_stops_at_once():
     _, err = process.communicate(timeout=30)
     assert process.returncode == 75
     assert "Traceback" not in err
-    assert "Error: stopped at once" in err
+    assert "Stopped: at once" in err
     assert "Hint: The same command goes on" in err
 
 
