@@ -118,7 +118,8 @@ def _header(report: Report) -> str:
         card(duration(seconds), "the whole experiment", peak)
     about = [f"Config {report.config}", f"seed {report.seed}", report.hardware]
     return (
-        f"<header>\n<h1>{escape(report.title)}</h1>\n"
+        '<header>\n<div class="soft">InstaFlow: a text-to-image diffusion model becomes a one-step generator</div>\n'
+        f"<h1>{escape(report.title)}</h1>\n"
         f'<div class="soft">{escape(" · ".join(text for text in about if text))}</div>\n'
         f"{paragraph(findings.headline(report), 'lead')}\n"
         + (f'<div class="cards">{"".join(cards)}</div>\n' if cards else "")

@@ -110,7 +110,9 @@ def _paths(report: Report, colours: Colours) -> str:
         "The same in figures: at each time, how far the velocity on the way departs from the straight direction, from "
         "the noise to the end of its path. 0 where they agree; the mean over time is the relative straightness. Where "
         "that is 0, one step is exact.",
-        "E‖(Z₁ − Z₀) − v(Z(t), t)‖² / E‖Z₁ − Z₀‖², with Z₀ the noise, Z₁ the end of its path and v the velocity.",
+        "E‖(Z₁ − Z₀) − v(Z(t), t)‖² / E‖Z₁ − Z₀‖², with Z₀ the noise, Z₁ the end of its path and v the velocity; the "
+        "table’s S(Z) is the numerator alone, averaged over time. A diffusion model knows no time quite at 0 or 1: its "
+        "curve ends a little inside.",
     ]
     texts = paragraph(explained[:1]) + "".join(
         paragraph([text], "small soft") for text in (explained[1], report.protocol.straightness) if text
