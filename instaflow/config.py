@@ -12,9 +12,10 @@ from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
-from yaml.constructor import ConstructorError
 
+from instaflow.dialect import Dumper, parse_yaml
 from instaflow.errors import ConfigError
+from instaflow.files import is_utf8
 from instaflow.places import check_file, is_hub_name
 from instaflow.stages import KINDS, CoupleStage, Section, Stage
 
@@ -85,7 +86,7 @@ def load_experiment(source: str, overrides: Sequence[str] = (), run: str | None 
     if not isinstance(folder, str) or not folder:
         said = "is missing: the folder that the run is written to" if not folder else f"must be text, not {folder!r}"
         raise ConfigError(f"'run' {said}", "Write, say, run: runs/digits")
-    if "\0" in folder or not is_writable_text(folder):
+    if "\0" in folder or not is_utf8(folder):
         raise ConfigError(f"'run' is no name of a folder: {folder!r}", "Write it in plain UTF-8, say, runs/digits")
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise ConfigError(f"'seed' must be a whole number from 0 to 2^63 - 1, not {seed!r}")
@@ -96,15 +97,6 @@ def load_experiment(source: str, overrides: Sequence[str] = (), run: str | None 
     for name, stage in parsed.items():
         check_parents(name, stage, parsed)
     return Experiment(source=source, run=folder, seed=seed, stages=in_order(parsed), overrides=tuple(overrides))
-
-
-def is_writable_text(text: str) -> bool:
-    """Whether the text can be written as UTF-8: it has no half characters, which odd bytes of a path become."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def find_config(source: str) -> Path:
@@ -128,64 +120,7 @@ def read_text(path: Path) -> str:
         raise ConfigError(f"'{path}' is not UTF-8 text (byte {error.start})") from error
 
 
-# --- YAML without its traps ------------------------------------------------------------------------------------------
-
-
-class Loader(yaml.SafeLoader):
-    """YAML 1.2's core types: only true and false are booleans, 1e-6 is a float, dates and sexagesimals are strings."""
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own name
-
-
-Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), None)
-Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:null|Null|NULL|~|)$"), None)
-Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$"), None)
-FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?$")
-Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, None)
-
-
-class Dumper(yaml.SafeDumper):
-    """Writes what Loader reads back: a text that either dialect of YAML takes for something else stands in quotes."""
-
-
-Dumper.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, None)
-
-
-def construct_float(loader: Loader, node: yaml.ScalarNode) -> float:
-    return float(str(loader.construct_scalar(node)).replace("_", ""))
-
-
-def construct_mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    """A mapping in which a key that stands twice is an error, where PyYAML would let the last one win in silence."""
-    seen: set[str] = set()
-    for key_node, _ in node.value:
-        mark = key_node.start_mark
-        if not isinstance(key_node, yaml.ScalarNode):
-            raise ConstructorError(problem="a key must be a single word, not a list or a mapping", problem_mark=mark)
-        if key_node.value in seen:
-            raise ConstructorError(problem=f"'{key_node.value}' stands twice in one mapping", problem_mark=mark)
-        seen.add(key_node.value)
-    # Keys are names: a stage called 2024 stays text.
-    return {key_node.value: loader.construct_object(value_node, deep=True) for key_node, value_node in node.value}
-
-
-Loader.add_constructor("tag:yaml.org,2002:float", construct_float)
-Loader.add_constructor("tag:yaml.org,2002:map", construct_mapping)
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """The value that `text` spells; `where` names it in errors. Raises ConfigError."""
-    try:
-        return yaml.load(text, Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
-        raise ConfigError(f"{where}{line} is not valid YAML: {problem}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{where} is not valid YAML: it is nested too deeply") from error
-    except (ValueError, LookupError, AttributeError) as error:  # what PyYAML lets through
-        raise ConfigError(f"{where} has a value that is not what its '!!' tag says") from error
+# --- changes from the command line ------------------------------------------------------------------------------------
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:

@@ -124,3 +124,12 @@ def fingerprint_of(folder: Path) -> str:
         if file.is_file() and not any(part.startswith(".") for part in name.parts):
             digest.update(f"{name.as_posix()}\0{sha256_of(file)}\n".encode())
     return digest.hexdigest()
+
+
+def is_utf8(text: str) -> bool:
+    """Whether the text can be written as UTF-8: it has no half characters, which odd bytes of a path become."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from instaflow.errors import ConfigError
+from instaflow.files import is_utf8
 from instaflow.prompt_files import is_text, place_in, rows_of
 from instaflow.stages import PromptSource
 
@@ -219,11 +220,9 @@ def check_text(prompt: Any, name: str, place: int | str | None = None) -> None:
         raise ConfigError(
             f"{where} must be a text, not {'null' if prompt is None else repr(prompt)}", "Put it in quotes"
         )
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
+    if not is_utf8(prompt):
         message = f"{where} has half a character (a lone surrogate): {prompt!r}"
-        raise ConfigError(message, "Write the character itself instead of its escapes") from error
+        raise ConfigError(message, "Write the character itself instead of its escapes")
 
 
 def number_of(score: Any, name: str, place: int | str, column: str | None) -> float:

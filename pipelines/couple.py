@@ -138,8 +138,8 @@ def make_shards(
                 progress.update(before)
             else:
                 yield shard, sidecar.count, len(sidecar.left_out)
-    if model.num_truncated and world().leads:
-        print(f"{label}: {model.num_truncated:,} prompts were longer than the tokenizer's length and were cut")
+    if model.num_truncated:  # each process speaks of what it made itself
+        print(f"{label}: in {model.num_truncated:,} couplings the prompt was too long for the tokenizer and was cut")
 
 
 def repair(folder: Path) -> list[int]:
