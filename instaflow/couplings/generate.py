@@ -8,7 +8,8 @@ import numpy as np
 from instaflow.couplings.manifest import Manifest
 from instaflow.couplings.noise import coupled_noise
 from instaflow.couplings.prompts import prompt_of
-from instaflow.couplings.shards import Shard, Sidecar, write_shard
+from instaflow.couplings.records import Shard
+from instaflow.couplings.shards import Sidecar, write_shard
 from instaflow.errors import DataError
 
 # noise [B, C, H, W] float32, unit variance, and B prompts, to scaled latents [B, C, H, W] float32

@@ -1,29 +1,23 @@
 """Shards on disk: the plan of indices, a tar of records, and the sidecar that marks it done.
 
-`shards/00012.tar` is a webdataset. Record 12034 is three members, in this order: `000012034.json` {prompt, index},
-`000012034.latent.npy`, `000012034.noise.npy`. `shards/00012.json`, its sidecar, is written after it: a shard without
-one is not done. Readers trust sidecars, never a listing, and decode nothing whose hash did not match.
+`shards/00012.tar` holds records. `shards/00012.json`, its sidecar, is written after it: a shard without one is not
+done. Readers trust sidecars, never a listing, and decode nothing whose hash did not match.
 """
 
 import hashlib
-import io
-import json
 import shlex
 import tarfile
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from instaflow.couplings.records import Shard, decode, encode
 from instaflow.errors import DataError
 from instaflow.files import json_text, remove_leftovers, sync_folder, write_file
 
 FORMAT_VERSION = 1
-FIELDS = ("json", "latent.npy", "noise.npy")  # in the order that webdataset's TarWriter gives them
-PICKLES = ("pth", "pt", "pkl", "pickle", "pyd")
 
 
 @dataclass(frozen=True)
@@ -45,16 +39,6 @@ class ShardPlan:
         """The shard's indices in batches, cut from its first index on; the last one may be smaller."""
         indices = self.indices(shard)
         return [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
-
-
-@dataclass(frozen=True)
-class Shard:
-    """The records of one shard in order of their index; N = 0 for none."""
-
-    noise: np.ndarray  # [N, C, H, W] in the stored dtype, unit variance
-    latent: np.ndarray  # [N, C, H, W] in the stored dtype, scaled
-    prompts: list[str]
-    indices: list[int]
 
 
 class Sidecar(BaseModel):
@@ -126,7 +110,7 @@ def write_shard(folder: Path, shard: int, records: Shard, *, left_out: list[int]
     once do no harm. A folder that is gone, as under a mount that vanished, is not made again.
     """
     tar, sidecar = tar_path(folder, shard), sidecar_path(folder, shard)
-    data = _encode(records)
+    data = encode(records)
     covered = [*records.indices, *left_out]
     entry = Sidecar(
         shard=shard,
@@ -185,65 +169,6 @@ def read_shard(folder: Path, sidecar: Sidecar) -> Shard:
     if hashlib.sha256(data).hexdigest() != sidecar.sha256:
         raise BadShard(path, "does not have the hash that its sidecar says")
     try:
-        return _decode(data, sidecar.indices)
+        return decode(data, sidecar.indices)
     except (tarfile.TarError, ValueError, KeyError, TypeError, EOFError) as error:
         raise BadShard(path, f"cannot be decoded: {error}") from error
-
-
-def _encode(records: Shard) -> bytes:
-    """The tar, byte for byte as webdataset's TarWriter makes it; that one would import torch."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for row, index in enumerate(records.indices):
-            text = json.dumps({"prompt": records.prompts[row], "index": index}).encode()
-            contents = (text, _npy(records.latent[row]), _npy(records.noise[row]))
-            for field, content in zip(FIELDS, contents, strict=True):
-                member = tarfile.TarInfo(f"{_key(index)}.{field}")
-                member.size, member.mode, member.mtime = len(content), 0o444, 0
-                member.uname = member.gname = "instaflow"
-                tar.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def _decode(data: bytes, indices: list[int]) -> Shard:
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-        members = tar.getmembers()
-    names = [f"{_key(index)}.{field}" for index in indices for field in FIELDS]
-    for member, name in zip_longest(members, names):
-        if member is None:
-            raise ValueError(f"it lacks '{name}', which its sidecar lists")
-        if member.name != name or not member.isreg():
-            due = f"where '{name}' is due" if name else "beyond what its sidecar lists"
-            raise ValueError(f"it holds {_said(member)}, {due}")
-    contents = [data[member.offset_data : member.offset_data + member.size] for member in members]
-    texts = [json.loads(content) for content in contents[0::3]]
-    if [text["index"] for text in texts] != indices:
-        raise ValueError("its records' indices are not those of its sidecar")
-    latent = np.stack([_array(content) for content in contents[1::3]])
-    noise = np.stack([_array(content) for content in contents[2::3]])
-    return Shard(noise, latent, [text["prompt"] for text in texts], indices)
-
-
-def _said(member: tarfile.TarInfo) -> str:
-    """A member that no shard holds, in words that say why it is refused."""
-    if member.name.startswith("/") or ".." in member.name.split("/"):
-        return f"'{member.name}', a path out of the shard"
-    if not member.isreg():
-        return f"'{member.name}', which is no plain file"
-    if member.name.rpartition(".")[2] in PICKLES:
-        return f"'{member.name}', a pickle, which could run any code"
-    return f"'{member.name}'"
-
-
-def _npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, array)
-    return buffer.getvalue()
-
-
-def _array(content: bytes) -> np.ndarray:
-    return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-
-
-def _key(index: int) -> str:
-    return f"{index:09d}"  # no dot: webdataset takes all that follows the first one for the extension

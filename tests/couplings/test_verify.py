@@ -10,7 +10,8 @@ from instaflow.couplings.generate import make_shard
 from instaflow.couplings.loader import Couplings
 from instaflow.couplings.manifest import write_manifest
 from instaflow.couplings.prompts import save_prompts
-from instaflow.couplings.shards import Shard, read_shard, read_sidecar, sidecar_path, tar_path, write_shard
+from instaflow.couplings.records import Shard
+from instaflow.couplings.shards import read_shard, read_sidecar, sidecar_path, tar_path, write_shard
 from instaflow.couplings.verify import bad_shards, verify
 from instaflow.errors import DataError
 from tests.couplings.made import PROMPTS, contents, make_couplings, manifest_of, sample
@@ -133,13 +134,13 @@ def test_corruption_is_found_and_repaired(folder, corrupt, name):
 @pytest.mark.parametrize("corrupt", CORRUPTIONS)
 def test_corruption_is_refused_before_anything_is_decoded(folder, corrupt, monkeypatch):
     corrupt(folder)
-    decode, decoded = shards._decode, []
+    decode, decoded = shards.decode, []
 
     def watch(data, indices):
         decoded.append(indices[0] // 5)
         return decode(data, indices)
 
-    monkeypatch.setattr(shards, "_decode", watch)
+    monkeypatch.setattr(shards, "decode", watch)
     with pytest.raises(DataError) as caught:
         read_shard(folder, read_sidecar(folder, 2, manifest_of().plan))
     assert "00002." in caught.value.message and f"instaflow repair {folder}" in caught.value.hint
