@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from instaflow.couplings.records import Kept
 from instaflow.couplings.shards import FORMAT_VERSION, ShardPlan
 from instaflow.errors import DataError
 from instaflow.files import remove_leftovers, write_json
@@ -32,6 +33,7 @@ class Manifest(BaseModel):
     timestep_spacing: str
     dtype: str  # the model computes in it
     batch_size: int = Field(ge=1)
+    keep: Kept | None = None  # what records hold besides noise, latent and prompt
     hardware: dict[str, Any]
     format_version: int = FORMAT_VERSION
 

@@ -1,19 +1,62 @@
 """The records of one shard and the tar that holds them: a webdataset that any tar reader opens.
 
-Record 12034 is three members, in this order: `000012034.json` {prompt, index}, `000012034.latent.npy`,
-`000012034.noise.npy`.
+Record 12034 has three members: `000012034.json` {prompt, index}, `000012034.latent.npy`, `000012034.noise.npy`; and
+of these what the manifest's `keep` announces: `.embedding.npy`, `.image.png` or `.image.webp`, `.pooled.npy`,
+`.trajectory.npy`. They stand together, in alphabetical order.
 """
 
 import io
 import json
 import tarfile
-from dataclasses import dataclass
-from itertools import zip_longest
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
 
-FIELDS = ("json", "latent.npy", "noise.npy")  # in the order that webdataset's TarWriter gives them
+FIELDS = ("json", "latent.npy", "noise.npy")
+EXTRAS = ("embedding.npy", "image.png", "image.webp", "pooled.npy", "trajectory.npy")
+IN_ORDER = sorted(FIELDS + EXTRAS)  # as webdataset's TarWriter has it
 PICKLES = ("pth", "pt", "pkl", "pickle", "pyd")
+
+
+class KeptImages(BaseModel):
+    """The images of the records whose index is a multiple of `every`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    every: int = Field(ge=1)
+    format: Literal["png", "webp"]
+    size: tuple[int, int]  # (H, W) in pixels
+
+
+class Kept(BaseModel):
+    """What a couple stage's records hold besides noise, latent and prompt: the `keep` of its manifest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    images: KeptImages | None = None
+    embedding: tuple[int, int] | None = None  # (L, D) of a prompt's text embedding, float16
+    pooled: tuple[int] | None = None  # (P,) of Stable Diffusion XL's pooled one, float16
+    trajectory: tuple[float, ...] | None = None  # the flow times of T states of the sampler's path, float16
+
+    def members(self, index: int, latent_shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
+        """The extra fields that record `index` must have, and no other, with the shape of each.
+
+        What `read_extra` gives is uint8 (H, W, 3) for an image, and float16 for all else.
+        """
+        members: dict[str, tuple[int, ...]] = {}
+        if self.embedding:
+            members["embedding.npy"] = self.embedding
+        if self.images and index % self.images.every == 0:
+            members[f"image.{self.images.format}"] = (*self.images.size, 3)
+        if self.pooled:
+            members["pooled.npy"] = self.pooled
+        if self.trajectory:
+            members["trajectory.npy"] = (len(self.trajectory), *latent_shape)
+        return members
 
 
 @dataclass(frozen=True)
@@ -24,6 +67,28 @@ class Shard:
     latent: np.ndarray  # [N, C, H, W] in the stored dtype, scaled
     prompts: list[str]
     indices: list[int]
+    extras: dict[str, dict[int, bytes]] = field(default_factory=dict)
+    """By field and index, the file in the tar: `read_extra` opens it."""
+
+
+def read_extra(name: str, content: bytes) -> np.ndarray:
+    """The array in a record's extra field, for an image [H, W, 3] uint8. Raises ValueError where it is damaged."""
+    if not name.startswith("image."):
+        return _array(content)
+    try:
+        with Image.open(io.BytesIO(content), formats=[name.removeprefix("image.")]) as image:
+            return np.asarray(image)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # each of Pillow's readers has its own
+        raise ValueError(f"it holds an image that cannot be read: {error}") from error
+
+
+def write_extra(name: str, value: np.ndarray) -> bytes:
+    """The file that a record's extra field is, of what `read_extra` gives back; WebP is lossy."""
+    if not name.startswith("image."):
+        return _npy(value)
+    buffer = io.BytesIO()
+    Image.fromarray(value).save(buffer, name.removeprefix("image."), quality=90)
+    return buffer.getvalue()
 
 
 def encode(records: Shard) -> bytes:
@@ -31,13 +96,17 @@ def encode(records: Shard) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for row, index in enumerate(records.indices):
-            text = json.dumps({"prompt": records.prompts[row], "index": index}).encode()
-            contents = (text, _npy(records.latent[row]), _npy(records.noise[row]))
-            for field, content in zip(FIELDS, contents, strict=True):
-                member = tarfile.TarInfo(f"{_key(index)}.{field}")
-                member.size, member.mode, member.mtime = len(content), 0o444, 0
+            contents = {
+                "json": json.dumps({"prompt": records.prompts[row], "index": index}).encode(),
+                "latent.npy": _npy(records.latent[row]),
+                "noise.npy": _npy(records.noise[row]),
+            }
+            contents |= {name: files[index] for name, files in records.extras.items() if index in files}
+            for name in sorted(contents):
+                member = tarfile.TarInfo(f"{_key(index)}.{name}")
+                member.size, member.mode, member.mtime = len(contents[name]), 0o444, 0
                 member.uname = member.gname = "instaflow"
-                tar.addfile(member, io.BytesIO(content))
+                tar.addfile(member, io.BytesIO(contents[name]))
     return buffer.getvalue()
 
 
@@ -48,20 +117,34 @@ def decode(data: bytes, indices: list[int]) -> Shard:
     """
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
         members = tar.getmembers()
-    names = [f"{_key(index)}.{field}" for index in indices for field in FIELDS]
-    for member, name in zip_longest(members, names):
-        if member is None:
-            raise ValueError(f"it lacks '{name}', which its sidecar lists")
-        if member.name != name or not member.isreg():
-            due = f"where '{name}' is due" if name else "beyond what its sidecar lists"
-            raise ValueError(f"it holds {_said(member)}, {due}")
-    contents = [data[member.offset_data : member.offset_data + member.size] for member in members]
-    texts = [json.loads(content) for content in contents[0::3]]
+    contents: dict[str, dict[int, bytes]] = {name: {} for name in IN_ORDER}
+    for member, (index, name) in zip(members, _places(members, indices), strict=True):
+        contents[name][index] = data[member.offset_data : member.offset_data + member.size]
+    texts = [json.loads(content) for content in contents["json"].values()]
     if [text["index"] for text in texts] != indices:
         raise ValueError("its records' indices are not those of its sidecar")
-    latent = np.stack([_array(content) for content in contents[1::3]])
-    noise = np.stack([_array(content) for content in contents[2::3]])
-    return Shard(noise, latent, [text["prompt"] for text in texts], indices)
+    latent = np.stack([_array(content) for content in contents["latent.npy"].values()])
+    noise = np.stack([_array(content) for content in contents["noise.npy"].values()])
+    extras = {name: contents[name] for name in EXTRAS if contents[name]}
+    return Shard(noise, latent, [text["prompt"] for text in texts], indices, extras)
+
+
+def _places(members: list[tarfile.TarInfo], indices: list[int]) -> Iterator[tuple[int, str]]:
+    """Index and field of each member. Raises ValueError if one is not due where it stands, or lacks."""
+    left = iter(members)
+    member = next(left, None)
+    for index in indices:
+        for name in IN_ORDER:
+            due = f"{_key(index)}.{name}"
+            if member is not None and member.name == due and member.isreg():
+                yield index, name
+                member = next(left, None)
+            elif name in FIELDS and member is None:
+                raise ValueError(f"it lacks '{due}', which its sidecar lists")
+            elif name in FIELDS and member is not None:
+                raise ValueError(f"it holds {_said(member)}, where '{due}' is due")
+    if member is not None:
+        raise ValueError(f"it holds {_said(member)}, beyond what its sidecar lists")
 
 
 def _said(member: tarfile.TarInfo) -> str:
