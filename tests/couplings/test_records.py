@@ -170,7 +170,7 @@ def test_webp_is_near_the_image_and_png_is_the_image():
 
 
 @pytest.mark.parametrize("name", ["image.png", "image.webp", "embedding.npy"])
-@pytest.mark.parametrize("cut", [0, 5, 40, -20])
+@pytest.mark.parametrize("cut", [0, 5, 40])
 def test_a_damaged_extra_is_a_value_error(name, cut):
     value = np.full((32, 32, 3), 7, np.uint8 if name.startswith("image") else np.float16)
     content = write_extra(name, value)
