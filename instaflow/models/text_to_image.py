@@ -1,7 +1,6 @@
 """A text-to-image model of Stable Diffusion's format: text and guidance, sampling, decoding."""
 
 from collections.abc import Sequence
-from inspect import signature
 from typing import Any
 
 import torch
@@ -10,11 +9,14 @@ from torch import Tensor, nn
 from instaflow.errors import DataError
 from instaflow.flow.straightness import Trajectory, euler
 from instaflow.flow.views import EpsilonView, VelocityView, View
+from instaflow.models.sampling import Sampling
 from instaflow.models.settings import ModelSettings
 
 Text = dict[str, Any]
 """Prompts as arguments of the U-Net: encoder_hidden_states [B, L, D], and for Stable Diffusion XL added_cond_kwargs,
 a dict of text_embeds [B, P] and time_ids [B, 6]."""
+Embedded = tuple[Tensor, Tensor | None]
+"""Text embeddings [B, L, D] and pooled ones, [B, P], of Stable Diffusion XL alone."""
 
 
 class TextToImage:
@@ -100,11 +102,8 @@ class TextToImage:
         return self.arguments(*self.embed(prompts))
 
     @torch.no_grad()
-    def embed(self, prompts: Sequence[str | None]) -> tuple[Tensor, Tensor | None]:
-        """Text embeddings [B, L, D] and pooled ones, [B, P], of Stable Diffusion XL alone.
-
-        A prompt that stands several times is encoded once, a long one cut and counted.
-        """
+    def embed(self, prompts: Sequence[str | None]) -> Embedded:
+        """The prompts' embeddings. One that stands several times is encoded once, a long one cut and counted."""
         unique = list(dict.fromkeys(prompts))
         texts = [prompt or "" for prompt in unique]
         self.count_truncated(prompts)
@@ -121,15 +120,16 @@ class TextToImage:
                 hidden[unique.index(None)] = 0
                 pooled[unique.index(None)] = 0
         place = {prompt: index for index, prompt in enumerate(unique)}
-        rows = [place[prompt] for prompt in prompts]
+        rows = torch.tensor([place[prompt] for prompt in prompts]).to(hidden.device, non_blocking=True)
         return hidden[rows], None if pooled is None else pooled[rows]
 
     def token_ids(self, tokenizer: Any, texts: list[str]) -> tuple[Tensor, Tensor | None]:
         """Token numbers [B, L], padded or cut to the tokenizer's length, and a mask if the text encoder wants one."""
         length = tokenizer.model_max_length
         tokens = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        ids = tokens.input_ids.to(self.device, non_blocking=True)
         masked = getattr(self.text_encoder.config, "use_attention_mask", False)
-        return tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device) if masked else None
+        return ids, tokens.attention_mask.to(self.device, non_blocking=True) if masked else None
 
     def count_truncated(self, prompts: Sequence[str | None]) -> None:
         texts = list(dict.fromkeys(prompt for prompt in prompts if prompt))
@@ -144,7 +144,7 @@ class TextToImage:
         scale = 2 ** (len(self.vae.config.block_out_channels) - 1)
         size = [scale * side for side in self.latent_shape[1:]]
         # The original size, the crop's corner and the target size, in pixels (SDXL, Sec. 2.2)
-        time_ids = torch.tensor([*size, 0, 0, *size], dtype=hidden.dtype, device=hidden.device)
+        time_ids = torch.tensor([*size, 0, 0, *size], dtype=hidden.dtype).to(hidden.device, non_blocking=True)
         added = {"text_embeds": pooled, "time_ids": time_ids.expand(len(hidden), -1)}
         return {"encoder_hidden_states": hidden, "added_cond_kwargs": added}
 
@@ -170,16 +170,18 @@ class TextToImage:
 
     def conditioning(self, prompts: list[str], guidance_scale: float) -> Text:
         """The text that `guided` wants."""
-        hidden, pooled = self.embed(prompts)
-        if guidance_scale <= 1:
-            return self.arguments(hidden, pooled)
-        no_hidden, no_pooled = self.embed([None])
-        hidden = torch.cat([no_hidden.expand_as(hidden), hidden])
-        if pooled is not None and no_pooled is not None:
-            pooled = torch.cat([no_pooled.expand_as(pooled), pooled])
+        return self.joined(self.embed([None]) if guidance_scale > 1 else None, self.embed(prompts))
+
+    def joined(self, no_prompt: Embedded | None, prompted: Embedded) -> Text:
+        """Embeddings of no prompt, 1 row, and of B prompts as `guided` wants them: 2B rows, or B without the first."""
+        if no_prompt is None:
+            return self.arguments(*prompted)
+        (none, pooled_none), (hidden, pooled) = no_prompt, prompted
+        hidden = torch.cat([none.expand_as(hidden), hidden])
+        if pooled is not None and pooled_none is not None:
+            pooled = torch.cat([pooled_none.expand_as(pooled), pooled])
         return self.arguments(hidden, pooled)
 
-    @torch.no_grad()
     def sample(
         self,
         noise: Tensor,
@@ -189,28 +191,13 @@ class TextToImage:
         guidance_scale: float | None = None,
         scheduler: Any = None,
     ) -> Tensor:
-        """Scaled latents [B, C, H, W] of unit-variance noise [B, C, H, W], as stock diffusers would make them.
+        """Scaled latents [B, C, H, W] of unit-variance noise [B, C, H, W]: one batch of a `Sampling`.
 
-        The network computes in its own precision, the sampler in float32. Steps and guidance default to what the
-        model's folder recommends, the scheduler to the folder's own.
+        Steps and guidance default to what the model's folder recommends, the scheduler to the folder's own.
         """
         steps = self.settings.num_steps if num_steps is None else num_steps
         scale = self.settings.guidance_scale if guidance_scale is None else guidance_scale
-        own = scheduler or self.scheduler
-        scheduler = type(own).from_config(own.config)  # schedulers hold state: one for each call
-        scheduler.set_timesteps(steps, device=self.device)
-        text = self.conditioning(prompts, scale)
-        # A folder's own sampler may draw numbers: then the same ones in every call.
-        draws = (
-            {"generator": torch.Generator().manual_seed(0)}
-            if "generator" in signature(scheduler.step).parameters
-            else {}
-        )
-        x = noise.to(self.device, torch.float32) * scheduler.init_noise_sigma
-        for timestep in scheduler.timesteps:
-            output = self.predict(scheduler.scale_model_input(x, timestep), timestep, text, scale)
-            x = scheduler.step(output, timestep, x, **draws, return_dict=False)[0]
-        return x
+        return Sampling(self, num_steps=steps, guidance_scale=scale, scheduler=scheduler)(noise, prompts)
 
     @torch.no_grad()
     def trajectory(self, noise: Tensor, prompts: list[str], *, num_steps: int, guidance_scale: float) -> Trajectory:

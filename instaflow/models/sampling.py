@@ -1,0 +1,107 @@
+"""Sampling in earnest: batch after batch of one model with the same steps and guidance."""
+
+from collections.abc import Callable
+from inspect import signature
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from instaflow.errors import InstaFlowError
+
+if TYPE_CHECKING:
+    from instaflow.models.text_to_image import TextToImage
+
+
+class Sampling:
+    """A model set up to sample; what all batches share is computed once.
+
+    The network computes in its own precision, the sampler in float32. On a GPU a call returns when its work is
+    queued: no step waits for another, and nothing is copied between the devices from the first step to the last.
+    `compiled_for` is the batch size that a compiled network is made for; smaller batches are filled up to it. Raises
+    InstaFlowError where it can't be compiled.
+    """
+
+    def __init__(
+        self,
+        model: "TextToImage",
+        *,
+        num_steps: int,
+        guidance_scale: float,
+        scheduler: Any = None,
+        compiled_for: int | None = None,
+    ) -> None:
+        own = scheduler or model.scheduler
+        self.model, self.guidance_scale, self.compiled_for = model, guidance_scale, compiled_for
+        self.no_prompt = model.embed([None]) if guidance_scale > 1 else None
+        self.scheduler = type(own).from_config(own.config)
+        self.num_steps = num_steps
+        self.scheduler.set_timesteps(num_steps)  # on the CPU, where it looks its own numbers up
+        self.timesteps = self.scheduler.timesteps.to(model.device)
+        if compiled_for:
+            self._compile(compiled_for)
+
+    @torch.no_grad()
+    def __call__(self, noise: Tensor, prompts: list[str]) -> Tensor:
+        """Scaled latents [B, C, H, W], float32, of unit-variance noise [B, C, H, W], as stock diffusers would make."""
+        batch, filling = len(noise), max((self.compiled_for or 0) - len(noise), 0)
+        noise = torch.cat([noise, noise[:1].expand(filling, -1, -1, -1)])
+        text = self.model.joined(self.no_prompt, self.model.embed([*prompts, *prompts[:1] * filling]))
+        scheduler = type(self.scheduler).from_config(self.scheduler.config)  # it holds state: one for each call
+        scheduler.set_timesteps(self.num_steps)
+        # A folder's own sampler may draw numbers: then the same ones in every call.
+        draws = {"generator": torch.Generator().manual_seed(0)} if draws_noise(scheduler) else {}
+        x = sent(noise.float(), self.model.device) * scheduler.init_noise_sigma
+        for timestep, on_device in zip(scheduler.timesteps, self.timesteps, strict=True):
+            scaled = scheduler.scale_model_input(x, timestep)
+            if self.compiled_for:
+                torch.compiler.cudagraph_mark_step_begin()
+            output = self.model.predict(scaled, on_device, text, self.guidance_scale)
+            if self.compiled_for:
+                output = output.clone()  # a replayed graph writes to the same memory again
+            x = scheduler.step(output, timestep, x, **draws, return_dict=False)[0]
+        return x[:batch]
+
+    def _compile(self, batch: int) -> None:
+        """Compile the network for batches of this size, and call it once."""
+        model = self.model
+        model.unet.to(memory_format=torch.channels_last)
+        model.unet.compile(dynamic=False, mode="reduce-overhead" if model.device.type == "cuda" else None)
+        try:
+            self(torch.zeros(batch, *model.latent_shape), [""] * batch)
+        except Exception as error:  # the compiler's own kinds, and those of the compiler that it calls
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InstaFlowError(
+                f"The network of '{model.name}' cannot be compiled here: {reason}",
+                "On a CPU that takes a C++ compiler and Python's headers; or set compile: false",
+            ) from error
+
+
+def draws_noise(scheduler: Any) -> bool:
+    return "generator" in signature(scheduler.step).parameters
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """Values of the CPU on `device`, without waiting for what it computes."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
+
+
+def fetched(values: Tensor) -> Callable[[], np.ndarray]:
+    """Begin to copy `values` from the GPU beside its further work; returns what waits for the copy, and gives it."""
+    if values.device.type != "cuda":
+        return values.numpy
+    copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    stream = torch.cuda.Stream(values.device)
+    stream.wait_stream(torch.cuda.current_stream(values.device))
+    with torch.cuda.stream(stream):
+        copy.copy_(values, non_blocking=True)
+    values.record_stream(stream)
+
+    def wait() -> np.ndarray:
+        stream.synchronize()
+        return copy.numpy()
+
+    return wait
