@@ -178,6 +178,8 @@ class CoupleStage(Stage):
     """Which of the teacher's timesteps a sampler visits, "trailing" by default; a velocity flow has no such choice."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """The network's precision while it samples; couplings are stored in float16."""
+    compile: bool | None = None
+    """Compile the network (torch.compile). By default on a CPU where the work ahead is worth it; never on a GPU."""
 
     @field_validator("sampler", mode="before")
     @classmethod

@@ -2,24 +2,28 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 
-from instaflow.couplings.generate import make_shard
+from instaflow.couplings.generate import Sampler, make_records, write_records
 from instaflow.couplings.leases import Leases
 from instaflow.couplings.manifest import Manifest, make_anew, read_manifest, write_manifest
 from instaflow.couplings.prompts import KeptPrompts, save_prompts
-from instaflow.couplings.shards import read_sidecar, shards_to_make, sidecar_path
+from instaflow.couplings.records import Shard
+from instaflow.couplings.shards import Sidecar, read_sidecar, shards_to_make, sidecar_path
 from instaflow.couplings.verify import Problem, bad_shards, verify
 from instaflow.errors import DataError, Interrupted
 from instaflow.interruption import Stop, listening
 from instaflow.models.device import device, set_up_cpu
 from instaflow.models.loading import load_model
 from instaflow.models.samplers import coupling_scheduler, recorded_scheduler
+from instaflow.models.sampling import Sampling, fetched, pays_to_compile
 from instaflow.models.text_to_image import TextToImage
 from instaflow.places import model_fingerprint
 from instaflow.progress import Progress
@@ -42,32 +46,18 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str | None]:
     prompts = KeptPrompts(stage.folder)
     model = load_model(stage.locate(settings.model), device=device(), dtype=DTYPES[settings.dtype])
     scheduler = coupling_scheduler(model, settings.sampler, settings.timestep_spacing)
-    manifest = Manifest(
-        stage=stage.name,
-        seed=stage.seed,
-        count=settings.count,
-        records_per_shard=settings.records_per_shard,
-        latent_shape=model.latent_shape,
-        prompts_hash=prompts.hash,
-        model=stage.relative(settings.model),
-        model_fingerprint=stage.content(settings.model),
-        sampler={"class": type(scheduler).__name__, **plain(scheduler.config)},
-        num_steps=settings.num_steps,
-        guidance_scale=settings.guidance_scale,
-        timestep_spacing=scheduler.config.timestep_spacing,
-        dtype=settings.dtype,
-        batch_size=settings.batch_size,
-        hardware={"name": hardware(), "torch": torch.__version__},
-    )
     if place.leads and not (stage.folder / "manifest.json").exists():
-        write_manifest(stage.folder, manifest)
+        write_manifest(stage.folder, described(stage, model, scheduler, prompts.hash))
     barrier()
-    check_prompts(stage.folder, prompts)
+    manifest = read_manifest(stage.folder)  # perhaps another worker's, a moment earlier
+    if manifest.prompts_hash != prompts.hash:
+        message = f'"{stage.folder / "prompts.json"}" does not have the hash that the manifest says'
+        raise DataError(message, make_anew(stage.folder))
     index, count = stage.worker.index * place.size + place.rank, stage.worker.count * place.size
     mine = [shard for shard in shards_to_make(stage.folder, manifest.plan) if shard % count == index]
     made = make_shards(stage.folder, mine, manifest, prompts, model, scheduler, label=stage.name, stop=stop)
-    for shard, count, left_out in made:
-        stage.log(shard=shard, count=count, left_out=left_out)
+    for sidecar in made:
+        stage.log(shard=sidecar.shard, count=sidecar.count, left_out=len(sidecar.left_out))
     if stop():
         left = len(shards_to_make(stage.folder, manifest.plan))
         raise Interrupted(
@@ -84,11 +74,31 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str | None]:
     return fingerprint
 
 
-def check_prompts(folder: Path, prompts: KeptPrompts) -> None:
-    """Raises DataError if the stage's copy of its prompts is not the one that its shards are made from."""
-    if read_manifest(folder).prompts_hash != prompts.hash:
-        message = f'"{folder / "prompts.json"}" does not have the hash that the manifest says'
-        raise DataError(message, make_anew(folder))
+def described(stage: StageFolder, model: TextToImage, scheduler: Any, prompts_hash: str) -> Manifest:
+    """What the stage is about to make, and how."""
+    settings = stage.stage
+    compiled = settings.compile
+    if compiled is None:
+        branches = 2 if settings.guidance_scale > 1 else 1
+        compiled = pays_to_compile(model, settings.count * settings.num_steps * branches)
+    return Manifest(
+        stage=stage.name,
+        seed=stage.seed,
+        count=settings.count,
+        records_per_shard=settings.records_per_shard,
+        latent_shape=model.latent_shape,
+        prompts_hash=prompts_hash,
+        model=stage.relative(settings.model),
+        model_fingerprint=stage.content(settings.model),
+        sampler={"class": type(scheduler).__name__, **plain(scheduler.config)},
+        num_steps=settings.num_steps,
+        guidance_scale=settings.guidance_scale,
+        timestep_spacing=scheduler.config.timestep_spacing,
+        dtype=settings.dtype,
+        batch_size=settings.batch_size,
+        compiled=compiled,
+        hardware={"name": hardware(), "torch": torch.__version__},
+    )
 
 
 def make_shards(
@@ -101,45 +111,67 @@ def make_shards(
     *,
     label: str,
     stop: Stop,
-) -> Iterable[tuple[int, int, int]]:
-    """Lease, sample and write shards; yields each one's number, its records, and how many were left out."""
+) -> Iterator[Sidecar]:
+    """Lease, sample and write shards, each written while the next is sampled; yields their sidecars."""
+    sample = sampler(model, scheduler, manifest)
 
-    def sample(noise: np.ndarray, texts: list[str]) -> np.ndarray:
-        latents = model.sample(
-            torch.from_numpy(noise),
-            texts,
-            num_steps=manifest.num_steps,
-            guidance_scale=manifest.guidance_scale,
-            scheduler=scheduler,
-        )
-        return latents.float().cpu().numpy()
+    @cache
+    def precise() -> Sampler:
+        return sampler(load_model(model.name, device=device()), scheduler, manifest)
 
+    again = None if manifest.dtype == "float32" else lambda noise, texts: precise()(noise, texts)
     total = sum(len(manifest.plan.indices(shard)) for shard in shards)
+    writing: deque[Future[Sidecar]] = deque()
     with (
         Progress(label, total=total, unit="couplings", quiet=not world().leads) as progress,
-        closing(Leases(folder).turns(shards, stop)) as turns,
+        Leases(folder) as leases,
+        ThreadPoolExecutor(1) as writer,
     ):
-        for shard, lost in turns:
+
+        def write(shard: int, records: Shard) -> Sidecar:
+            sidecar = write_records(folder, shard, manifest, records)
+            leases.give_back(shard)
+            return sidecar
+
+        for shard, lost in leases.turns(shards, stop):
             before = progress.done
 
             def stop_or_lost(lost: Callable[[], bool] = lost) -> bool:
                 return stop() or lost()
 
-            sidecar = make_shard(
+            records = make_records(
                 folder,
                 shard,
                 manifest,
                 prompts,
                 sample,
+                again=again,
                 stop=stop_or_lost,
                 report=lambda count: progress.update(progress.done + count),
             )
-            if sidecar is None:
+            while writing:  # at most one waits for the disk, however slow that is
+                yield writing.popleft().result()
+            if records is None:
+                leases.give_back(shard)
                 progress.update(before)
             else:
-                yield shard, sidecar.count, len(sidecar.left_out)
+                writing.append(writer.submit(write, shard, records))
+        while writing:
+            yield writing.popleft().result()
     if model.num_truncated:  # each process speaks of what it made itself
         print(f"{label}: in {model.num_truncated:,} couplings the prompt was too long for the tokenizer and was cut")
+
+
+def sampler(model: TextToImage, scheduler: object, manifest: Manifest) -> Sampler:
+    """What samples a batch with this model as the manifest says. Raises InstaFlowError where it can't be compiled."""
+    sampling = Sampling(
+        model,
+        num_steps=manifest.num_steps,
+        guidance_scale=manifest.guidance_scale,
+        scheduler=scheduler,
+        compiled_for=manifest.batch_size if manifest.compiled else None,
+    )
+    return lambda noise, texts: fetched(sampling(torch.from_numpy(noise), texts))
 
 
 def repair(folder: Path) -> list[int]:

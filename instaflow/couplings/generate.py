@@ -1,5 +1,6 @@
 """Make one shard of couplings with a sampler that is handed in."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,10 +11,13 @@ from instaflow.couplings.noise import coupled_noise
 from instaflow.couplings.prompts import prompt_of
 from instaflow.couplings.records import Shard
 from instaflow.couplings.shards import Sidecar, write_shard
+from instaflow.couplings.soundness import fault_of, is_sound
 from instaflow.errors import DataError
 
-# noise [B, C, H, W] float32, unit variance, and B prompts, to scaled latents [B, C, H, W] float32
-Sampler = Callable[[np.ndarray, list[str]], np.ndarray]
+Sampler = Callable[[np.ndarray, list[str]], Callable[[], np.ndarray]]
+"""Begins to sample noise [B, C, H, W], float32 of unit variance, with B prompts; returns what waits for the result and
+gives it: scaled latents [B, C, H, W], float32."""
+AHEAD = 1  # batches that a device works on while an earlier one is fetched and rounded
 
 
 def make_shard(
@@ -23,42 +27,87 @@ def make_shard(
     prompts: Sequence[str],
     sample: Sampler,
     *,
+    again: Sampler | None = None,
     stop: Callable[[], bool] = lambda: False,
     report: Callable[[int], None] = lambda records: None,
 ) -> Sidecar | None:
     """Sample a shard's couplings and write them; the sidecar, or None where `stop` said so before the shard was full.
 
-    The noise is rounded to the stored dtype before it is integrated, so that the stored pair is exact. Records whose
-    latent is not finite in the stored dtype are left out, and the sidecar lists them. `stop` is asked before each
-    batch; nothing of an abandoned shard stays. `report` hears each batch's size when it is done. Raises DataError
-    where no record is left, or the shard can't be written.
+    See `make_records`. Raises DataError also where the shard can't be written.
     """
-    noises, latents, indices = [], [], []
+    records = make_records(folder, shard, manifest, prompts, sample, again=again, stop=stop, report=report)
+    return None if records is None else write_records(folder, shard, manifest, records)
+
+
+def make_records(
+    folder: Path,
+    shard: int,
+    manifest: Manifest,
+    prompts: Sequence[str],
+    sample: Sampler,
+    *,
+    again: Sampler | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    report: Callable[[int], None] = lambda records: None,
+) -> Shard | None:
+    """A shard's records; None where `stop` said so, which is asked before each batch.
+
+    The noise is rounded to the stored dtype before it is integrated, so that the stored pair is exact. Records whose
+    stored latent is not sound (not finite, constant, far off in deviation) are sampled once more by `again`, which is
+    more precise; where that is None or doesn't help they are left out. `report` hears each batch's size when it is
+    done. Raises DataError where no record is left.
+    """
+    noises, latents = [], []
+    indices: list[int] = []
+    faults: list[str | None] = []
+
+    def take(batch: range, noise: np.ndarray, fetch: Callable[[], np.ndarray]) -> None:
+        latent = stored(manifest, fetch(), noise.shape)
+        sound = is_sound(latent)
+        rows = np.flatnonzero(~sound)
+        if again and len(rows):
+            fetch = again(noise[rows].astype(np.float32), [prompt_of(prompts, batch[row]) for row in rows])
+            latent[rows] = stored(manifest, fetch(), noise[rows].shape)
+            sound = is_sound(latent)
+        faults.extend(fault_of(each) for each in latent[~sound][:1])
+        noises.append(noise[sound])
+        latents.append(latent[sound])
+        indices.extend(batch[row] for row in np.flatnonzero(sound))
+        report(len(batch))
+
+    begun: deque[tuple[range, np.ndarray, Callable[[], np.ndarray]]] = deque()
     for batch in manifest.plan.batches(shard, manifest.batch_size):
         if stop():
             return None
         noise = stored_noise(manifest, batch)
-        latent = sample(noise.astype(np.float32), [prompt_of(prompts, index) for index in batch])
-        if latent.shape != noise.shape:
-            raise ValueError(f"the sampler returned {latent.shape} for noise of {noise.shape}")
-        with np.errstate(over="ignore"):  # an overflow becomes infinite and is left out
-            latent = latent.astype(manifest.stored_dtype)
-        finite = np.isfinite(latent).all(axis=(1, 2, 3))  # [B]
-        noises.append(noise[finite])
-        latents.append(latent[finite])
-        indices += [batch[row] for row in np.flatnonzero(finite)]
-        report(len(batch))
+        begun.append((batch, noise, sample(noise.astype(np.float32), [prompt_of(prompts, index) for index in batch])))
+        if len(begun) > AHEAD:
+            take(*begun.popleft())
+    for each in begun:
+        take(*each)
     if not indices:
-        hint = f"Sample in float32, or store it (stored_dtype is {manifest.stored_dtype}); check the model's images."
-        raise DataError(f'shard {shard} of "{folder}": not one latent is finite', hint)
-    records = Shard(
+        hint = "Look at the model's images at these settings (`instaflow sample`), or sample in float32."
+        raise DataError(f'shard {shard} of "{folder}": not one latent can be an image\'s; the first {faults[0]}', hint)
+    return Shard(
         noise=np.concatenate(noises),
         latent=np.concatenate(latents),
         prompts=[prompt_of(prompts, index) for index in indices],
         indices=indices,
     )
-    left_out = sorted(set(manifest.plan.indices(shard)) - set(indices))
+
+
+def write_records(folder: Path, shard: int, manifest: Manifest, records: Shard) -> Sidecar:
+    """Write a shard's records; those of its indices that are not among them were left out. Raises DataError."""
+    left_out = sorted(set(manifest.plan.indices(shard)) - set(records.indices))
     return write_shard(folder, shard, records, left_out=left_out)
+
+
+def stored(manifest: Manifest, latent: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Latents as a shard holds them; one that overflows the stored dtype becomes infinite."""
+    if latent.shape != shape:
+        raise ValueError(f"the sampler returned {latent.shape} for noise of {shape}")
+    with np.errstate(over="ignore"):
+        return latent.astype(manifest.stored_dtype)
 
 
 def stored_noise(manifest: Manifest, indices: list[int] | range) -> np.ndarray:

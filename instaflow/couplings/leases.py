@@ -9,9 +9,9 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from instaflow.couplings.shards import NotWritten, sidecar_path
@@ -25,8 +25,16 @@ POLL = 5.0  # seconds between two looks at shards that others make
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Heart:
+    """The thread that renews a lease until it is told to end."""
+
+    thread: threading.Thread
+    ended: threading.Event
+
+
 class Leases:
-    """This process's dealings with the leases in a couple stage's folder.
+    """This process's dealings with the leases in a couple stage's folder; used as a context, it gives all back at last.
 
     No two clocks are compared: a heartbeat is stale when this process has seen it unchanged for `STALE` seconds of its
     own. A holder on this host that has ended is known to be dead at once.
@@ -34,14 +42,21 @@ class Leases:
 
     def __init__(self, folder: Path) -> None:
         self.stage, self.folder = folder, folder / "leases"
+        self._hearts: dict[int, Heart] = {}
         self._seen: dict[int, tuple[bytes, float]] = {}  # a lease's content, and when it was first seen
 
-    def turns(
-        self, shards: list[int], stop: Callable[[], bool]
-    ) -> Generator[tuple[int, Callable[[], bool]], None, None]:
-        """Each of `shards` that no sidecar marks as done, while this process holds its lease; ends when all are done.
+    def __enter__(self) -> "Leases":
+        return self
 
-        Beside it a function that tells whether the lease was lost meanwhile: to go on were a waste. Waits for shards
+    def __exit__(self, *_: object) -> None:
+        for shard in list(self._hearts):
+            self.give_back(shard)
+
+    def turns(self, shards: list[int], stop: Callable[[], bool]) -> Iterator[tuple[int, Callable[[], bool]]]:
+        """Each of `shards` that no sidecar marks as done, with its lease; ends when the rest is done or is held here.
+
+        Beside it a function that tells whether the lease was lost meanwhile: to go on were a waste. Who takes a shard
+        gives its lease back when it is written or abandoned, at once or while further ones are taken. Waits for shards
         that others hold. Ends early if `stop` says so. Raises NotWritten.
         """
         waiting = False
@@ -53,10 +68,12 @@ class Leases:
                 if self._is_made(shard):
                     continue
                 if self._take(shard):
-                    with self._held(shard) as lost:
-                        if not self._is_made(shard):  # a moment ago, by who held it before
-                            yield shard, lost
-                if not self._is_made(shard):
+                    lost = self._hold(shard)
+                    if self._is_made(shard):  # a moment ago, by who held it before
+                        self.give_back(shard)
+                    else:
+                        yield shard, lost
+                if shard not in self._hearts and not self._is_made(shard):
                     others.append(shard)
             if len(others) == len(shards) and not stop():
                 if not waiting:
@@ -64,6 +81,15 @@ class Leases:
                 waiting = True
                 time.sleep(POLL)
             shards = others
+
+    def give_back(self, shard: int) -> None:
+        """End this process's lease of a shard. From any thread."""
+        heart = self._hearts.pop(shard)
+        heart.ended.set()
+        heart.thread.join()
+        with suppress(OSError):
+            if self._is_mine(shard):
+                self._path(shard).unlink()
 
     def clear(self) -> None:
         """Remove every lease, when all shards are made and nobody needs one, and what killed workers left."""
@@ -107,20 +133,13 @@ class Leases:
             return False
         return time.monotonic() - since > STALE
 
-    @contextmanager
-    def _held(self, shard: int) -> Iterator[Callable[[], bool]]:
-        """Keep a lease alive while the block runs, then give it back."""
+    def _hold(self, shard: int) -> Callable[[], bool]:
+        """Keep a lease alive until it is given back; returns what tells whether it was lost."""
         lost, ended = threading.Event(), threading.Event()
-        heart = threading.Thread(target=self._beat, args=(shard, lost, ended), daemon=True)
-        heart.start()
-        try:
-            yield lost.is_set
-        finally:
-            ended.set()
-            heart.join()
-            with suppress(OSError):
-                if self._is_mine(shard):
-                    self._path(shard).unlink()
+        thread = threading.Thread(target=self._beat, args=(shard, lost, ended), daemon=True)
+        self._hearts[shard] = Heart(thread, ended)
+        thread.start()
+        return lost.is_set
 
     def _beat(self, shard: int, lost: threading.Event, ended: threading.Event) -> None:
         while not ended.wait(HEARTBEAT):

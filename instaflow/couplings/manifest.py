@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from instaflow.couplings.records import Kept
 from instaflow.couplings.shards import FORMAT_VERSION, ShardPlan
 from instaflow.errors import DataError
-from instaflow.files import remove_leftovers, write_json
+from instaflow.files import json_text, remove_leftovers, write_new
 
 
 class Manifest(BaseModel):
@@ -33,6 +33,7 @@ class Manifest(BaseModel):
     timestep_spacing: str
     dtype: str  # the model computes in it
     batch_size: int = Field(ge=1)
+    compiled: bool = False  # the network, which changes the latents' last bits
     keep: Kept | None = None  # what records hold besides noise, latent and prompt
     hardware: dict[str, Any]
     format_version: int = FORMAT_VERSION
@@ -43,9 +44,10 @@ class Manifest(BaseModel):
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Put a stage's manifest into its folder; where it is already, perhaps another worker's, it stays."""
     path = folder / "manifest.json"
     remove_leftovers(path)
-    write_json(path, manifest.model_dump(mode="json"))
+    write_new(path, json_text(manifest.model_dump(mode="json")))
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -40,13 +40,18 @@ def sample(noise: np.ndarray, prompts: list[str]) -> np.ndarray:
     return noise / 2 + np.array([len(prompt) for prompt in prompts], np.float32).reshape(-1, 1, 1, 1)
 
 
+def at_once(sampler):
+    """A plain function from noise and prompts to latents as a `Sampler`."""
+    return lambda noise, prompts: lambda: sampler(noise, prompts)
+
+
 def make_couplings(folder: Path, manifest: Manifest, sampler=sample) -> Path:
     """A couple stage: what is missing is made."""
     folder.mkdir(parents=True, exist_ok=True)
     write_manifest(folder, manifest)
     save_prompts(folder, PROMPTS)
     for shard in shards_to_make(folder, manifest.plan):
-        make_shard(folder, shard, manifest, PROMPTS, sampler)
+        make_shard(folder, shard, manifest, PROMPTS, at_once(sampler))
     return folder
 
 

@@ -6,12 +6,12 @@ from instaflow.couplings.noise import coupled_noise
 from instaflow.couplings.prompts import prompt_of
 from instaflow.couplings.shards import read_shard, read_sidecar
 from instaflow.errors import DataError
-from tests.couplings.made import PROMPTS, contents, make_couplings, manifest_of, sample
+from tests.couplings.made import PROMPTS, at_once, contents, make_couplings, manifest_of, sample
 
 
 def test_a_record_is_its_index_noise_prompt_and_latent(tmp_path):
     manifest = manifest_of()
-    sidecar = make_shard(tmp_path, 4, manifest, PROMPTS, sample)
+    sidecar = make_shard(tmp_path, 4, manifest, PROMPTS, at_once(sample))
     assert sidecar == read_sidecar(tmp_path, 4, manifest.plan)
     assert (sidecar.count, sidecar.first_index, sidecar.last_index, sidecar.left_out) == (3, 20, 22, ())
     records = read_shard(tmp_path, sidecar)
@@ -30,11 +30,11 @@ def test_noise_is_rounded_before_it_is_integrated(tmp_path):
         seen.append(noise)
         return noise
 
-    sidecar = make_shard(tmp_path, 0, manifest_of(), PROMPTS, keep)
+    sidecar = make_shard(tmp_path, 0, manifest_of(), PROMPTS, at_once(keep))
     records = read_shard(tmp_path, sidecar)
     assert np.array_equal(np.concatenate(seen), records.noise.astype(np.float32))
     assert not np.array_equal(np.concatenate(seen), coupled_noise(0, "pairs", range(5), (2, 4, 4)))
-    exact = make_shard(tmp_path, 0, manifest_of(stored_dtype="float32"), PROMPTS, keep)
+    exact = make_shard(tmp_path, 0, manifest_of(stored_dtype="float32"), PROMPTS, at_once(keep))
     assert np.array_equal(read_shard(tmp_path, exact).noise, coupled_noise(0, "pairs", range(5), (2, 4, 4)))
 
 
@@ -45,7 +45,7 @@ def test_batches_are_cut_from_the_shards_first_index(tmp_path):
         sizes.append(len(prompts))
         return noise
 
-    make_shard(tmp_path, 1, manifest_of(), PROMPTS, count, report=told.append)
+    make_shard(tmp_path, 1, manifest_of(), PROMPTS, at_once(count), report=told.append)
     assert sizes == told == [2, 2, 1]
 
 
@@ -68,26 +68,70 @@ def test_latents_that_are_not_finite_are_left_out(tmp_path, value):
                 latent[row, 1, 2, 3] = value
         return latent
 
-    sidecar = make_shard(tmp_path, 1, manifest, PROMPTS, fail_at_5_and_8)
+    sidecar = make_shard(tmp_path, 1, manifest, PROMPTS, at_once(fail_at_5_and_8))
     assert (sidecar.count, sidecar.first_index, sidecar.last_index, sidecar.left_out) == (3, 5, 9, (5, 8))
     records = read_shard(tmp_path, read_sidecar(tmp_path, 1, manifest.plan))
     assert records.indices == [6, 7, 9] and records.prompts == [PROMPTS[1], PROMPTS[2], PROMPTS[4]]
     assert np.array_equal(records.noise, stored_noise(manifest, [6, 7, 9]))
 
 
+@pytest.mark.parametrize("helps", [True, False])
+def test_unsound_latents_are_sampled_once_more_with_more_care(tmp_path, helps):
+    """One that is not finite, a constant one and one that diverged: each alone, with its own noise and prompt."""
+    manifest, asked = manifest_of(batch_size=5), []
+
+    def spoil(noise, prompts):
+        latent = sample(noise, prompts)
+        latent[0], latent[2], latent[3] = np.nan, latent[2, :, :1, :1], 1000 * latent[3]
+        return latent
+
+    def care(noise, prompts):
+        asked.append((noise, prompts))
+        return sample(noise, prompts) if helps else spoil(np.concatenate([noise, noise]), prompts * 2)[[0, 2, 3]]
+
+    sidecar = make_shard(tmp_path, 1, manifest, PROMPTS, at_once(spoil), again=at_once(care))
+    bad = [5, 7, 8]
+    (noise, prompts), *more = asked
+    assert not more and prompts == [PROMPTS[index % 5] for index in bad]
+    assert np.array_equal(noise, stored_noise(manifest, bad).astype(np.float32))
+    assert sidecar.left_out == (() if helps else (5, 7, 8))
+    if helps:
+        (tmp_path / "whole").mkdir()
+        whole = make_shard(tmp_path / "whole", 1, manifest, PROMPTS, at_once(sample))
+        assert sidecar == whole
+
+
+def test_a_batch_is_begun_before_the_one_before_it_is_fetched(tmp_path):
+    """So a device never waits for the copy of what it made; and no more than two are under way."""
+    events = []
+
+    def begin(noise, prompts):
+        batch = sum(name == "begin" for name, _ in events)
+        events.append(("begin", batch))
+
+        def fetch():
+            events.append(("fetch", batch))
+            return sample(noise, prompts)
+
+        return fetch
+
+    make_shard(tmp_path, 0, manifest_of(), PROMPTS, begin)
+    assert events == [("begin", 0), ("begin", 1), ("fetch", 0), ("begin", 2), ("fetch", 1), ("fetch", 2)]
+
+
 def test_a_shard_without_a_finite_latent_is_an_error(tmp_path):
-    with pytest.raises(DataError, match="not one latent is finite") as caught:
-        make_shard(tmp_path, 0, manifest_of(), PROMPTS, lambda noise, prompts: noise * np.float32(np.nan))
+    with pytest.raises(DataError, match="the first is not finite") as caught:
+        make_shard(tmp_path, 0, manifest_of(), PROMPTS, at_once(lambda noise, prompts: noise * np.float32(np.nan)))
     assert "float32" in caught.value.hint and contents(tmp_path) == {}
 
 
 @pytest.mark.parametrize("batches", [0, 1, 2])
 def test_a_stopped_shard_leaves_nothing_behind(tmp_path, batches):
     answers = iter([False] * batches + [True])
-    assert make_shard(tmp_path, 0, manifest_of(), PROMPTS, sample, stop=lambda: next(answers)) is None
+    assert make_shard(tmp_path, 0, manifest_of(), PROMPTS, at_once(sample), stop=lambda: next(answers)) is None
     assert contents(tmp_path) == {}
 
 
 def test_a_sampler_of_the_wrong_shape_is_a_mistake_in_the_code(tmp_path):
     with pytest.raises(ValueError, match="sampler returned"):
-        make_shard(tmp_path, 0, manifest_of(), PROMPTS, lambda noise, prompts: noise[:, :1])
+        make_shard(tmp_path, 0, manifest_of(), PROMPTS, at_once(lambda noise, prompts: noise[:, :1]))

@@ -55,29 +55,49 @@ def test_a_worker_makes_each_shard_once_and_leaves_no_lease(stage):
 
 
 def test_a_lease_tells_its_holder_while_the_shard_is_made(stage):
-    for shard, _lost in Leases(stage).turns([3], never):
+    with Leases(stage) as held:
+        next(held.turns([3], never))
         fields = json.loads((stage / "leases" / "00003.json").read_text())
         assert (fields["pid"], fields["host"]) == (os.getpid(), os.uname().nodename)
         assert abs(fields["heartbeat"] - time.time()) < 60
-        sidecar_path(stage, shard).parent.mkdir(exist_ok=True)
-        sidecar_path(stage, shard).write_text("")
 
 
 def test_a_lease_is_renewed_while_it_is_held_and_given_back_after_an_error(stage, quick):
-    turns = Leases(stage).turns([0], never)
-    next(turns)
     path = stage / "leases" / "00000.json"
-    first, deadline = path.read_bytes(), time.monotonic() + 30
-    while path.read_bytes() == first and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert path.read_bytes() != first and holder_of(path.read_bytes()) == holder_of(first)
-    turns.close()
+    with pytest.raises(RuntimeError), Leases(stage) as held:
+        next(held.turns([0], never))
+        first, deadline = path.read_bytes(), time.monotonic() + 30
+        while path.read_bytes() == first and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert path.read_bytes() != first and holder_of(path.read_bytes()) == holder_of(first)
+        raise RuntimeError
     assert not path.exists()
+
+
+def test_a_shard_that_is_still_being_written_is_neither_taken_again_nor_waited_for(stage):
+    """Its lease is held, and renewed, while further shards are taken."""
+    with Leases(stage) as held:
+        turns = held.turns([0, 1, 2], never)
+        assert [shard for shard, _ in turns] == [0, 1, 2]
+        assert len(list((stage / "leases").iterdir())) == 3
+        held.give_back(1)
+        assert sorted(path.stem for path in (stage / "leases").iterdir()) == ["00000", "00002"]
+    assert list((stage / "leases").iterdir()) == []
+
+
+def test_a_shard_that_was_abandoned_is_taken_again(stage):
+    asked = []
+    with Leases(stage) as held:
+        for shard, _ in held.turns([0, 1], lambda: len(asked) > 2):
+            asked.append(shard)
+            held.give_back(shard)
+    assert asked == [0, 1, 0]
 
 
 def test_a_stop_ends_the_turns_and_gives_the_lease_back(stage):
     asked = iter([False, True])
-    assert len([shard for shard, _ in Leases(stage).turns([0, 1, 2], lambda: next(asked))]) == 1
+    with Leases(stage) as held:
+        assert len([shard for shard, _ in held.turns([0, 1, 2], lambda: next(asked))]) == 1
     assert list((stage / "leases").iterdir()) == []
 
 
@@ -107,12 +127,8 @@ def test_a_live_worker_s_shard_is_left_to_it(stage, quick, caplog):
     me = os.getpid()
     put_lease(stage, 0, pid=os.getppid(), started=0)  # lives
     asked = numbers()
-    turns = Leases(stage).turns([0, 1], lambda: next(asked) > 6)
-    taken = []
-    for shard, _lost in turns:
-        taken.append(shard)
-        sidecar_path(stage, shard).parent.mkdir(exist_ok=True)
-        sidecar_path(stage, shard).write_text("")
+    with Leases(stage) as held:
+        taken = [shard for shard, _lost in held.turns([0, 1], lambda: next(asked) > 6)]
     assert taken == [1] and me != os.getppid()
     assert "waiting for other workers" in caplog.text
 
@@ -162,15 +178,15 @@ def test_a_damaged_lease_is_waited_for_and_then_taken(stage, quick, content):
 
 
 def test_a_lease_that_another_took_over_is_lost_and_stays_the_other_s(stage, quick):
-    turns = Leases(stage).turns([0], never)
-    _, lost = next(turns)
+    held = Leases(stage)
+    _, lost = next(held.turns([0], never))
     assert not lost()
     theirs = put_lease(stage, 0, host="elsewhere")
     deadline = time.monotonic() + 30
     while not lost() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert lost()
-    turns.close()
+    held.give_back(0)
     assert (stage / "leases" / "00000.json").read_bytes() == theirs
 
 
@@ -205,12 +221,11 @@ def test_a_folder_that_is_gone_is_a_clear_error(stage):
 
 
 def test_a_heartbeat_that_cannot_be_written_stops_no_work(stage, quick, monkeypatch):
-    turns = Leases(stage).turns([0], never)
-    _, lost = next(turns)
-    monkeypatch.setattr(leases, "write_file", lambda path, data: (_ for _ in ()).throw(OSError(28, "full")))
-    time.sleep(0.2)
-    assert not lost()
-    turns.close()
+    with Leases(stage) as held:
+        _, lost = next(held.turns([0], never))
+        monkeypatch.setattr(leases, "write_file", lambda path, data: (_ for _ in ()).throw(OSError(28, "full")))
+        time.sleep(0.2)
+        assert not lost()
 
 
 # --- the same bytes, whoever made them and whatever died --------------------------------------------------------------

@@ -134,6 +134,7 @@ def test_a_listing_is_not_trusted(tmp_path):
 
 def test_latents_of_another_shape_are_refused(tmp_path):
     folder = make_couplings(tmp_path / "pairs", manifest_of(latent_shape=(1, 4, 4)))
+    (folder / "manifest.json").unlink()
     write_manifest(folder, manifest_of())  # numpy would stretch one channel to two
     with pytest.raises(DataError, match="latent_shape"):
         Couplings(folder, seed=0).batch(0, 1)

@@ -33,7 +33,7 @@ from instaflow.couplings.shards import (
 )
 from instaflow.couplings.verify import verify
 from instaflow.errors import DataError
-from tests.couplings.made import PROMPTS, contents, make_couplings, manifest_of, sample
+from tests.couplings.made import PROMPTS, at_once, contents, make_couplings, manifest_of, sample
 
 fork = multiprocessing.get_context("fork")
 
@@ -107,7 +107,7 @@ def test_shards_are_read_back_without_this_package(tmp_path, reader):
 def test_readers_and_writers_import_no_torch(tmp_path):
     code = (
         "import sys, instaflow.couplings.verify, instaflow.couplings.loader, instaflow.couplings.leases\n"
-        "from pathlib import Path; from tests.couplings.made import make_couplings, manifest_of\n"
+        "from pathlib import Path; from tests.couplings.made import at_once, make_couplings, manifest_of\n"
         "make_couplings(Path(sys.argv[1]), manifest_of()); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, tmp_path], cwd=Path(__file__).parents[2]).returncode == 0
@@ -236,7 +236,7 @@ def test_a_shard_that_is_made_twice_is_done_all_the_while(tmp_path, monkeypatch)
     before, seen = contents(tmp_path), []
     replace = os.replace
     monkeypatch.setattr(os, "replace", lambda *paths: seen.append(contents(tmp_path / "shards")) or replace(*paths))
-    make_shard(tmp_path, 0, manifest_of(count=5), PROMPTS, sample)
+    make_shard(tmp_path, 0, manifest_of(count=5), PROMPTS, at_once(sample))
     assert len(seen) == 2 and all(held["00000.json"] == before["shards/00000.json"] for held in seen)
     assert contents(tmp_path) == before
 
@@ -331,7 +331,7 @@ def test_a_mount_that_vanished_is_a_clear_error_and_is_not_made_again(tmp_path):
     folder = make_couplings(tmp_path / "mount" / "pairs", manifest_of(count=5))
     shutil.rmtree(tmp_path / "mount")
     with pytest.raises(DataError, match=r'00000\.tar" could not be written: No such file or directory'):
-        make_shard(folder, 0, manifest_of(count=5), PROMPTS, sample)
+        make_shard(folder, 0, manifest_of(count=5), PROMPTS, at_once(sample))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -352,8 +352,8 @@ def test_a_disk_that_refuses_is_a_clear_error_and_nothing_is_half_written(tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr(os, call, refuse)
         with pytest.raises(DataError, match=f"could not be written: {os.strerror(number)}"):
-            make_shard(folder, 0, manifest_of(count=5), PROMPTS, sample)
+            make_shard(folder, 0, manifest_of(count=5), PROMPTS, at_once(sample))
     for name, data in contents(folder).items():
         assert data == expected[name]
-    make_shard(folder, 0, manifest_of(count=5), PROMPTS, sample)
+    make_shard(folder, 0, manifest_of(count=5), PROMPTS, at_once(sample))
     assert contents(folder) == expected

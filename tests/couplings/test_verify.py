@@ -14,7 +14,7 @@ from instaflow.couplings.records import Shard
 from instaflow.couplings.shards import read_shard, read_sidecar, sidecar_path, tar_path, write_shard
 from instaflow.couplings.verify import bad_shards, verify
 from instaflow.errors import DataError
-from tests.couplings.made import PROMPTS, contents, make_couplings, manifest_of, sample
+from tests.couplings.made import PROMPTS, at_once, contents, make_couplings, manifest_of, sample
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_corruption_is_found_and_repaired(folder, corrupt, name):
         (folder / "shards" / name, 2, False)
     ]
     assert bad_shards(problems) == [2]
-    make_shard(folder, 2, manifest_of(), PROMPTS, sample)
+    make_shard(folder, 2, manifest_of(), PROMPTS, at_once(sample))
     assert contents(folder) == before and verify(folder) == []
 
 

@@ -12,7 +12,7 @@ from instaflow.couplings.leases import Leases
 from instaflow.couplings.manifest import Manifest, write_manifest
 from instaflow.couplings.prompts import save_prompts
 from instaflow.couplings.shards import read_shard, read_sidecar
-from tests.couplings.made import PROMPTS, sample
+from tests.couplings.made import PROMPTS, at_once, sample
 
 TOUCHES = {"open", "write", "flush", "fsync", "close", "link", "replace", "unlink", "mkdir", "rmdir"}
 
@@ -32,9 +32,11 @@ def work(folder: Path, manifest: Manifest, index: int = 0, count: int = 1) -> li
     leases.POLL = 0.01
     mine = [shard for shard in range(manifest.plan.num_shards) if shard % count == index]
     made = []
-    for shard, _lost in Leases(folder).turns(mine, lambda: False):
-        make_shard(folder, shard, manifest, PROMPTS, sample)
-        made.append(shard)
+    with Leases(folder) as held:
+        for shard, _lost in held.turns(mine, lambda: False):
+            make_shard(folder, shard, manifest, PROMPTS, at_once(sample))
+            held.give_back(shard)
+            made.append(shard)
     return made
 
 
