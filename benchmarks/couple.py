@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -34,6 +33,7 @@ from instaflow.models.samplers import coupling_scheduler
 from instaflow.models.settings import ModelSettings
 from instaflow.models.text_to_image import TextToImage
 from instaflow.world import hardware
+from pipelines.couple import sampler
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PROMPTS = sorted(TRAINED)
@@ -84,11 +84,7 @@ def main(
         hardware={},
     )
 
-    def sample(noise: np.ndarray, texts: list[str]) -> np.ndarray:
-        latents = model.sample(
-            torch.from_numpy(noise), texts, num_steps=num_steps, guidance_scale=guidance_scale, scheduler=scheduler
-        )
-        return latents.float().cpu().numpy()
+    sample = sampler(model, scheduler, manifest)
 
     with tempfile.TemporaryDirectory() as folder:
 
