@@ -3,11 +3,13 @@
     python benchmarks/couple.py                          the digits' architecture, on this machine
     python benchmarks/couple.py --architecture sd15      Stable Diffusion 1.5's, at random weights
 
-Both sides sample the same prompts with the same network, scheduler, steps, guidance, batch and precision, in turns, in
+All sides sample the same prompts with the same network, scheduler, steps, guidance, batch and precision, in turns, in
 one process. The user's side is `StableDiffusionPipeline.__call__` with `output_type="latent"` and nothing written; ours
-draws the noise, samples and writes whole shards. What counts is the ratio; the rates are this machine's of this hour.
+draws the noise, samples and writes whole shards, as it is and with the network compiled (`compile: true`; on a CPU a
+stage of some minutes or more does so by itself). What counts is the ratio; the rates are this machine's of this hour.
 """
 
+import copy
 import json
 import platform
 import statistics
@@ -23,13 +25,15 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from instaflow.couplings.generate import make_shard
+from instaflow.couplings.generate import Sampler, make_shard
 from instaflow.couplings.manifest import Manifest
+from instaflow.couplings.prompts import prompt_of
 from instaflow.digits.captions import TRAINED
 from instaflow.digits.networks import build_autoencoder, build_scheduler, build_text_encoder, build_unet
 from instaflow.digits.tokenizer import build_tokenizer
 from instaflow.models.device import device, set_up_cpu
 from instaflow.models.samplers import coupling_scheduler
+from instaflow.models.sampling import network_flops
 from instaflow.models.settings import ModelSettings
 from instaflow.models.text_to_image import TextToImage
 from instaflow.world import hardware
@@ -45,8 +49,9 @@ PROMPTS = sorted(TRAINED)
 @click.option("--num-steps", type=click.IntRange(1, 1000), default=25, show_default=True)
 @click.option("--guidance-scale", type=float, default=4.0, show_default=True)
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32", show_default=True)
-@click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="A batch of each side a round.")
-@click.option("--profile", is_flag=True, help="Say where our side's time goes.")
+@click.option("--batches", type=click.IntRange(1), default=2, show_default=True, help="Of each side a round: a shard.")
+@click.option("--rounds", type=click.IntRange(1), default=7, show_default=True)
+@click.option("--profile", is_flag=True, help="Say where the time of our compiled side goes.")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the result as JSON.")
 def main(
     architecture: str,
@@ -54,6 +59,7 @@ def main(
     num_steps: int,
     guidance_scale: float,
     dtype: str,
+    batches: int,
     rounds: int,
     profile: bool,
     output: Path | None,
@@ -66,11 +72,12 @@ def main(
     model = TextToImage(pipeline, ModelSettings(), architecture)
     scheduler = coupling_scheduler(model)
     pipeline.scheduler = type(scheduler).from_config(scheduler.config)
+    per_round = batch_size * batches
     manifest = Manifest(
         stage="bench",
         seed=0,
-        count=batch_size * (rounds + 1),
-        records_per_shard=batch_size,
+        count=per_round * (rounds + 1),
+        records_per_shard=per_round,
         latent_shape=model.latent_shape,
         prompts_hash="",
         model=architecture,
@@ -83,30 +90,37 @@ def main(
         batch_size=batch_size,
         hardware={},
     )
+    plain = sampler(model, scheduler, manifest)
+    began = time.perf_counter()
+    compiling = TextToImage(copy.copy(pipeline), ModelSettings(), architecture)
+    compiling.unet = copy.deepcopy(pipeline.unet)
+    compiled = sampler(compiling, scheduler, manifest.model_copy(update={"compiled": True}))
+    seconds_to_compile = time.perf_counter() - began
 
-    sample = sampler(model, scheduler, manifest)
-
-    with tempfile.TemporaryDirectory() as folder:
-
-        def ours(turn: int) -> None:
-            make_shard(Path(folder), turn, manifest, PROMPTS, sample)
-
-        def stock(turn: int) -> None:
-            texts = [PROMPTS[index % len(PROMPTS)] for index in range(turn * batch_size, (turn + 1) * batch_size)]
-            noise = torch.randn(batch_size, *model.latent_shape, generator=torch.Generator().manual_seed(turn))
+    def stock(turn: int) -> None:
+        for batch in manifest.plan.batches(turn, batch_size):
+            noise = torch.randn(len(batch), *model.latent_shape, generator=torch.Generator().manual_seed(batch[0]))
             pipeline(
-                texts,
+                [prompt_of(PROMPTS, index) for index in batch],
                 latents=noise.to(device(), DTYPES[dtype]),
                 num_inference_steps=num_steps,
                 guidance_scale=guidance_scale,
                 output_type="latent",
             ).images.cpu()
 
-        seconds = in_turns({"ours": ours, "stock": stock}, rounds)
+    with tempfile.TemporaryDirectory() as folder:
+
+        def ours(sample: Sampler) -> Callable[[int], object]:
+            return lambda turn: make_shard(Path(folder), turn, manifest, PROMPTS, sample)
+
+        seconds = in_turns({"ours": ours(plain), "compiled": ours(compiled), "stock": stock}, rounds)
         if profile:
-            show_profile(lambda: ours(0))
-    ratio = statistics.median(theirs / own for own, theirs in zip(seconds["ours"], seconds["stock"], strict=True))
-    rates = {name: batch_size / statistics.median(taken) for name, taken in seconds.items()}
+            show_profile(lambda: ours(compiled)(0))
+    rates = {name: per_round / statistics.median(taken) for name, taken in seconds.items()}
+    ratios = {
+        name: statistics.median(theirs / own for own, theirs in zip(seconds[name], seconds["stock"], strict=True))
+        for name in ("ours", "compiled")
+    }
     result: dict[str, Any] = {
         "architecture": architecture,
         "hardware": hardware(),
@@ -115,17 +129,21 @@ def main(
         "guidance_scale": guidance_scale,
         "dtype": dtype,
         "pairs_per_second": rates,
-        "ratio": ratio,
+        "ratio": ratios,
+        "seconds_to_compile": seconds_to_compile,
         "seconds": seconds,
         "versions": {"Python": platform.python_version(), **{n: version(n) for n in ("torch", "diffusers")}},
     }
     if torch.cuda.is_available():
-        result["matmul_fraction"] = matmul_fraction(model, rates["ours"], num_steps, guidance_scale)
+        result["matmul_fraction"] = {
+            name: matmul_fraction(model, rates[name], num_steps, guidance_scale) for name in ratios
+        }
     for name, rate in rates.items():
-        click.echo(f"{name:>6}: {rate:10.2f} pairs/s")
-    click.echo(f" ratio: {ratio:10.2f}, the median of {rounds} rounds")
-    if "matmul_fraction" in result:
-        click.echo(f"matmul: {result['matmul_fraction']:10.1%} of the peak that a large product reaches here")
+        ratio = f"{ratios[name]:6.2f} times stock, the median of {rounds} rounds" if name in ratios else ""
+        click.echo(f"{name:>9}: {rate:8.2f} pairs/s {ratio}".rstrip())
+    for name, fraction in result.get("matmul_fraction", {}).items():
+        click.echo(f"{name:>9}: {fraction:8.1%} of the rate of one large matrix product")
+    click.echo(f"compiling: {seconds_to_compile:8.1f} s")
     if output:
         output.write_text(json.dumps(result, indent=2) + "\n")
 
@@ -170,8 +188,8 @@ def sd15_networks() -> tuple[UNet2DConditionModel, AutoencoderKL, CLIPTextModel]
     return unet, vae, CLIPTextModel(text)
 
 
-def in_turns(sides: dict[str, Callable[[int], None]], rounds: int) -> dict[str, list[float]]:
-    """Each side's seconds, a batch a round; the first batch of each is not counted, and who begins alternates."""
+def in_turns(sides: dict[str, Callable[[int], object]], rounds: int) -> dict[str, list[float]]:
+    """Each side's seconds a round; the first round is not counted, and who begins alternates."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds + 1):
         for name in list(sides)[:: 1 if turn % 2 else -1]:
@@ -184,12 +202,7 @@ def in_turns(sides: dict[str, Callable[[int], None]], rounds: int) -> dict[str, 
 
 def matmul_fraction(model: TextToImage, rate: float, num_steps: int, guidance_scale: float) -> float:
     """The U-Net's floating-point operations at `rate` pairs a second, as a share of what one large product reaches."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    noise = torch.zeros(1, *model.latent_shape, device=model.device, dtype=model.dtype)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.unet(noise, torch.tensor(999, device=model.device), **model.encode([""]))
-    flops = counter.get_total_flops() * num_steps * (2 if guidance_scale > 1 else 1) * rate
+    flops = network_flops(model) * num_steps * (2 if guidance_scale > 1 else 1) * rate
     size, repeats = 8192, 20
     a = torch.randn(size, size, device=model.device, dtype=model.dtype)
     for _ in range(3):
@@ -202,7 +215,7 @@ def matmul_fraction(model: TextToImage, rate: float, num_steps: int, guidance_sc
     return flops / (2 * size**3 * repeats / (time.perf_counter() - began))
 
 
-def show_profile(work: Callable[[], None]) -> None:
+def show_profile(work: Callable[[], object]) -> None:
     from torch.profiler import ProfilerActivity, profile
 
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]

@@ -24,7 +24,7 @@ class Sampling:
     """A model set up to sample; what all batches share is computed once.
 
     The network computes in its own precision, the sampler in float32. On a GPU a call returns when its work is
-    queued: no step waits for another, and nothing is copied between the devices from the first step to the last.
+    queued: nothing is copied between the devices from the first step to the last (but by UniPC, whose stock code does).
     `compiled_for` is the batch size that a compiled network is made for; smaller batches are filled up to it. Raises
     InstaFlowError where it can't be compiled.
     """
@@ -102,10 +102,10 @@ def pays_to_compile(model: "TextToImage", calls: int) -> bool:
 
 def network_flops(model: "TextToImage") -> int:
     """Floating-point operations of one call of the network for one record, counted without computing."""
-    text = tree_map(lambda tensor: tensor.to("meta"), model.encode([""]))
+    text = tree_map(lambda tensor: tensor.to("meta", torch.float32), model.encode([""]))
     with torch.device("meta"):
-        network = type(model.unet).from_config(model.unet.config).to(model.dtype)
-        noise, timestep = torch.empty(1, *model.latent_shape, dtype=model.dtype), torch.tensor(0)
+        network = type(model.unet).from_config(model.unet.config)
+        noise, timestep = torch.empty(1, *model.latent_shape), torch.tensor(0)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(noise, timestep, **text)
     return counter.get_total_flops()

@@ -2,22 +2,30 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from instaflow.config import load_experiment
-from instaflow.errors import InstaFlowError
+from instaflow.couplings.manifest import read_manifest
+from instaflow.couplings.shards import read_shard, read_sidecar
+from instaflow.errors import InstaFlowError, Interrupted
 from instaflow.files import write_file
 from instaflow.interruption import Stop
-from instaflow.rundir import locked
+from instaflow.models.export import save_model
+from instaflow.models.loading import load_model
+from instaflow.models.settings import ModelSettings
+from instaflow.rundir import locked, read_stats
 from instaflow.world import ALONE, Worker
 from pipelines.couple import repair
 from pipelines.experiment import run_one
-from tests.models.made import write_model
+from tests.models.made import build_parts, teacher_scheduler, write_model
 from tests.pipelines.runs import command, environment, instaflow
 
 TEXT = """
@@ -114,3 +122,58 @@ def test_commands_that_share_a_stage_outlive_one_that_is_killed(config, alone, t
     assert second.returncode == 0 and "pairs: done in" in out
     assert shards(tmp_path) == alone
     assert "done before" in instaflow(*arguments).stdout
+
+
+def latents(run: Path) -> np.ndarray:
+    """All latents of a stage, by index."""
+    plan = read_manifest(run / "pairs").plan
+    parts = [read_shard(run / "pairs", read_sidecar(run / "pairs", shard, plan)) for shard in range(plan.num_shards)]
+    return np.concatenate([part.latent for part in parts]).astype(np.float32)
+
+
+def test_what_overflows_half_precision_is_sampled_once_more_in_float32(config, tmp_path):
+    """A convolution whose values pass float16's largest, and which the next normalization brings back."""
+    parts = build_parts()
+    with torch.no_grad():
+        for parameter in parts["unet"].down_blocks[0].resnets[0].conv1.parameters():
+            parameter.mul_(2e5)
+    save_model(tmp_path / "teacher", **parts, scheduler=teacher_scheduler(), settings=ModelSettings())
+    text = TEXT.replace("MODEL", str(tmp_path / "teacher"))
+    (tmp_path / "half.yaml").write_text(text.replace("num_steps", "dtype: float16, num_steps"))
+    (tmp_path / "full.yaml").write_text(text)
+    couple(str(tmp_path / "half.yaml"), tmp_path / "half")
+    couple(str(tmp_path / "full.yaml"), tmp_path / "full")
+    assert all(entry["left_out"] == 0 for entry in read_stats(tmp_path / "half" / "pairs" / "stats.jsonl"))
+    half = load_model(tmp_path / "teacher", device=torch.device("cpu"), dtype=torch.float16)
+    alone = half.sample(torch.randn(1, 4, 8, 8), ["a seven"], num_steps=2, guidance_scale=2.0)
+    assert not alone.isfinite().all()
+    np.testing.assert_allclose(latents(tmp_path / "half"), latents(tmp_path / "full"), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_a_compiled_network_makes_the_same_couplings_whoever_makes_them(config, alone, tmp_path):
+    """In batches of three: the last one of a shard is smaller."""
+    eager = load_experiment(config, ("stages.pairs.batch_size=3",), str(tmp_path))
+    changes = ("stages.pairs.batch_size=3", "stages.pairs.compile=true")
+    compiled = load_experiment(config, changes, str(tmp_path))
+    with pytest.raises(Interrupted):
+        run_one(compiled, "pairs", stop_after_a_shard(tmp_path))
+    run_one(compiled, "pairs", Stop())
+    assert read_manifest(tmp_path / "pairs").compiled
+    made = shards(tmp_path)
+    couple(config, tmp_path / "eager")
+    np.testing.assert_allclose(latents(tmp_path), latents(tmp_path / "eager"), rtol=2e-3, atol=2e-3)
+    (tmp_path / "pairs" / "shards" / "00005.tar").unlink()
+    assert repair(tmp_path / "pairs") == [5] and shards(tmp_path) == made
+    with pytest.raises(InstaFlowError, match="'compile' was True, is now absent"):
+        run_one(eager, "pairs", Stop())
+
+
+def stop_after_a_shard(run: Path) -> Stop:
+    class Counted(Stop):
+        def __call__(self) -> bool:
+            if list((run / "pairs").glob("shards/*.json")):
+                self.signal = "SIGTERM"
+            return super().__call__()
+
+    return Counted()
