@@ -52,8 +52,7 @@ def temporary_with(path: Path, content: bytes | str | Iterable[bytes]) -> Iterat
     Its name tells who writes it, so that processes on several hosts never share one.
     """
     parts = [content.encode()] if isinstance(content, str) else [content] if isinstance(content, bytes) else content
-    me = this_process()
-    temporary = path.with_name(f".{path.name}.tmp-{me.host}-{me.namespace}-{me.pid}")
+    temporary = path.with_name(temporary_name(path.name))
     try:
         with open(temporary, "wb") as file:
             file.writelines(parts)
@@ -70,9 +69,23 @@ def remove_leftovers(path: Path) -> None:
     Its name may be a pattern, such as `*`.
     """
     for temporary in path.parent.glob(f".{path.name}.tmp-*"):
-        writer = re.fullmatch(r"(.+)-(\d+)-(\d+)", temporary.name.rpartition(".tmp-")[2])
-        if writer is None or Process(writer[1], int(writer[2]), int(writer[3])).is_gone():
+        if is_leftover(temporary.name):
             temporary.unlink(missing_ok=True)
+
+
+def temporary_name(name: str) -> str:
+    """What this process calls the file `name` while it writes it."""
+    me = this_process()
+    return f".{name}.tmp-{me.host}-{me.namespace}-{me.pid}"
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file is a temporary one of a writer that was killed, as far as can be known."""
+    before, _, writer = name.rpartition(".tmp-")
+    if not before:
+        return False
+    who = re.fullmatch(r"(.+)-(\d+)-(\d+)", writer)
+    return who is None or Process(who[1], int(who[2]), int(who[3])).is_gone()
 
 
 def write_json(path: Path, value: Any) -> None:

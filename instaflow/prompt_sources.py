@@ -18,6 +18,7 @@ from instaflow.errors import ConfigError
 from instaflow.files import is_utf8
 from instaflow.prompt_files import is_text, place_in, rows_of
 from instaflow.stages import PromptSource
+from instaflow.stores import reach
 
 Source = str | Path | list[str] | PromptSource
 BLOCK = 4096  # prompts hashed at a time
@@ -165,7 +166,7 @@ def files_of(path: str) -> list[tuple[Any, str]]:
     ConfigError where the URL's kind is unknown, or a glob or a folder holds nothing.
     """
     from braceexpand import braceexpand
-    from fsspec.core import has_magic, url_to_fs
+    from fsspec.core import has_magic
     from fsspec.implementations.local import LocalFileSystem
 
     if Path(path).is_file():  # whatever signs its name holds
@@ -177,12 +178,12 @@ def files_of(path: str) -> list[tuple[Any, str]]:
     found = []
     for name in names:
         try:
-            system, place = url_to_fs(name) if "://" in name else (LocalFileSystem(), name)
+            system, place = reach(name) if "://" in name else (LocalFileSystem(), name)
             is_folder = not has_magic(place) and system.isdir(place)
             pattern = f"{place.rstrip('/')}/*.tar" if is_folder else place
             inside = sorted(system.glob(pattern)) if has_magic(pattern) else []
-        except (ImportError, ValueError, OSError) as error:
-            raise ConfigError(f"'{name}' cannot be reached: {error}", "Install what its kind of URL needs") from error
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"'{name}' cannot be reached: {error}", "Check the network, and what is there") from error
         if is_folder and not inside:
             raise ConfigError(f"prompt file '{name}' is a folder without .tar files", f"Name files: {name}/*.parquet")
         if has_magic(place) and not inside:

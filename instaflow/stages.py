@@ -155,7 +155,7 @@ class CoupleStage(Stage):
 
     parent_keys: ClassVar[dict[str, str]] = {"model": "model"}
     gives: ClassVar[str] = "couplings"
-    free_keys: ClassVar[frozenset[str]] = frozenset({"prompts"})  # their content counts, not their path
+    free_keys: ClassVar[frozenset[str]] = frozenset({"prompts", "output"})  # their content counts, not their place
 
     kind: Literal["couple"]
     model: str
@@ -180,6 +180,21 @@ class CoupleStage(Stage):
     """The network's precision while it samples; couplings are stored in float16."""
     compile: bool | None = None
     """Compile the network (torch.compile). By default on a CPU where the work ahead is worth it; never on a GPU."""
+    output: str | None = None
+    """Where the shards' tars go, by default into the stage's folder: any URL that fsspec writes to, such as
+    s3://bucket/pairs or sftp://host/pairs. Credentials and endpoints are fsspec's to know, by its variables
+    (FSSPEC_S3_ENDPOINT_URL...), its files in ~/.config/fsspec, or what the store's own package looks at."""
+
+    @field_validator("output")
+    @classmethod
+    def one_place(cls, output: str | None) -> str | None:
+        if output is not None and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^:].*", output):
+            raise ValueError(f"{output!r} is no URL; write s3://bucket/folder, or file:///folder for one that is here")
+        if output is not None and "::" in output:
+            raise ValueError(f"{output!r} is a chain of URLs, which can't be written to")
+        if output is not None and re.match(r"[^/]+//[^/@]*:[^/@]*@", output):
+            raise ValueError("a password does not belong here; give it to fsspec, say as FSSPEC_FTP_PASSWORD")
+        return output
 
     @field_validator("sampler", mode="before")
     @classmethod

@@ -14,9 +14,10 @@ import torch
 from instaflow.couplings.generate import Sampler, make_records, write_records
 from instaflow.couplings.leases import Leases
 from instaflow.couplings.manifest import Manifest, make_anew, read_manifest, write_manifest
+from instaflow.couplings.output import close_output, open_output, settle_output, take_over
 from instaflow.couplings.prompts import KeptPrompts, save_prompts
 from instaflow.couplings.records import Shard
-from instaflow.couplings.shards import Sidecar, read_sidecar, shards_to_make, sidecar_path
+from instaflow.couplings.shards import Sidecar, read_sidecar, shards_to_make, unmark_shard
 from instaflow.couplings.verify import Problem, bad_shards, verify
 from instaflow.errors import DataError, Interrupted
 from instaflow.interruption import Stop, listening
@@ -46,13 +47,16 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str | None]:
     prompts = KeptPrompts(stage.folder)
     model = load_model(stage.locate(settings.model), device=device(), dtype=DTYPES[settings.dtype])
     scheduler = coupling_scheduler(model, settings.sampler, settings.timestep_spacing)
-    if place.leads and not (stage.folder / "manifest.json").exists():
-        write_manifest(stage.folder, described(stage, model, scheduler, prompts.hash))
+    if place.leads:
+        if not (stage.folder / "manifest.json").exists():
+            write_manifest(stage.folder, described(stage, model, scheduler, prompts.hash))
+        if read_manifest(stage.folder).prompts_hash != prompts.hash:
+            message = f'"{stage.folder / "prompts.json"}" does not have the hash that the manifest says'
+            raise DataError(message, make_anew(stage.folder))
+        settle_output(stage.folder, settings.output)
+        open_output(stage.folder)
     barrier()
     manifest = read_manifest(stage.folder)  # perhaps another worker's, a moment earlier
-    if manifest.prompts_hash != prompts.hash:
-        message = f'"{stage.folder / "prompts.json"}" does not have the hash that the manifest says'
-        raise DataError(message, make_anew(stage.folder))
     index, count = stage.worker.index * place.size + place.rank, stage.worker.count * place.size
     mine = [shard for shard in shards_to_make(stage.folder, manifest.plan) if shard % count == index]
     made = make_shards(stage.folder, mine, manifest, prompts, model, scheduler, label=stage.name, stop=stop)
@@ -66,9 +70,11 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str | None]:
         )
 
     def fingerprint() -> str | None:
+        take_over(stage.folder, manifest.plan)
         if shards_to_make(stage.folder, manifest.plan):
             return None
         Leases(stage.folder).clear()
+        close_output(stage.folder)
         return shards_fingerprint(stage.folder, manifest)
 
     return fingerprint
@@ -201,7 +207,7 @@ def make_bad_shards(folder: Path, manifest: Manifest, problems: list[Problem]) -
         )
     scheduler = recorded_scheduler(manifest.sampler)
     for shard in shards:
-        sidecar_path(folder, shard).unlink(missing_ok=True)
+        unmark_shard(folder, shard)
     with listening() as stop:
         made = list(make_shards(folder, shards, manifest, prompts, model, scheduler, label="repair", stop=stop))
     Leases(folder).clear()

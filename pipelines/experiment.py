@@ -12,6 +12,7 @@ from instaflow.interruption import Stop
 from instaflow.places import find_model
 from instaflow.rundir import StageFolder, locked, stage_folders
 from instaflow.stages import CoupleStage, share_of
+from instaflow.stores import Store
 from instaflow.world import ALONE, Worker
 
 
@@ -88,6 +89,8 @@ def check_inputs(stages: dict[str, StageFolder]) -> None:
             continue
         if isinstance(stage.stage, CoupleStage):
             look_at_prompts(stage)
+            if stage.stage.output:
+                Store(stage.stage.output).sizes("")
         for parent in stage.stage.parents().values():
             if parent not in stage.stage_names and not Path(parent).is_dir():
                 find_model(parent)

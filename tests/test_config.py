@@ -520,3 +520,21 @@ def test_a_setting_of_a_phase_is_sent_there(tmp_path):
     with pytest.raises(ConfigError, match="has no setting 'learning_rate'") as caught:
         load_experiment(write(tmp_path), ["stages.2rf.learning_rate=1e-3"])
     assert caught.value.hint == "'learning_rate' belongs into 'stages.2rf.phases'"
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("/mnt/pairs", "'/mnt/pairs' is no URL; write s3://bucket/folder, or file:///folder"),
+        ("s3:bucket", "is no URL"),
+        ("s3://", "is no URL"),
+        ("simplecache::s3://bucket/pairs", "is no URL"),
+        ("s3://bucket/pairs::memory://", "a chain of URLs"),
+        ("ftp://me:secret@host/pairs", "a password does not belong here; give it to fsspec"),
+    ],
+)
+def test_an_output_that_is_no_place_to_write_to_is_refused(tmp_path, output, words):
+    error = refusal(tmp_path, couple(output=f'"{output}"'))
+    assert "output" in error.message and words in error.message and "secret" not in error.message + error.hint
+    for good in "s3://bucket/sd15/pairs", "sftp://me@host:22/pairs", "file:///mnt/pairs", "memory://pairs":
+        load_experiment(write(tmp_path, couple(output=f'"{good}"')))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from instaflow.couplings.manifest import read_manifest
-from instaflow.couplings.shards import BadShard, Shard, read_shard, read_sidecar, shards_to_make, tar_path
+from instaflow.couplings.shards import BadShard, Shard, place_of_tar, read_shard, read_sidecar, shards_to_make
 from instaflow.errors import DataError
 from instaflow.streams import random_stream, stream_key
 
@@ -96,7 +96,9 @@ class Couplings:
         if shard not in self._decoded:
             records = read_shard(self.folder, self.sidecars[shard])
             if not records.noise.shape[1:] == records.latent.shape[1:] == self.manifest.latent_shape:
-                raise BadShard(tar_path(self.folder, shard), "does not hold the manifest's latent_shape")
+                raise BadShard(
+                    self.folder, place_of_tar(self.folder, shard), "does not hold the manifest's latent_shape"
+                )
             self._decoded[shard] = records
             if len(self._decoded) > 2 * WINDOW:
                 self._decoded.popitem(last=False)

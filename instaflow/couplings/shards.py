@@ -2,9 +2,13 @@
 
 `shards/00012.tar` holds records. `shards/00012.json`, its sidecar, is written after it: a shard without one is not
 done. Readers trust sidecars, never a listing, and decode nothing whose hash did not match.
+
+Where the stage's folder has an `output.json`, the tars lie in the store whose URL it gives, under the same names and
+with copies of the sidecars. A sidecar in the folder means even so: the tar is there, with this hash.
 """
 
 import hashlib
+import json
 import shlex
 import tarfile
 from contextlib import suppress
@@ -16,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from instaflow.couplings.records import Shard, decode, encode
 from instaflow.errors import DataError
 from instaflow.files import json_text, remove_leftovers, sync_folder, write_file
+from instaflow.stores import Store
 
 FORMAT_VERSION = 1
 
@@ -75,10 +80,10 @@ class Sidecar(BaseModel):
 class BadShard(DataError):
     """A shard's file is missing or is not what its sidecar or the manifest says; making the shard again mends it."""
 
-    def __init__(self, path: Path, fault: str) -> None:
+    def __init__(self, folder: Path, path: Path | str, fault: str) -> None:
         self.path, self.fault = path, fault
-        folder = shlex.quote(str(path.parent.parent))
-        super().__init__(f'"{path}" {fault}', f"Run `instaflow repair {folder}`: it makes such shards again.")
+        hint = f"Run `instaflow repair {shlex.quote(str(folder))}`: it makes such shards again."
+        super().__init__(f'"{path}" {fault}', hint)
 
 
 class NotWritten(DataError):
@@ -89,12 +94,37 @@ class NotWritten(DataError):
         super().__init__(f'"{path}" could not be written: {error.strerror}', hint)
 
 
+def tar_name(shard: int) -> str:
+    return f"shards/{shard:05d}.tar"
+
+
+def sidecar_name(shard: int) -> str:
+    return f"shards/{shard:05d}.json"
+
+
 def tar_path(folder: Path, shard: int) -> Path:
-    return folder / "shards" / f"{shard:05d}.tar"
+    return folder / tar_name(shard)
 
 
 def sidecar_path(folder: Path, shard: int) -> Path:
-    return folder / "shards" / f"{shard:05d}.json"
+    return folder / sidecar_name(shard)
+
+
+def store_of(folder: Path) -> Store | None:
+    """The store that holds a stage's tars, None where its folder does. Raises DataError."""
+    path = folder / "output.json"
+    try:
+        return Store(json.loads(path.read_bytes())["url"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DataError(f'"{path}" cannot be read: {error}', 'It should say {"url": "s3://bucket/folder"}') from error
+
+
+def place_of_tar(folder: Path, shard: int) -> Path | str:
+    """The path of a shard's tar, or its URL."""
+    store = store_of(folder)
+    return store.place(tar_name(shard)) if store else tar_path(folder, shard)
 
 
 def shards_to_make(folder: Path, plan: ShardPlan) -> list[int]:
@@ -107,7 +137,8 @@ def write_shard(folder: Path, shard: int, records: Shard, *, left_out: list[int]
 
     The same records give the same bytes on every machine. A crash leaves the shard without a sidecar, and at most a
     temporary file, which the next call for this shard on the same host removes. Two writers of the same records at
-    once do no harm. A folder that is gone, as under a mount that vanished, is not made again.
+    once do no harm. A folder that is gone, as under a mount that vanished, is not made again. A store that holds the
+    shard already keeps it: another worker put it there, and its sidecar is taken over.
     """
     tar, sidecar = tar_path(folder, shard), sidecar_path(folder, shard)
     data = encode(records)
@@ -121,54 +152,91 @@ def write_shard(folder: Path, shard: int, records: Shard, *, left_out: list[int]
         sha256=hashlib.sha256(data).hexdigest(),
         bytes=len(data),
     )
+    store = store_of(folder)
+    held = held_by(store, entry) if store else None
+    text = json_text((held or entry).model_dump(mode="json"))
     try:
         tar.parent.mkdir(exist_ok=True)
         remove_leftovers(tar)
         remove_leftovers(sidecar)
-        text = json_text(entry.model_dump(mode="json"))
         with suppress(FileNotFoundError):
             if sidecar.read_bytes() != text.encode():  # it must not vouch for the new tar
                 sidecar.unlink()
                 sync_folder(sidecar.parent)
-        write_file(tar, data)
+        if store is None:
+            write_file(tar, data)
+        elif held is None:
+            store.remove(sidecar_name(shard))
+            store.put(tar_name(shard), data)
+            store.put(sidecar_name(shard), text.encode())
         write_file(sidecar, text)
     except OSError as error:
         raise NotWritten(tar, error) from error
-    return entry
+    return held or entry
+
+
+def held_by(store: Store, entry: Sidecar) -> Sidecar | None:
+    """The sidecar of the shard with `entry`'s indices that a store holds whole, if it does."""
+    try:
+        held = Sidecar.model_validate_json(store.read(sidecar_name(entry.shard)))
+    except (FileNotFoundError, ValidationError):
+        return None
+    is_same = (held.shard, held.first_index, held.last_index) == (entry.shard, entry.first_index, entry.last_index)
+    return held if is_same and store.size(tar_name(entry.shard)) == held.bytes else None
+
+
+def unmark_shard(folder: Path, shard: int) -> None:
+    """Remove a shard's sidecar, also in the store that holds its tar: it is to be made again."""
+    store = store_of(folder)
+    if store:
+        store.remove(sidecar_name(shard))  # first: whoever comes next would take it over
+    sidecar_path(folder, shard).unlink(missing_ok=True)
 
 
 def read_sidecar(folder: Path, shard: int, plan: ShardPlan) -> Sidecar:
     """The sidecar of a shard, checked against itself and the plan. Raises BadShard."""
     path = sidecar_path(folder, shard)
     try:
-        sidecar = Sidecar.model_validate_json(path.read_bytes())
+        return sidecar_of(path.read_bytes(), shard, plan)
     except FileNotFoundError as error:
-        raise BadShard(path, "is missing: its shard is not done") from error
+        raise BadShard(folder, path, "is missing: its shard is not done") from error
     except OSError as error:
-        raise BadShard(path, f"cannot be read: {error.strerror}") from error
+        raise BadShard(folder, path, f"cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise BadShard(folder, path, str(error)) from error
+
+
+def sidecar_of(content: bytes, shard: int, plan: ShardPlan) -> Sidecar:
+    """The sidecar of a shard from its JSON. Raises ValueError, which says what is wrong with the file."""
+    try:
+        sidecar = Sidecar.model_validate_json(content)
     except ValidationError as error:
-        raise BadShard(path, f"is damaged: {error.errors(include_url=False)[0]['msg']}") from error
+        raise ValueError(f"is damaged: {error.errors(include_url=False)[0]['msg']}") from error
     indices = plan.indices(shard)
     if (sidecar.shard, sidecar.first_index, sidecar.last_index) != (shard, indices[0], indices[-1]):
         covers = f"shard {sidecar.shard} and indices {sidecar.first_index} to {sidecar.last_index}"
-        raise BadShard(path, f"is of {covers}; the manifest puts {indices[0]} to {indices[-1]} here")
+        raise ValueError(f"is of {covers}; the manifest puts {indices[0]} to {indices[-1]} here")
     return sidecar
 
 
 def read_shard(folder: Path, sidecar: Sidecar) -> Shard:
-    """The records of the shard that `sidecar` stands for. Raises BadShard; decodes only what its hash vouches for."""
-    path = tar_path(folder, sidecar.shard)
+    """The records of the shard that `sidecar` stands for; decodes only what its hash vouches for.
+
+    Raises BadShard; from a store that can't be reached StoreError.
+    """
+    store, name = store_of(folder), tar_name(sidecar.shard)
+    path = store.place(name) if store else folder / name
     try:
-        data = path.read_bytes()
+        data = store.read(name) if store else (folder / name).read_bytes()
     except FileNotFoundError as error:
-        raise BadShard(path, "is missing, though it has a sidecar") from error
+        raise BadShard(folder, path, "is missing, though it has a sidecar") from error
     except OSError as error:
-        raise BadShard(path, f"cannot be read: {error.strerror}") from error
+        raise BadShard(folder, path, f"cannot be read: {error.strerror}") from error
     if len(data) != sidecar.bytes:
-        raise BadShard(path, f"has {len(data)} bytes where its sidecar says {sidecar.bytes}")
+        raise BadShard(folder, path, f"has {len(data)} bytes where its sidecar says {sidecar.bytes}")
     if hashlib.sha256(data).hexdigest() != sidecar.sha256:
-        raise BadShard(path, "does not have the hash that its sidecar says")
+        raise BadShard(folder, path, "does not have the hash that its sidecar says")
     try:
         return decode(data, sidecar.indices)
     except (tarfile.TarError, ValueError, KeyError, TypeError, EOFError) as error:
-        raise BadShard(path, f"cannot be decoded: {error}") from error
+        raise BadShard(folder, path, f"cannot be decoded: {error}") from error

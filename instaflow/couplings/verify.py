@@ -2,14 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
 from instaflow.couplings.generate import stored_noise
 from instaflow.couplings.manifest import Manifest, read_manifest
 from instaflow.couplings.prompts import KeptPrompts, prompt_of
-from instaflow.couplings.shards import BadShard, read_shard, read_sidecar, sidecar_path, tar_path
+from instaflow.couplings.shards import (
+    BadShard,
+    place_of_tar,
+    read_shard,
+    read_sidecar,
+    sidecar_name,
+    sidecar_path,
+    store_of,
+    tar_name,
+    tar_path,
+)
 from instaflow.errors import DataError
 
 
@@ -20,7 +30,7 @@ class Problem:
     `shard` is the one to make again, None where that doesn't help. A `stray` file is nobody's: the data is sound.
     """
 
-    path: Path
+    path: Path | str
     fault: str
     shard: int | None = None
     stray: bool = False
@@ -35,7 +45,7 @@ def verify(folder: Path) -> list[Problem]:
     prompts, problems = verify_prompts(folder, manifest)
     for shard in range(manifest.plan.num_shards):
         problems += verify_shard(folder, shard, manifest, prompts)
-    return problems + stray_files(folder, manifest)
+    return problems + verify_store(folder, manifest) + stray_files(folder, manifest)
 
 
 def bad_shards(problems: list[Problem]) -> list[int]:
@@ -57,8 +67,8 @@ def verify_prompts(folder: Path, manifest: Manifest) -> tuple[KeptPrompts | None
 
 def verify_shard(folder: Path, shard: int, manifest: Manifest, prompts: Sequence[str] | None) -> list[Problem]:
     """What is wrong with one shard. Its prompts are not compared where `prompts` is None."""
-    tar = tar_path(folder, shard)
-    if not tar.exists() and not sidecar_path(folder, shard).exists():
+    tar = place_of_tar(folder, shard)
+    if isinstance(tar, Path) and not tar.exists() and not sidecar_path(folder, shard).exists():
         return [Problem(tar, "is missing, and so is its sidecar", shard)]
     try:
         records = read_shard(folder, read_sidecar(folder, shard, manifest.plan))
@@ -81,13 +91,32 @@ def verify_shard(folder: Path, shard: int, manifest: Manifest, prompts: Sequence
     return [Problem(tar, fault, shard) for fault in faults]
 
 
+def verify_store(folder: Path, manifest: Manifest) -> list[Problem]:
+    """What is wrong, beside the tars, in the store that holds them: lost copies of sidecars, and stray files."""
+    store = store_of(folder)
+    if store is None:
+        return []
+    sidecars = {PurePath(sidecar_name(shard)).name: shard for shard in range(manifest.plan.num_shards)}
+    tars = {PurePath(tar_name(shard)).name for shard in range(manifest.plan.num_shards)}
+    found = store.sizes("shards")
+    copies = store.read_all("shards", sorted(sidecars.keys() & found.keys()))
+    problems = []
+    for name, shard in sidecars.items():
+        path = sidecar_path(folder, shard)
+        if path.exists() and path.read_bytes() != copies.get(name):
+            problems.append(Problem(store.place(f"shards/{name}"), f"is no copy of '{path}'", shard))
+    strays = sorted(found.keys() - sidecars.keys() - tars)
+    return problems + [Problem(store.place(f"shards/{name}"), what_stray(name), stray=True) for name in strays]
+
+
+def what_stray(name: str) -> str:
+    return "is a temporary file" if ".tmp-" in name else "is no file of this stage"
+
+
 def stray_files(folder: Path, manifest: Manifest) -> list[Problem]:
     """Files that no shard owns, and temporary files of writers that died or still write."""
     shards = range(manifest.plan.num_shards)
     owned = {path(folder, shard) for shard in shards for path in (tar_path, sidecar_path)}
     found = [path for path in sorted((folder / "shards").glob("*")) if path not in owned]
     found += sorted(folder.glob(".*.tmp-*"))
-    return [
-        Problem(path, "is a temporary file" if ".tmp-" in path.name else "is no file of this stage", stray=True)
-        for path in found
-    ]
+    return [Problem(path, what_stray(path.name), stray=True) for path in found]
