@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -227,43 +228,78 @@ def sample(
     )
 
 
-@cli.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-def verify(folder: Path) -> None:
-    """Check every shard of a couple stage against its sidecar.
+def couplings_options(command: Callable[..., None]) -> Callable[..., None]:
+    """DIR and --workers of the commands that read all shards of a couple stage."""
+    options = [
+        click.argument("folder", metavar="DIR", type=click.Path(path_type=Path)),
+        click.option(
+            "--workers",
+            metavar="N",
+            type=click.IntRange(min=1),
+            help="Processes that read, each with a shard in memory; by default one for each core.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
 
-    Count, index range, hash and finite values; exit 1 names each bad file.
+
+@cli.command()
+@couplings_options
+def verify(folder: Path, workers: int | None) -> None:
+    """Read every shard of a couple stage, and tell each fault with its file.
+
+    Against its sidecar (count, index range, hash), the manifest (shapes, the noise of this seed, stage and index,
+    optional fields), the prompts, and what noise and latents must be: N(0, 1), unique in the whole set, finite, neither
+    constant nor far off in deviation.
+
+    Exit codes: 0 all sound, 1 faults, 75 no faults, but the stage is not done.
 
     \b
         instaflow verify runs/digits/pairs
     """
     from instaflow.couplings.manifest import read_manifest
+    from instaflow.couplings.shards import read_sidecar, shards_to_make
+    from instaflow.couplings.verify import is_unfinished
     from instaflow.couplings.verify import verify as check
+    from instaflow.interruption import listening
+    from instaflow.parallel import cores
+    from instaflow.progress import Progress
 
-    problems = check(folder)
+    plan = read_manifest(folder).plan
+    to_make = shards_to_make(folder, plan) if is_unfinished(folder) else []
+    total = plan.count - sum(len(plan.indices(shard)) for shard in to_make)
+    with Progress("verify", total=total, unit="couplings") as progress, listening() as stop:
+        problems = check(folder, workers=workers or cores(), stop=stop, progress=progress.update)
     for problem in problems:
         click.echo(str(problem), err=True)
-    plan = read_manifest(folder).plan
     if any(not problem.stray for problem in problems):
         if any(problem.shard is not None for problem in problems):
-            click.echo(f"Hint: instaflow repair {folder} makes the bad shards again", err=True)
+            click.echo(f"Hint: instaflow repair {shlex.quote(str(folder))} makes the bad shards again", err=True)
         sys.exit(1)
-    click.echo(f"{folder}: {plan.num_shards} shards, {plan.count:,} couplings, all as their sidecars say")
+    made = sorted({*range(plan.num_shards)} - {*to_make})
+    couplings = sum(read_sidecar(folder, shard, plan).count for shard in made)
+    if to_make:
+        click.echo(f"{folder}: not done; {len(made)} of {plan.num_shards} shards, {couplings:,} couplings, all sound")
+        sys.exit(75)
+    click.echo(f"{folder}: {plan.num_shards} shards, {couplings:,} couplings, all sound")
 
 
 @cli.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-def repair(folder: Path) -> None:
+@couplings_options
+@click.option("--model", metavar="PLACE", help="Where the model is, if no longer where the stage found it.")
+def repair(folder: Path, workers: int | None, model: str | None) -> None:
     """Make exactly the bad or missing shards again.
 
-    Needs the stage's folder and the model that made it, by its place in the same run.
+    Needs the stage's folder, and the very model that made it.
 
     \b
         instaflow repair runs/digits/pairs
     """
+    from instaflow.parallel import cores
     from pipelines.couple import repair as make_again
 
-    shards = make_again(folder)
+    shards = make_again(folder, model=model, workers=workers or cores())
     numbers = ", ".join(f"{shard:05d}" for shard in shards)
     click.echo(f"{folder}: made {numbers} again" if shards else f"{folder}: nothing to repair")
 

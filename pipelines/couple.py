@@ -1,7 +1,7 @@
 """The couple stage: (noise, latent) pairs of a model, in shards. Also what repairs them."""
 
 import hashlib
-import os
+import shlex
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +13,7 @@ import torch
 
 from instaflow.couplings.generate import Sampler, make_records, write_records
 from instaflow.couplings.leases import Leases
-from instaflow.couplings.manifest import Manifest, make_anew, read_manifest, write_manifest
+from instaflow.couplings.manifest import Manifest, make_anew, place_of_model, read_manifest, write_manifest
 from instaflow.couplings.output import close_output, open_output, settle_output, take_over
 from instaflow.couplings.prompts import KeptPrompts, save_prompts
 from instaflow.couplings.records import Shard
@@ -26,7 +26,7 @@ from instaflow.models.loading import load_model
 from instaflow.models.samplers import coupling_scheduler, recorded_scheduler
 from instaflow.models.sampling import Sampling, fetched, pays_to_compile
 from instaflow.models.text_to_image import TextToImage
-from instaflow.places import model_fingerprint
+from instaflow.places import is_hub_name, model_fingerprint
 from instaflow.progress import Progress
 from instaflow.prompt_sources import Prompts
 from instaflow.rundir import StageFolder, locked
@@ -180,14 +180,20 @@ def sampler(model: TextToImage, scheduler: object, manifest: Manifest) -> Sample
     return lambda noise, texts: fetched(sampling(torch.from_numpy(noise), texts))
 
 
-def repair(folder: Path) -> list[int]:
-    """Make exactly the bad or missing shards of a couple stage's folder again; returns their numbers."""
+def repair(folder: Path, *, model: str | None = None, workers: int = 1) -> list[int]:
+    """Make exactly the bad or missing shards of a couple stage's folder again; returns their numbers.
+
+    `model` says where the model is that made them, if no longer where it was. Of a stage that is not done, shards
+    that nobody made yet are left to it.
+    """
     manifest = read_manifest(folder)
     with locked(folder):
-        return make_bad_shards(folder, manifest, verify(folder))
+        with listening() as stop:
+            problems = verify(folder, workers=workers, stop=stop)
+        return make_bad_shards(folder, manifest, problems, model)
 
 
-def make_bad_shards(folder: Path, manifest: Manifest, problems: list[Problem]) -> list[int]:
+def make_bad_shards(folder: Path, manifest: Manifest, problems: list[Problem], model: str | None = None) -> list[int]:
     """Make the shards that `problems` name again; returns their numbers."""
     for problem in problems:
         if problem.shard is None and not problem.stray:
@@ -196,20 +202,19 @@ def make_bad_shards(folder: Path, manifest: Manifest, problems: list[Problem]) -
     if not shards:
         return []
     prompts = KeptPrompts(folder)
-    beside = Path(os.path.normpath(folder.absolute() / manifest.model))
-    place = str(beside) if beside.exists() or manifest.model.startswith("..") else manifest.model
-    set_up_cpu()
-    model = load_model(place, device=device(), dtype=DTYPES[manifest.dtype])
+    place = model or place_of_model(folder, manifest)
+    hint = f"Say where it is: instaflow repair {shlex.quote(str(folder))} --model PLACE; or make the couplings anew"
+    if not Path(place).exists() and not is_hub_name(place):
+        raise DataError(f"The model that made the couplings in '{folder}' is not at '{place}'", hint)
     if model_fingerprint(place) != manifest.model_fingerprint:
-        raise DataError(
-            f"'{place}' is not the model that made the couplings in '{folder}'",
-            "Put back the stage that they were made from, or make the couplings anew",
-        )
+        raise DataError(f"'{place}' is not the model that made the couplings in '{folder}'", hint)
+    set_up_cpu()
+    loaded = load_model(place, device=device(), dtype=DTYPES[manifest.dtype])
     scheduler = recorded_scheduler(manifest.sampler)
     for shard in shards:
         unmark_shard(folder, shard)
     with listening() as stop:
-        made = list(make_shards(folder, shards, manifest, prompts, model, scheduler, label="repair", stop=stop))
+        made = list(make_shards(folder, shards, manifest, prompts, loaded, scheduler, label="repair", stop=stop))
     Leases(folder).clear()
     if len(made) < len(shards):
         raise Interrupted(f"Repair of '{folder}' stopped ({stop.signal})", f"To go on: instaflow repair {folder}")

@@ -4,6 +4,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -12,6 +13,7 @@ import pytest
 import cli
 from instaflow.world import Worker
 from pipelines import experiment
+from tests.couplings.made import make_couplings, manifest_of
 from tests.experiments import SMALL, folders, mark_done, write
 
 ROOT = Path(__file__).parents[1]
@@ -467,3 +469,50 @@ def test_only_the_first_of_several_processes_tells_that_it_was_stopped():
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=60) == ("", "")
     assert process.returncode == 75
+
+
+# --- couplings ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    return make_couplings(tmp_path / "my pairs", manifest_of())
+
+
+@pytest.mark.parametrize("workers", [(), ("--workers", "1"), ("--workers", "3")])
+def test_verify_says_what_is_sound_and_what_is_not(typed, pairs, workers):
+    code, out, err = typed("verify", pairs, *workers)
+    assert (code, err) == (0, "") and out.endswith(f"{pairs}: 5 shards, 23 couplings, all sound\n")
+    (pairs / "shards" / "notes.txt").write_text("")
+    assert typed("verify", pairs, *workers)[0] == 0  # nobody's file does no harm
+    (pairs / "shards" / "00001.tar").unlink()
+    code, out, err = typed("verify", pairs, *workers)
+    assert code == 1 and "sound" not in out
+    assert err.splitlines() == [
+        f'"{pairs}/shards/00001.tar" is missing, though it has a sidecar',
+        f'"{pairs}/shards/notes.txt" is no file of this stage',
+        f"Hint: instaflow repair '{pairs}' makes the bad shards again",
+    ]
+
+
+def test_verify_of_a_stage_in_the_making_says_so(typed, pairs):
+    (pairs / "state.json").write_text('{"state": "running"}')
+    (pairs / "shards" / "00001.json").unlink()
+    code, out, err = typed("verify", pairs)
+    assert (code, err) == (75, "") and out.endswith(f"{pairs}: not done; 4 of 5 shards, 18 couplings, all sound\n")
+    (pairs / "shards" / "00002.tar").unlink()
+    code, out, err = typed("verify", pairs)
+    assert code == 1 and err.startswith(f'"{pairs}/shards/00002.tar" is missing')
+
+
+def test_ctrl_c_ends_verify_at_once_and_without_a_traceback(typed, pairs, monkeypatch):
+    from instaflow.couplings import verify as module
+
+    def interrupted(*arguments):
+        os.kill(parent, signal.SIGINT)
+        time.sleep(600)
+
+    parent = os.getpid()
+    monkeypatch.setattr(module, "read_one", interrupted)
+    code, _, err = typed("verify", pairs, "--workers", "2")
+    assert code == 75 and err.startswith(f"Stopped: 0 of 5 shards of '{pairs}' were read, and nothing was changed\n")

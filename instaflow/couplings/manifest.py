@@ -1,6 +1,7 @@
 """`manifest.json`: what a couple stage's shards hold and what made them."""
 
 import json
+import os
 import shlex
 from pathlib import Path
 from typing import Any, Literal
@@ -71,10 +72,29 @@ def read_manifest(folder: Path) -> Manifest:
 
 def kind_of(folder: Path) -> str:
     """What kind of stage the folder says that it is; "couple" where it can't be read."""
+    return setting_of(folder, "kind") or "couple"
+
+
+def setting_of(folder: Path, key: str) -> str | None:
+    """A setting as the stage's experiment file had it; None where it can't be read."""
     try:
-        return str(json.loads((folder / "stage.json").read_bytes())["settings"]["kind"])
+        return str(json.loads((folder / "stage.json").read_bytes())["settings"][key])
     except (OSError, ValueError, LookupError, TypeError):
-        return "couple"
+        return None
+
+
+def place_of_model(folder: Path, manifest: Manifest) -> str:
+    """Where the model of a stage's couplings should be: a hub name, or the folder or file where the stage found it.
+
+    A model of the same run is found after the run has moved, and one outside of it where the experiment file said.
+    """
+    beside = Path(os.path.normpath(folder.absolute() / manifest.model))
+    typed = setting_of(folder, "model")
+    if beside.exists():
+        return str(beside)
+    if typed and Path(typed).exists():
+        return typed
+    return str(beside) if manifest.model.startswith("..") else manifest.model
 
 
 def make_anew(folder: Path) -> str:

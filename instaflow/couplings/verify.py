@@ -1,6 +1,8 @@
-"""Check a couple stage's shards against their sidecars, its manifest and its prompts."""
+"""Check a couple stage's shards against their sidecars, its manifest, its prompts, and the normal distribution."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -8,19 +10,26 @@ import numpy as np
 
 from instaflow.couplings.generate import stored_noise
 from instaflow.couplings.manifest import Manifest, read_manifest
+from instaflow.couplings.moments import Moments, moments_of
 from instaflow.couplings.prompts import KeptPrompts, prompt_of
+from instaflow.couplings.records import Shard, read_extra
 from instaflow.couplings.shards import (
     BadShard,
     place_of_tar,
     read_shard,
     read_sidecar,
+    shards_to_make,
     sidecar_name,
     sidecar_path,
     store_of,
     tar_name,
     tar_path,
 )
-from instaflow.errors import DataError
+from instaflow.couplings.soundness import fault_of, is_sound
+from instaflow.errors import DataError, Interrupted
+from instaflow.parallel import spread
+
+ROWS = 64  # records whose noise is drawn at a time
 
 
 @dataclass(frozen=True)
@@ -39,13 +48,59 @@ class Problem:
         return f'"{self.path}" {self.fault}'
 
 
-def verify(folder: Path) -> list[Problem]:
-    """All that is wrong with the couplings in `folder`, shard by shard. Raises DataError where it has no manifest."""
+@dataclass(frozen=True)
+class Reading:
+    """What was found in one shard; arrays of no length where it could not be read."""
+
+    shard: int
+    problems: list[Problem]
+    indices: np.ndarray  # [N] int64
+    digests: np.ndarray  # [N, 2] uint64, of each record's noise
+    moments: Moments  # of the noise
+    is_exact: bool = False  # the noise is that of the manifest
+
+
+def verify(
+    folder: Path,
+    *,
+    workers: int = 1,
+    stop: Callable[[], bool] = lambda: False,
+    progress: Callable[[int], None] = lambda couplings: None,
+) -> list[Problem]:
+    """All that is wrong with the couplings in `folder`, shard by shard, whatever the number of workers.
+
+    Where the stage is not done, shards that are still to be made are no problem. `progress` hears how many couplings
+    are read. Memory: a shard's for each worker, and 24 bytes a coupling. Raises DataError where there is no manifest,
+    Interrupted if `stop` said so.
+    """
     manifest = read_manifest(folder)
     prompts, problems = verify_prompts(folder, manifest)
-    for shard in range(manifest.plan.num_shards):
-        problems += verify_shard(folder, shard, manifest, prompts)
+    to_make = set(shards_to_make(folder, manifest.plan)) if is_unfinished(folder) else set()
+    shards = [shard for shard in range(manifest.plan.num_shards) if shard not in to_make]
+    readings: list[Reading] = []
+    couplings = 0
+
+    def read(shard: int) -> Reading:
+        return read_one(folder, shard, manifest, prompts)
+
+    with closing(spread(read, shards, workers=workers, stop=stop)) as found:
+        for reading in found:
+            readings.append(reading)
+            couplings += len(manifest.plan.indices(reading.shard))
+            progress(couplings)
+    if len(readings) < len(shards):
+        message = f"{len(readings)} of {len(shards)} shards of '{folder}' were read, and nothing was changed"
+        raise Interrupted(message, "The same command begins anew")
+    readings.sort(key=lambda reading: reading.shard)
+    for reading in readings:
+        problems += reading.problems
+    problems += verify_whole(folder, readings)
     return problems + verify_store(folder, manifest) + stray_files(folder, manifest)
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether a stage is being made, or was interrupted, so that shards may be missing."""
+    return (folder / "state.json").exists() and not (folder / "done.json").exists()
 
 
 def bad_shards(problems: list[Problem]) -> list[int]:
@@ -65,30 +120,143 @@ def verify_prompts(folder: Path, manifest: Manifest) -> tuple[KeptPrompts | None
     return prompts, []
 
 
-def verify_shard(folder: Path, shard: int, manifest: Manifest, prompts: Sequence[str] | None) -> list[Problem]:
-    """What is wrong with one shard. Its prompts are not compared where `prompts` is None."""
+# --- one shard --------------------------------------------------------------------------------------------------------
+
+
+def read_one(folder: Path, shard: int, manifest: Manifest, prompts: Sequence[str] | None) -> Reading:
+    """What one shard holds, and what is wrong with it. Its prompts are not compared where `prompts` is None."""
     tar = place_of_tar(folder, shard)
+    nothing = (np.empty(0, np.int64), np.empty((0, 2), np.uint64), Moments())
     if isinstance(tar, Path) and not tar.exists() and not sidecar_path(folder, shard).exists():
-        return [Problem(tar, "is missing, and so is its sidecar", shard)]
+        return Reading(shard, [Problem(tar, "is missing, and so is its sidecar", shard)], *nothing)
     try:
         records = read_shard(folder, read_sidecar(folder, shard, manifest.plan))
     except BadShard as error:
-        return [Problem(error.path, error.fault, shard)]
+        return Reading(shard, [Problem(error.path, error.fault, shard)], *nothing)
+    faults = faults_of_shape(records, manifest)
+    is_exact, moments = False, Moments()
+    if not faults:
+        finite = bool(np.isfinite(records.noise).all())
+        moments = moments_of(records.noise) if finite else Moments()
+        is_exact = finite and is_noise_of(records, manifest)
+        if not finite:
+            faults.append("holds noise that is not finite")
+        elif not is_exact:
+            faults.append("holds noise that is not that of the manifest's seed and stage")
+        faults += [f"holds noise {fault}" for fault in (moments.fault(),) if fault]
+        faults += faults_of_latents(records)
+    faults += faults_of_extras(records, manifest)
+    if prompts is not None and records.prompts != [prompt_of(prompts, index) for index in records.indices]:
+        faults.append("holds prompts that are not the stage's")
+    problems = [Problem(tar, fault, shard) for fault in faults]
+    return Reading(shard, problems, np.array(records.indices), digests_of(records.noise), moments, is_exact)
+
+
+def faults_of_shape(records: Shard, manifest: Manifest) -> list[str]:
+    """Arrays that are not of the manifest's shape and dtype."""
     faults = []
     for name, array in ("noise", records.noise), ("latent", records.latent):
         if array.shape[1:] != manifest.latent_shape or array.dtype != manifest.stored_dtype:
-            held, expected = (
-                f"{array.dtype}{list(array.shape[1:])}",
-                f"{manifest.stored_dtype}{list(manifest.latent_shape)}",
-            )
-            faults.append(f"holds {name} of {held} where the manifest says {expected}")
-        elif not np.isfinite(array).all():
-            faults.append(f"holds {name} that is not finite")
-    if not faults and not np.array_equal(records.noise, stored_noise(manifest, records.indices)):
-        faults.append("holds noise that is not that of the manifest's seed and stage")
-    if prompts is not None and records.prompts != [prompt_of(prompts, index) for index in records.indices]:
-        faults.append("holds prompts that are not the stage's")
-    return [Problem(tar, fault, shard) for fault in faults]
+            held = f"{array.dtype}{list(array.shape[1:])}"
+            faults.append(f"holds {name} of {held} where the manifest says {said(manifest)}")
+    return faults
+
+
+def said(manifest: Manifest) -> str:
+    return f"{manifest.stored_dtype}{list(manifest.latent_shape)}"
+
+
+def is_noise_of(records: Shard, manifest: Manifest) -> bool:
+    """Whether each record's noise is, to the bit, what the manifest's seed and stage make of its index."""
+    parts = (slice(start, start + ROWS) for start in range(0, len(records.indices), ROWS))
+    return all(np.array_equal(records.noise[part], stored_noise(manifest, records.indices[part])) for part in parts)
+
+
+def digests_of(noise: np.ndarray) -> np.ndarray:
+    """A hash of each noise: uint64 [N, 2]."""
+    digests = b"".join(hashlib.blake2b(one.tobytes(), digest_size=16).digest() for one in noise)
+    return np.frombuffer(digests, np.uint64).reshape(-1, 2)
+
+
+def faults_of_latents(records: Shard) -> list[str]:
+    """What the writer would have left out; None of it, or one line."""
+    rows = np.flatnonzero(~is_sound(records.latent))
+    if not len(rows):
+        return []
+    first = f"record {records.indices[rows[0]]}'s latent, which {fault_of(records.latent[rows[0]])}"
+    return [f"holds {first}{others(len(rows) - 1, 'are not sound')}"]
+
+
+def faults_of_extras(records: Shard, manifest: Manifest) -> list[str]:
+    """Optional fields that are not as the manifest's `keep` announces them: the first fault of each field."""
+    faults: dict[str, str] = {}
+    for index in records.indices:
+        due = manifest.keep.members(index, manifest.latent_shape) if manifest.keep else {}
+        for name in sorted({*due, *records.extras}):
+            content = records.extras.get(name, {}).get(index)
+            if content is None and name in due:
+                faults.setdefault(name, f"lacks {name} of record {index}, which the manifest announces")
+            elif content is not None and name not in due:
+                faults.setdefault(name, f"holds {name} of record {index}, which the manifest does not announce")
+            elif content is not None and (fault := fault_of_extra(name, content, due[name])):
+                faults.setdefault(name, f"holds {name} of record {index}, which {fault}")
+    return list(faults.values())
+
+
+def fault_of_extra(name: str, content: bytes, shape: tuple[int, ...]) -> str | None:
+    """What is wrong with one optional field, in words that follow "which"."""
+    try:
+        value = read_extra(name, content)
+    except ValueError as error:
+        return f"cannot be decoded: {error}"
+    dtype = "uint8" if name.startswith("image.") else "float16"
+    if value.shape != shape or value.dtype != dtype:
+        return f"is {value.dtype}{list(value.shape)} where the manifest says {dtype}{list(shape)}"
+    return None if np.isfinite(value).all() else "is not finite"
+
+
+# --- the whole set ----------------------------------------------------------------------------------------------------
+
+
+def verify_whole(folder: Path, readings: list[Reading]) -> list[Problem]:
+    """What no shard shows alone: noise that stands twice, and the moments of all noise together."""
+    problems = repeated_noise(folder, readings)
+    together = sum((reading.moments for reading in readings if reading.is_exact), Moments())
+    if fault := together.fault():
+        problems.append(Problem(folder, f"holds, over all its shards, noise {fault}"))
+    return problems
+
+
+def repeated_noise(folder: Path, readings: Iterable[Reading]) -> list[Problem]:
+    """Each pair of shards that share noise, with the first such pair of records.
+
+    To be made again is the one whose noise is not the manifest's.
+    """
+    by_shard = {reading.shard: reading for reading in readings}
+    digests = np.concatenate([np.empty((0, 2), np.uint64), *(reading.digests for reading in by_shard.values())])
+    indices = np.concatenate([np.empty(0, np.int64), *(reading.indices for reading in by_shard.values())])
+    shards = np.repeat(list(by_shard), [len(reading.indices) for reading in by_shard.values()])
+    order = np.lexsort(digests.T)  # stable: equal ones stay in order of their index
+    same = np.flatnonzero((digests[order[1:]] == digests[order[:-1]]).all(axis=1))
+    shared: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for earlier, later in sorted(zip(order[same].tolist(), order[same + 1].tolist(), strict=True)):
+        guilty, other = later, earlier
+        if by_shard[shards[later]].is_exact and not by_shard[shards[earlier]].is_exact:
+            guilty, other = earlier, later
+        shared.setdefault((int(shards[guilty]), int(shards[other])), []).append((indices[guilty], indices[other]))
+    return [
+        Problem(
+            place_of_tar(folder, guilty),
+            f'holds in record {pairs[0][0]} the noise of record {pairs[0][1]} of "{place_of_tar(folder, other)}"'
+            f"{others(len(pairs) - 1, 'such pairs')}",
+            None if by_shard[guilty].is_exact else guilty,
+        )
+        for (guilty, other), pairs in sorted(shared.items())
+    ]
+
+
+def others(count: int, words: str) -> str:
+    return f" ({count:,} more {words})" if count else ""
 
 
 def verify_store(folder: Path, manifest: Manifest) -> list[Problem]:

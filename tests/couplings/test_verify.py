@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 
 from instaflow.couplings import shards
+from instaflow.couplings import verify as module
 from instaflow.couplings.generate import make_shard
 from instaflow.couplings.loader import Couplings
 from instaflow.couplings.manifest import write_manifest
+from instaflow.couplings.moments import Moments
 from instaflow.couplings.prompts import save_prompts
-from instaflow.couplings.records import Shard
+from instaflow.couplings.records import Kept, KeptImages, Shard, write_extra
 from instaflow.couplings.shards import read_shard, read_sidecar, sidecar_path, tar_path, write_shard
 from instaflow.couplings.verify import bad_shards, verify
-from instaflow.errors import DataError
+from instaflow.errors import DataError, Interrupted
 from tests.couplings.made import PROMPTS, at_once, contents, make_couplings, manifest_of, sample
 
 
@@ -170,22 +172,143 @@ def _rewrite(folder, **changes):
     write_shard(folder, 2, Shard(**(parts | changes)), left_out=[])
 
 
+FLAT = np.concatenate([np.ones((1, 2, 4, 4)), sample(np.random.default_rng(0).standard_normal((4, 2, 4, 4)), [""] * 4)])
+N01 = np.random.default_rng(1).standard_normal((5, 2, 4, 4))
+
+
 @pytest.mark.parametrize(
-    ("changes", "fault"),
+    ("changes", "faults"),
     [
-        ({"latent": np.full((5, 2, 4, 4), np.nan, np.float16)}, "latent that is not finite"),
-        ({"latent": np.zeros((5, 2, 4, 4), np.float32)}, "latent of float32[2, 4, 4]"),
-        ({"latent": np.zeros((5, 1, 4, 4), np.float16)}, "latent of float16[1, 4, 4]"),
-        ({"noise": np.zeros((5, 2, 4, 4), np.float16)}, "noise that is not that of the manifest's seed"),
-        ({"prompts": ["a"] * 5}, "prompts that are not the stage's"),
+        (
+            {"latent": np.full((5, 2, 4, 4), np.nan, np.float16)},
+            ["record 10's latent, which is not finite (4 more are not sound)"],
+        ),
+        ({"latent": FLAT.astype(np.float16)}, ["holds record 10's latent, which is constant"]),
+        ({"latent": (99 * FLAT[::-1]).astype(np.float16)}, ["record 10's latent, which has standard deviation"]),
+        ({"latent": np.zeros((5, 2, 4, 4), np.float32)}, ["latent of float32[2, 4, 4] where the manifest says"]),
+        ({"latent": np.zeros((5, 1, 4, 4), np.float16)}, ["latent of float16[1, 4, 4] where the manifest says"]),
+        ({"noise": N01.astype(np.float16)}, ["noise that is not that of the manifest's seed"]),
+        ({"noise": np.full((5, 2, 4, 4), np.inf, np.float16)}, ["noise that is not finite", "3 more such pairs"]),
+        (
+            {"noise": (3 * N01).astype(np.float16)},
+            ["noise that is not that of the manifest's seed", "which is not N(0, 1) (z "],
+        ),
+        ({"prompts": ["a"] * 5}, ["prompts that are not the stage's"]),
+        (
+            {"extras": {"pooled.npy": {11: b""}}},
+            ["holds pooled.npy of record 11, which the manifest does not announce"],
+        ),
     ],
 )
-def test_wrong_contents_under_a_right_hash_are_found(folder, changes, fault):
+def test_wrong_contents_under_a_right_hash_are_found(folder, changes, faults):
     _rewrite(folder)
     assert verify(folder) == []
     _rewrite(folder, **changes)
-    (problem,) = verify(folder)
-    assert fault in problem.fault and problem.path == tar_path(folder, 2) and problem.shard == 2
+    problems = verify(folder)
+    assert len(problems) == len(faults)
+    for problem, fault in zip(problems, faults, strict=True):
+        assert fault in problem.fault and problem.path == tar_path(folder, 2) and problem.shard == 2
+
+
+KEPT = Kept(pooled=(3,), images=KeptImages(every=2, format="png", size=(4, 4)))
+POOLED = {index: write_extra("pooled.npy", np.full(3, index, np.float16)) for index in range(10, 15)}
+IMAGES = {index: write_extra("image.png", np.full((4, 4, 3), index, np.uint8)) for index in (10, 12, 14)}
+
+
+@pytest.mark.parametrize(
+    ("extras", "fault"),
+    [
+        ({}, None),
+        (
+            {"pooled.npy": POOLED | {12: write_extra("pooled.npy", np.full(3, np.nan, np.float16))}},
+            "12, which is not f",
+        ),
+        ({"pooled.npy": POOLED | {12: write_extra("pooled.npy", np.ones(3))}}, "12, which is float64[3] where the man"),
+        ({"pooled.npy": {**POOLED, 12: b"no array"}}, "holds pooled.npy of record 12, which cannot be decoded: "),
+        ({"pooled.npy": {10: POOLED[10]}}, "lacks pooled.npy of record 11, which the manifest announces"),
+        ({"image.png": POOLED}, "holds image.png of record 10, which cannot be decoded"),
+        (
+            {"image.png": IMAGES | {13: IMAGES[12]}},
+            "holds image.png of record 13, which the manifest does not announce",
+        ),
+        ({"image.png": {10: IMAGES[10], 12: IMAGES[12]}}, "lacks image.png of record 14"),
+        ({"image.png": IMAGES | {14: write_extra("image.png", np.zeros((4, 4), np.uint8))}}, "is uint8[4, 4] where"),
+    ],
+)
+def test_optional_fields_are_as_the_manifest_announces_them(folder, extras, fault):
+    (folder / "manifest.json").unlink()
+    write_manifest(folder, manifest_of(keep=KEPT))
+    _rewrite(folder, extras={"pooled.npy": POOLED, "image.png": IMAGES} | extras)
+    problems = [problem for problem in verify(folder) if problem.shard == 2]
+    assert all(problem.path == tar_path(folder, 2) for problem in problems)
+    if fault is None:
+        assert problems == []
+    else:
+        assert fault in problems[0].fault
+
+
+def test_noise_that_stands_twice_is_told_with_both_records(folder):
+    first = read_shard(folder, read_sidecar(folder, 1, manifest_of().plan))
+    second = read_shard(folder, read_sidecar(folder, 2, manifest_of().plan))
+    _rewrite(folder, noise=np.concatenate([second.noise[:3], first.noise[1:2], second.noise[3:4]]))
+    problems = verify(folder)
+    assert bad_shards(problems) == [2]  # shard 1 holds what it should
+    assert problems[1].path == tar_path(folder, 2)
+    assert problems[1].fault == f'holds in record 13 the noise of record 6 of "{tar_path(folder, 1)}"'
+    _rewrite(folder, noise=first.noise)
+    assert f'holds in record 10 the noise of record 5 of "{tar_path(folder, 1)}" (4 more such pairs)' in str(
+        verify(folder)[1]
+    )
+
+
+def test_the_shard_to_make_again_is_the_one_that_copied_though_it_comes_first(folder):
+    first = read_shard(folder, read_sidecar(folder, 1, manifest_of().plan))
+    records = read_shard(folder, read_sidecar(folder, 2, manifest_of().plan))
+    write_shard(folder, 1, Shard(records.noise, first.latent, first.prompts, first.indices), left_out=[])
+    problems = verify(folder)
+    assert bad_shards(problems) == [1]
+    assert f'record 5 the noise of record 10 of "{tar_path(folder, 2)}"' in str(problems[1])
+
+
+def test_the_moments_of_the_whole_set_find_what_no_shard_shows(folder, monkeypatch):
+    monkeypatch.setattr(
+        module, "moments_of", lambda noise: Moments(noise.size, 8.0 * noise.size**0.5, 1.0 * noise.size)
+    )
+    problems = verify(folder)
+    assert [problem.path for problem in problems] == [folder] and problems[0].shard is None
+    assert "over all its shards, noise of mean" in problems[0].fault
+
+
+def test_what_is_found_does_not_depend_on_the_workers(folder):
+    edit_hash(folder)
+    tar_path(folder, 4).unlink()
+    first = read_shard(folder, read_sidecar(folder, 0, manifest_of().plan))
+    third = read_shard(folder, read_sidecar(folder, 3, manifest_of().plan))
+    write_shard(folder, 3, Shard(first.noise, third.latent, third.prompts, third.indices), left_out=[])
+    alone = verify(folder)
+    assert bad_shards(alone) == [2, 3, 4]
+    for workers in (2, 5, 8):
+        assert verify(folder, workers=workers) == alone
+
+
+def test_progress_counts_couplings_and_a_stop_ends_it(folder):
+    told = []
+    assert verify(folder, progress=told.append) == [] and told == [5, 10, 15, 20, 23]
+    for workers in (1, 2):
+        with pytest.raises(Interrupted, match=r"of 5 shards of .* were read"):
+            verify(folder, workers=workers, stop=lambda: True)
+
+
+def test_shards_that_are_still_to_be_made_are_no_damage(folder):
+    (folder / "state.json").write_text('{"state": "running"}')
+    delete_both(folder)
+    sidecar_path(folder, 3).unlink()  # killed between tar and sidecar
+    assert verify(folder) == []
+    flip_sidecar = json.loads(sidecar_path(folder, 4).read_text())
+    sidecar_path(folder, 4).write_text(json.dumps(flip_sidecar | {"sha256": "0" * 64}))
+    assert bad_shards(verify(folder)) == [4]
+    (folder / "done.json").write_text("{}")
+    assert bad_shards(verify(folder)) == [2, 3, 4]
 
 
 def test_shards_of_another_run_are_found(folder, tmp_path):
