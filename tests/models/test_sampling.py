@@ -127,7 +127,7 @@ def no_compiler(*_):
 
 
 def test_it_pays_to_compile_where_the_work_is_long_and_a_compiler_is_there(teacher, monkeypatch):
-    calls = int(sampling.MINUTES_OF_WORK * torch.get_num_threads() / network_flops(teacher)) + 1
+    calls = int(sampling.WORTH_COMPILING * torch.get_num_threads() / network_flops(teacher)) + 1
     monkeypatch.setattr(torch, "compile", lambda function: function)
     assert pays_to_compile(teacher, calls)
     assert not pays_to_compile(teacher, calls - 2)
