@@ -41,13 +41,13 @@ def ddim(schedule=SCHEDULE, **changes):
     return DDIMScheduler(**(schedule | keys | changes))
 
 
-def text_config(tokenizer, layers=1):
+def text_config(tokenizer, layers=1, width=WIDTH):
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         max_position_embeddings=tokenizer.model_max_length,
-        hidden_size=WIDTH,
-        intermediate_size=WIDTH,
-        projection_dim=WIDTH,
+        hidden_size=width,
+        intermediate_size=width,
+        projection_dim=width,
         num_hidden_layers=layers,
         num_attention_heads=2,
         bos_token_id=tokenizer.bos_token_id,
@@ -94,14 +94,14 @@ def build_parts(seed=0):
 
 
 def build_xl_parts(seed=0):
-    """The parts of a Stable Diffusion XL: two text encoders of two layers, pooled embeddings, time ids."""
+    """The parts of a Stable Diffusion XL: text encoders of two layers and two widths, pooled embeddings, time ids."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     unet = build_unet(
-        cross_attention_dim=2 * WIDTH,
+        cross_attention_dim=3 * WIDTH,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=6 * 8 + WIDTH,
+        projection_class_embeddings_input_dim=6 * 8 + 2 * WIDTH,
         use_linear_projection=True,
     )
     return {
@@ -109,7 +109,7 @@ def build_xl_parts(seed=0):
         "vae": build_vae(scaling_factor=0.13025, force_upcast=True),
         "text_encoder": CLIPTextModel(text_config(tokenizer, layers=2)),
         "tokenizer": tokenizer,
-        "text_encoder_2": CLIPTextModelWithProjection(text_config(tokenizer, layers=2)),
+        "text_encoder_2": CLIPTextModelWithProjection(text_config(tokenizer, layers=2, width=2 * WIDTH)),
         "tokenizer_2": tokenizer,
         "force_zeros_for_empty_prompt": True,
     }

@@ -169,36 +169,69 @@ VAE = [
 ]
 
 
-def in_one_file(folder, file):
-    """A Stable Diffusion folder's weights under the names of the original code, their configuration beside the file."""
-    parts = {
-        "model.diffusion_model.": ("unet", UNET),
+UNET_XL = [(r"add_embedding\.linear_1", "label_emb.0.0"), (r"add_embedding\.linear_2", "label_emb.0.2"), *UNET]
+OPEN_CLIP = [
+    (r"^text_model\.", ""),
+    (r"^encoder\.layers", "transformer.resblocks"),
+    (r"self_attn\.", "attn."),
+    (r"layer_norm(\d)", r"ln_\1"),
+    (r"mlp\.fc1", "mlp.c_fc"),
+    (r"mlp\.fc2", "mlp.c_proj"),
+    ("final_layer_norm", "ln_final"),
+    (r"embeddings\.token_embedding", "token_embedding"),
+    (r"embeddings\.position_embedding\.weight", "positional_embedding"),
+]
+CLIP = [(r"^text_model\.", "")]
+NETWORKS = {"model.diffusion_model.": ("unet", UNET), "first_stage_model.": ("vae", VAE)}
+PARTS = {
+    "sd1": NETWORKS | {"cond_stage_model.transformer.text_model.": ("text_encoder", CLIP)},
+    "sd2-v": NETWORKS | {"cond_stage_model.model.": ("text_encoder", OPEN_CLIP)},
+    "xl": {
+        "model.diffusion_model.": ("unet", UNET_XL),
         "first_stage_model.": ("vae", VAE),
-        "cond_stage_model.transformer.text_model.": ("text_encoder", [(r"^text_model\.", "")]),
-    }
+        "conditioner.embedders.0.transformer.text_model.": ("text_encoder", CLIP),
+        "conditioner.embedders.1.model.": ("text_encoder_2", OPEN_CLIP),
+    },
+}
+
+
+def in_one_file(folder, file, family):
+    """A folder's weights under the names of the original code, their configuration beside the file."""
     weights = {}
-    for prefix, (part, names) in parts.items():
+    for prefix, (part, names) in PARTS[family].items():
         (source,) = (folder / part).glob("*.safetensors")
         for name, value in load_file(source).items():
             for new, old in names:
                 name = re.sub(new, old, name)
             weights[prefix + name] = value
-    save_file(weights, file)
+    save_file(in_open_clip_s_form(weights), file)
     shutil.copytree(folder, file.with_suffix(""), ignore=shutil.ignore_patterns("*.safetensors", "instaflow.json"))
     return file
+
+
+def in_open_clip_s_form(weights):
+    """There one matrix holds what attention's queries, keys and values are made with, and the projection is turned."""
+    for name in [name for name in weights if re.search(r"resblocks.*q_proj", name)]:
+        parts = [weights.pop(name.replace("q_proj", f"{which}_proj")) for which in "qkv"]
+        weights[re.sub(r"q_proj\.(\w+)", r"in_proj_\1", name)] = torch.cat(parts)
+    for name in [name for name in weights if name.endswith("model.text_projection.weight")]:
+        weights[name.removesuffix(".weight")] = weights.pop(name).T.contiguous()
+    return weights
 
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory):
     place = tmp_path_factory.mktemp("single")
     folder = write_published(place / "published", "sd2-v")
-    return folder, in_one_file(folder, place / "model.safetensors")
+    return folder, in_one_file(folder, place / "model.safetensors", "sd2-v")
 
 
-def test_a_single_file_is_its_folder(single):
-    folder, file = single
+@pytest.mark.parametrize("family", ["sd1", "sd2-v", "xl"])
+def test_a_single_file_is_its_folder(tmp_path, family):
+    folder = write_published(tmp_path / "published", family)
+    file = in_one_file(folder, tmp_path / "model.safetensors", family)
     one, other = load(file), load(folder)
-    assert one.scheduler.config.prediction_type == "v_prediction"
+    assert one.scheduler.config == other.scheduler.config
     sample = [
         model.sample(noise(), ["the digit 7", "a digit"], num_steps=3, guidance_scale=2.0) for model in (one, other)
     ]
