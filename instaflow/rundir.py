@@ -1,7 +1,7 @@
 """A run on disk: one self-contained folder a stage, with identity, lock, done mark and figures.
 
 RUN/STAGE/stage.json    what the stage is: its settings, seed, and the content of its parents
-RUN/STAGE/state.json    where it stands: running, interrupted, failed or done
+RUN/STAGE/state.json    where it stands: running, interrupted, failed, unfinished (others' work is left) or done
 RUN/STAGE/done.json     written last: the payload's fingerprint, seconds
 RUN/STAGE/stats.jsonl   figures over time, one JSON object a line
 """

@@ -140,6 +140,8 @@ def run_stage(stage: StageFolder, stop: Stop) -> bool:
                         reason = str(error) or type(error).__name__
                         stage.set_state("interrupted" if stopped else "failed", reason=reason)
                 raise
+            if is_alone() and not stage.is_done():
+                stage.set_state("unfinished", reason="what is left belongs to other workers")
     else:
         world.barrier()
         stage.start_clock()

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -69,6 +70,8 @@ def test_workers_with_fixed_shares_make_what_one_makes(config, alone, tmp_path, 
         made = {int(name[:5]) for name in shards(tmp_path)}
         assert made == {shard for shard in range(6) if shard % count <= index}
         assert ("other workers are not done yet" in capsys.readouterr().out) == (index < count - 1)
+        state = json.loads((tmp_path / "pairs" / "state.json").read_text())["state"]
+        assert state == ("done" if index == count - 1 else "unfinished")
     assert shards(tmp_path) == alone
     assert (tmp_path / "pairs" / "done.json").exists() and not (tmp_path / "pairs" / "leases").exists()
 
@@ -122,6 +125,34 @@ def test_commands_that_share_a_stage_outlive_one_that_is_killed(config, alone, t
     assert second.returncode == 0 and "pairs: done in" in out
     assert shards(tmp_path) == alone
     assert "done before" in instaflow(*arguments).stdout
+
+
+def test_a_shard_is_written_while_the_next_one_is_sampled(config, alone, tmp_path, monkeypatch):
+    """Writing shard 2 waits here for the sampling of shard 3, and that of shard 4 waits for shard 2 to be written."""
+    from pipelines import couple as module
+
+    next_begun, written = threading.Event(), threading.Event()
+    write, make = module.write_records, module.make_records
+
+    def write_slowly(folder, shard, *rest):
+        if shard == 2:
+            assert next_begun.wait(60)
+            time.sleep(0.5)
+        sidecar = write(folder, shard, *rest)
+        if shard == 2:
+            written.set()
+        return sidecar
+
+    def make_and_tell(folder, shard, *rest, **keywords):
+        if shard == 3:
+            next_begun.set()
+        assert shard != 4 or written.is_set()
+        return make(folder, shard, *rest, **keywords)
+
+    monkeypatch.setattr(module, "write_records", write_slowly)
+    monkeypatch.setattr(module, "make_records", make_and_tell)
+    couple(config, tmp_path)
+    assert written.is_set() and shards(tmp_path) == alone
 
 
 def latents(run: Path) -> np.ndarray:
