@@ -150,6 +150,33 @@ def form_of_prompts(value: Any) -> str:
     return "list[str]" if isinstance(value, list) else "mapping" if isinstance(value, dict | PromptSource) else "str"
 
 
+class KeepImages(Section):
+    """Which records keep their image, and in which format."""
+
+    every: PositiveInt
+    """Those whose index is a multiple of it: 1 keeps every image, 100 one in a hundred."""
+    format: Literal["webp", "png"] = "webp"
+
+
+class Keep(Section):
+    """What the records of a couple stage hold besides noise, latent and prompt."""
+
+    images: KeepImages | None = None
+    """The latent as the model's VAE decodes it, for people to look at."""
+    embeddings: bool = False
+    """The prompt as the network takes it; no prompt, guidance's other branch, lies once in `no-prompt.npz`."""
+    trajectory: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=1)] | None = None
+    """States of the sampler's path: x_t = (1-t) noise + t data, at the times that it visits nearest to these."""
+
+    @model_validator(mode="after")
+    def adds_up(self) -> "Keep":
+        if not (self.images or self.embeddings or self.trajectory):
+            raise ValueError("names nothing to keep; name images, embeddings or trajectory, or leave it out")
+        if self.trajectory and sorted(set(self.trajectory)) != self.trajectory:
+            raise ValueError(f"trajectory: the times must rise, and {self.trajectory} do not")
+        return self
+
+
 class CoupleStage(Stage):
     """Writes (noise, latent) couplings of a model into webdataset shards."""
 
@@ -180,6 +207,7 @@ class CoupleStage(Stage):
     """The network's precision while it samples; couplings are stored in float16."""
     compile: bool | None = None
     """Compile the network (torch.compile). By default on a CPU where the work ahead is worth it; never on a GPU."""
+    keep: Keep | None = None
     output: str | None = None
     """Where the shards' tars go, by default into the stage's folder: any URL that fsspec writes to, such as
     s3://bucket/pairs or sftp://host/pairs. Credentials and endpoints are fsspec's to know, by its variables

@@ -24,13 +24,14 @@ from instaflow.interruption import Stop, listening
 from instaflow.models.device import device, set_up_cpu
 from instaflow.models.loading import load_model
 from instaflow.models.samplers import coupling_scheduler, recorded_scheduler
-from instaflow.models.sampling import Sampling, fetched, pays_to_compile
+from instaflow.models.sampling import Sampling, pays_to_compile
 from instaflow.models.text_to_image import TextToImage
 from instaflow.places import is_hub_name, model_fingerprint
 from instaflow.progress import Progress
 from instaflow.prompt_sources import Prompts
 from instaflow.rundir import StageFolder, locked
 from instaflow.world import barrier, hardware, world
+from pipelines.keeping import announced, keep_no_prompt, keeping
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -53,6 +54,8 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str | None]:
         if read_manifest(stage.folder).prompts_hash != prompts.hash:
             message = f'"{stage.folder / "prompts.json"}" does not have the hash that the manifest says'
             raise DataError(message, make_anew(stage.folder))
+        if settings.keep and settings.keep.embeddings:
+            keep_no_prompt(stage.folder, model)
         settle_output(stage.folder, settings.output)
         open_output(stage.folder)
     barrier()
@@ -103,6 +106,7 @@ def described(stage: StageFolder, model: TextToImage, scheduler: Any, prompts_ha
         dtype=settings.dtype,
         batch_size=settings.batch_size,
         compiled=compiled,
+        keep=announced(settings.keep, model, scheduler, settings.num_steps),
         hardware={"name": hardware(), "torch": torch.__version__},
     )
 
@@ -125,7 +129,7 @@ def make_shards(
     def precise() -> Sampler:
         return sampler(load_model(model.name, device=device()), scheduler, manifest)
 
-    again = None if manifest.dtype == "float32" else lambda noise, texts: precise()(noise, texts)
+    again = None if manifest.dtype == "float32" else lambda *batch: precise()(*batch)
     total = sum(len(manifest.plan.indices(shard)) for shard in shards)
     writing: deque[Future[Sidecar]] = deque()
     with (
@@ -169,7 +173,10 @@ def make_shards(
 
 
 def sampler(model: TextToImage, scheduler: object, manifest: Manifest) -> Sampler:
-    """What samples a batch with this model as the manifest says. Raises InstaFlowError where it can't be compiled."""
+    """What samples a batch with this model, and keeps of it what the manifest says.
+
+    Raises InstaFlowError where the model can't be compiled.
+    """
     sampling = Sampling(
         model,
         num_steps=manifest.num_steps,
@@ -177,7 +184,7 @@ def sampler(model: TextToImage, scheduler: object, manifest: Manifest) -> Sample
         scheduler=scheduler,
         compiled_for=manifest.batch_size if manifest.compiled else None,
     )
-    return lambda noise, texts: fetched(sampling(torch.from_numpy(noise), texts))
+    return keeping(sampling, manifest.keep)
 
 
 def repair(folder: Path, *, model: str | None = None, workers: int = 1) -> list[int]:

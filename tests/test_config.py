@@ -249,6 +249,32 @@ def test_settings_that_do_not_fit_together_are_refused(tmp_path, override, words
     assert words in refusal(tmp_path, SMALL, override).message
 
 
+@pytest.mark.parametrize(
+    ("keep", "words"),
+    [
+        ("{}", "'stages.pairs.keep': names nothing to keep; name images, embeddings or trajectory"),
+        ("{embeddings: false}", "'stages.pairs.keep': names nothing to keep"),
+        ("{image: {every: 5}}", "'stages.pairs.keep' has no setting 'image'"),
+        ("{images: {}}", "'stages.pairs.keep.images.every' is missing"),
+        ("{images: {every: 0}}", "'stages.pairs.keep.images.every' should be greater than 0, not 0"),
+        ("{images: {every: 5, format: jpg}}", "should be 'webp' or 'png', not 'jpg'"),
+        ("{trajectory: [0.5, 0.25]}", "the times must rise, and [0.5, 0.25] do not"),
+        ("{trajectory: [0.5, 0.5]}", "the times must rise"),
+        ("{trajectory: [0.5, 1]}", "'stages.pairs.keep.trajectory.1' should be less than 1, not 1"),
+        ("{trajectory: [0]}", "should be greater than 0, not 0"),
+        ("{trajectory: []}", "should have at least 1 item, not []"),
+    ],
+)
+def test_what_is_to_be_kept_is_checked(tmp_path, keep, words):
+    assert words in refusal(tmp_path, couple(keep=keep)).message
+
+
+def test_nothing_besides_pairs_is_kept_unless_asked(tmp_path):
+    assert load_experiment(write(tmp_path)).stages["pairs"].keep is None
+    keep = load_experiment(write(tmp_path, couple(keep="{images: {every: 5}, trajectory: [0.5]}"))).stages["pairs"].keep
+    assert (keep.images.every, keep.images.format, keep.embeddings, keep.trajectory) == (5, "webp", False, [0.5])
+
+
 def test_the_paper_s_sign_needs_a_velocity(tmp_path):
     overrides = ["stages.2rf.parametrization=epsilon", "stages.2rf.negate_output_at_start=true"]
     assert "'stages.2rf': negate_output_at_start goes with" in refusal(tmp_path, SMALL, *overrides).message

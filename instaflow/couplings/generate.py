@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,26 @@ import numpy as np
 from instaflow.couplings.manifest import Manifest
 from instaflow.couplings.noise import coupled_noise
 from instaflow.couplings.prompts import prompt_of
-from instaflow.couplings.records import Shard
+from instaflow.couplings.records import Shard, write_extra
 from instaflow.couplings.shards import Sidecar, write_shard
 from instaflow.couplings.soundness import fault_of, is_sound
 from instaflow.errors import DataError
 
-Sampler = Callable[[np.ndarray, list[str]], Callable[[], np.ndarray]]
-"""Begins to sample noise [B, C, H, W], float32 of unit variance, with B prompts; returns what waits for the result and
-gives it: scaled latents [B, C, H, W], float32."""
 AHEAD = 1  # batches that a device works on while an earlier one is fetched and rounded
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a sampler makes of B records."""
+
+    latent: np.ndarray  # [B, C, H, W] float32, scaled
+    extras: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
+    """What else they hold, by field and index, as `write_extra` takes it."""
+
+
+Sampler = Callable[[Sequence[int], np.ndarray, list[str]], Callable[[], Made]]
+"""Begins to sample the records of B indices: noise [B, C, H, W], float32 of unit variance, with B prompts. Returns what
+waits for the result and gives it."""
 
 
 def make_shard(
@@ -53,34 +65,45 @@ def make_records(
     """A shard's records; None where `stop` said so, which is asked before each batch.
 
     The noise is rounded to the stored dtype before it is integrated, so that the stored pair is exact. Records whose
-    stored latent is not sound (not finite, constant, far off in deviation) are sampled once more by `again`, which is
-    more precise; where that is None or doesn't help they are left out. `report` hears each batch's size when it is
+    stored latent is not sound (not finite, constant, far off in deviation), or that hold anything else that is not
+    finite, are sampled once more by `again`, which is more precise; where that is None or doesn't help they are left
+    out. `report` hears each batch's size when it is
     done. Raises DataError where no record is left.
     """
     noises, latents = [], []
     indices: list[int] = []
     faults: list[str | None] = []
+    files: dict[str, dict[int, bytes]] = {}
 
-    def take(batch: range, noise: np.ndarray, fetch: Callable[[], np.ndarray]) -> None:
-        latent = stored(manifest, fetch(), noise.shape)
-        sound = is_sound(latent)
+    def begin(sampler: Sampler, batch: Sequence[int], noise: np.ndarray) -> Callable[[], Made]:
+        return sampler(batch, noise.astype(np.float32), [prompt_of(prompts, index) for index in batch])
+
+    def take(batch: range, noise: np.ndarray, fetch: Callable[[], Made]) -> None:
+        made = fetch()
+        latent, extras = stored(manifest, made.latent, noise.shape), made.extras
+        sound = is_sound(latent) & are_finite(extras, batch)
         rows = np.flatnonzero(~sound)
         if again and len(rows):
-            fetch = again(noise[rows].astype(np.float32), [prompt_of(prompts, batch[row]) for row in rows])
-            latent[rows] = stored(manifest, fetch(), noise[rows].shape)
-            sound = is_sound(latent)
+            made = begin(again, [batch[row] for row in rows], noise[rows])()
+            latent[rows] = stored(manifest, made.latent, noise[rows].shape)
+            extras = {name: values | made.extras.get(name, {}) for name, values in extras.items()}
+            sound = is_sound(latent) & are_finite(extras, batch)
         faults.extend(fault_of(each) for each in latent[~sound][:1])
         noises.append(noise[sound])
         latents.append(latent[sound])
-        indices.extend(batch[row] for row in np.flatnonzero(sound))
+        taken = [batch[row] for row in np.flatnonzero(sound)]
+        indices.extend(taken)
+        for name, values in extras.items():
+            written = {index: write_extra(name, values[index]) for index in taken if index in values}
+            files.setdefault(name, {}).update(written)
         report(len(batch))
 
-    begun: deque[tuple[range, np.ndarray, Callable[[], np.ndarray]]] = deque()
+    begun: deque[tuple[range, np.ndarray, Callable[[], Made]]] = deque()
     for batch in manifest.plan.batches(shard, manifest.batch_size):
         if stop():
             return None
         noise = stored_noise(manifest, batch)
-        begun.append((batch, noise, sample(noise.astype(np.float32), [prompt_of(prompts, index) for index in batch])))
+        begun.append((batch, noise, begin(sample, batch, noise)))
         if len(begun) > AHEAD:
             take(*begun.popleft())
     for each in begun:
@@ -93,6 +116,7 @@ def make_records(
         latent=np.concatenate(latents),
         prompts=[prompt_of(prompts, index) for index in indices],
         indices=indices,
+        extras=files,
     )
 
 
@@ -108,6 +132,12 @@ def stored(manifest: Manifest, latent: np.ndarray, shape: tuple[int, ...]) -> np
         raise ValueError(f"the sampler returned {latent.shape} for noise of {shape}")
     with np.errstate(over="ignore"):
         return latent.astype(manifest.stored_dtype)
+
+
+def are_finite(extras: dict[str, dict[int, np.ndarray]], indices: Sequence[int]) -> np.ndarray:
+    """Whether all is finite that the record of each index holds besides its pair: bool [N]."""
+    found = [[values[index] for values in extras.values() if index in values] for index in indices]
+    return np.array([all(np.isfinite(value).all() for value in held) for held in found], bool)
 
 
 def stored_noise(manifest: Manifest, indices: list[int] | range) -> np.ndarray:

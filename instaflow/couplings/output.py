@@ -62,8 +62,8 @@ def open_output(folder: Path) -> None:
         hint = f"Bring it back (is it mounted?), or delete '{folder}' to make the stage anew"
         raise DataError(f"'{store}' has lost the shards of '{folder}': it holds no manifest.json", hint)
     store.make_folder("shards")
-    for name in "prompts.json", "manifest.json":  # the manifest last: where it is, the prompts are too
-        if name not in there:
+    for name in "no-prompt.npz", "prompts.json", "manifest.json":  # the manifest last: where it is, the others are too
+        if name not in there and (folder / name).exists():
             store.put(name, folder / name)
     take_over(folder, manifest.plan)
 

@@ -1,6 +1,7 @@
 """Sampling in earnest: batch after batch of one model with the same steps and guidance."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +12,23 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from instaflow.errors import InstaFlowError
+from instaflow.models.states import State
 
 if TYPE_CHECKING:
-    from instaflow.models.text_to_image import TextToImage
+    from instaflow.models.text_to_image import Embedded, TextToImage
 
 
 WORTH_COMPILING = 2e13
 """Floating-point operations a thread: six to eight minutes of a small network (43 to 55 GFLOP/s on an AMD EPYC)."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What sampling B records gives, on the model's device."""
+
+    latents: Tensor  # [B, C, H, W] float32, scaled
+    embedded: "Embedded"  # of the prompts
+    states: list[Tensor]  # [B, C, H, W] float16 each: points of the flow
 
 
 class Sampling:
@@ -48,18 +59,26 @@ class Sampling:
         if compiled_for:
             self._compile(compiled_for)
 
-    @torch.no_grad()
     def __call__(self, noise: Tensor, prompts: list[str]) -> Tensor:
         """Scaled latents [B, C, H, W], float32, of unit-variance noise [B, C, H, W], as stock diffusers would make."""
+        return self.sampled(noise, prompts).latents
+
+    @torch.no_grad()
+    def sampled(self, noise: Tensor, prompts: list[str], states: Sequence[State] = ()) -> Sampled:
+        """The latents, the prompts' embeddings, and the flow's points at these states of the path."""
         batch, filling = len(noise), max((self.compiled_for or 0) - len(noise), 0)
         noise = torch.cat([noise, noise[:1].expand(filling, -1, -1, -1)])
-        text = self.model.joined(self.no_prompt, self.model.embed([*prompts, *prompts[:1] * filling]))
+        hidden, pooled = self.model.embed([*prompts, *prompts[:1] * filling])
+        text = self.model.joined(self.no_prompt, (hidden, pooled))
         scheduler = type(self.scheduler).from_config(self.scheduler.config)  # it holds state: one for each call
         scheduler.set_timesteps(self.num_steps)
         # A folder's own sampler may draw numbers: then the same ones in every call.
         draws = {"generator": torch.Generator().manual_seed(0)} if draws_noise(scheduler) else {}
         x = sent(noise.float(), self.model.device) * scheduler.init_noise_sigma
-        for timestep, on_device in zip(scheduler.timesteps, self.timesteps, strict=True):
+        scales, kept = {state.step: state.scale for state in states}, []
+        for step, (timestep, on_device) in enumerate(zip(scheduler.timesteps, self.timesteps, strict=True)):
+            if step in scales:
+                kept.append((x[:batch] / scales[step]).half())
             scaled = scheduler.scale_model_input(x, timestep)
             if self.compiled_for:
                 torch.compiler.cudagraph_mark_step_begin()
@@ -67,7 +86,7 @@ class Sampling:
             if self.compiled_for:
                 output = output.clone()  # a replayed graph writes to the same memory again
             x = scheduler.step(output, timestep, x, **draws, return_dict=False)[0]
-        return x[:batch]
+        return Sampled(x[:batch], (hidden[:batch], None if pooled is None else pooled[:batch]), kept)
 
     def _compile(self, batch: int) -> None:
         """Compile the network for batches of this size, and call it once."""

@@ -70,6 +70,13 @@ class TextToImage:
         height, width = (size, size) if isinstance(size, int) else size
         return (self.unet.config.in_channels, height, width)
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of an image in pixels."""
+        scale = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        _, height, width = self.latent_shape
+        return (scale * height, scale * width)
+
     def view(self) -> View:
         """The network read as a velocity. Raises DataError for a diffusion that no flow can be read from."""
         if self.settings.parametrization == "velocity":
@@ -141,10 +148,10 @@ class TextToImage:
         """Embeddings of `embed` as the network takes them. Stable Diffusion XL is told that images are whole."""
         if pooled is None:
             return {"encoder_hidden_states": hidden}
-        scale = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        size = [scale * side for side in self.latent_shape[1:]]
         # The original size, the crop's corner and the target size, in pixels (SDXL, Sec. 2.2)
-        time_ids = torch.tensor([*size, 0, 0, *size], dtype=hidden.dtype).to(hidden.device, non_blocking=True)
+        time_ids = torch.tensor([*self.image_size, 0, 0, *self.image_size], dtype=hidden.dtype).to(
+            hidden.device, non_blocking=True
+        )
         added = {"text_embeds": pooled, "time_ids": time_ids.expand(len(hidden), -1)}
         return {"encoder_hidden_states": hidden, "added_cond_kwargs": added}
 
@@ -214,6 +221,11 @@ class TextToImage:
         """Images [B, 3, H, W] in [-1, 1], float32, of scaled latents [B, C, h, w]."""
         latents = latents.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor
         return self.vae.decode(latents, return_dict=False)[0].float().clamp(-1, 1)
+
+    def pictures(self, latents: Tensor, batch_size: int = 8) -> Tensor:
+        """Images [B, H, W, 3], uint8, of scaled latents [B, C, h, w]; few at a time, for a VAE takes much memory."""
+        images = torch.cat([self.decode(part) for part in latents.split(batch_size)])
+        return ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
     @torch.no_grad()
     def round_trip(self, images: Tensor, batch_size: int = 256) -> Tensor:

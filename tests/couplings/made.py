@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from instaflow.couplings.generate import make_shard
+from instaflow.couplings.generate import Made, make_shard
 from instaflow.couplings.manifest import Manifest, write_manifest
 from instaflow.couplings.prompts import save_prompts
 from instaflow.couplings.shards import shards_to_make
@@ -42,7 +42,7 @@ def sample(noise: np.ndarray, prompts: list[str]) -> np.ndarray:
 
 def at_once(sampler):
     """A plain function from noise and prompts to latents as a `Sampler`."""
-    return lambda noise, prompts: lambda: sampler(noise, prompts)
+    return lambda indices, noise, prompts: lambda: Made(sampler(noise, prompts))
 
 
 def make_couplings(folder: Path, manifest: Manifest, sampler=sample) -> Path:

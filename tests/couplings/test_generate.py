@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
-from instaflow.couplings.generate import make_shard, stored_noise
+from instaflow.couplings.generate import Made, make_shard, stored_noise
 from instaflow.couplings.noise import coupled_noise
 from instaflow.couplings.prompts import prompt_of
+from instaflow.couplings.records import read_extra
 from instaflow.couplings.shards import read_shard, read_sidecar
 from instaflow.errors import DataError
 from tests.couplings.made import PROMPTS, at_once, contents, make_couplings, manifest_of, sample
@@ -105,13 +106,13 @@ def test_a_batch_is_begun_before_the_one_before_it_is_fetched(tmp_path):
     """So a device never waits for the copy of what it made; and no more than two are under way."""
     events = []
 
-    def begin(noise, prompts):
+    def begin(indices, noise, prompts):
         batch = sum(name == "begin" for name, _ in events)
         events.append(("begin", batch))
 
         def fetch():
             events.append(("fetch", batch))
-            return sample(noise, prompts)
+            return Made(sample(noise, prompts))
 
         return fetch
 
@@ -135,3 +136,38 @@ def test_a_stopped_shard_leaves_nothing_behind(tmp_path, batches):
 def test_a_sampler_of_the_wrong_shape_is_a_mistake_in_the_code(tmp_path):
     with pytest.raises(ValueError, match="sampler returned"):
         make_shard(tmp_path, 0, manifest_of(), PROMPTS, at_once(lambda noise, prompts: noise[:, :1]))
+
+
+# --- what records hold besides ----------------------------------------------------------------------------------------
+
+
+def with_embeddings(spoilt=()):
+    """A `Sampler` whose records hold their index as embedding; the spoilt ones infinity."""
+
+    def begin(indices, noise, prompts):
+        def value(index):
+            return np.full((2, 3), np.inf if index in spoilt else index, np.float16)
+
+        return lambda: Made(sample(noise, prompts), {"embedding.npy": {index: value(index) for index in indices}})
+
+    return begin
+
+
+def extras_of(folder, sidecar):
+    files = read_shard(folder, sidecar).extras.get("embedding.npy", {})
+    return {index: float(read_extra("embedding.npy", content)[0, 0]) for index, content in files.items()}
+
+
+def test_what_records_hold_besides_goes_with_them(tmp_path):
+    sidecar = make_shard(tmp_path, 1, manifest_of(), PROMPTS, with_embeddings())
+    assert extras_of(tmp_path, sidecar) == {index: index for index in range(5, 10)}
+
+
+def test_a_record_that_holds_anything_not_finite_is_made_again_or_left_out(tmp_path):
+    sidecar = make_shard(tmp_path, 1, manifest_of(), PROMPTS, with_embeddings(spoilt=[6, 9]))
+    assert sidecar.left_out == (6, 9)
+    assert extras_of(tmp_path, sidecar) == {5: 5, 7: 7, 8: 8}
+    again = with_embeddings(spoilt=[9])
+    sidecar = make_shard(tmp_path, 1, manifest_of(), PROMPTS, with_embeddings(spoilt=[6, 9]), again=again)
+    assert sidecar.left_out == (9,)
+    assert extras_of(tmp_path, sidecar) == {5: 5, 6: 6, 7: 7, 8: 8}
