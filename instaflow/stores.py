@@ -219,7 +219,9 @@ def hint_for(error: Exception) -> str:
         return "This kind of URL is only read: choose a store that takes files, such as s3://bucket/folder"
     if isinstance(error, FINAL):
         return "Check the URL: its bucket or folder must be there"
-    return "Check the network, the store, and its room; then the same command goes on: what is finished is kept"
+    return (
+        "Check the network, the credentials, and the store's room; the same command goes on: what is finished is kept"
+    )
 
 
 def reason_of(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 import shlex
 from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,9 +30,9 @@ class Couplings:
     """The couplings of a finished couple stage, shuffled anew in each epoch by `seed`.
 
     An epoch's order: a permutation of the shards, cut into windows of `WINDOW`; within a window a permutation of its
-    records. A position thus fixes its record by arithmetic alone, and reading on needs one window in memory, or two
-    at their border. Raises DataError where shards are missing or don't fit the manifest, from `batch` where one's
-    hash doesn't match.
+    records. A position thus fixes its record by arithmetic alone. Two windows are in memory: that of the batch, and
+    the one after it, which is read in the background, be it from a disk or from a store. Raises DataError where shards
+    are missing or don't fit the manifest, from `batch` where one's hash doesn't match.
     """
 
     def __init__(self, folder: Path, seed: int) -> None:
@@ -45,7 +46,8 @@ class Couplings:
             raise DataError(message, hint)
         self.sidecars = [read_sidecar(self.folder, shard, plan) for shard in range(plan.num_shards)]
         self._counts = np.array([sidecar.count for sidecar in self.sidecars])
-        self._decoded: OrderedDict[int, Shard] = OrderedDict()  # the least recently used first
+        self._reader = ThreadPoolExecutor(WINDOW)
+        self._reading: OrderedDict[int, Future[Shard]] = OrderedDict()  # the least recently used first
         self._shuffled: dict[tuple[int, int], np.ndarray] = {}  # the last window
 
     def __len__(self) -> int:
@@ -60,14 +62,16 @@ class Couplings:
         shape = (size, *self.manifest.latent_shape)
         noise, latent = np.empty(shape, np.float32), np.empty(shape, np.float32)
         prompts, indices = [""] * size, np.empty(size, np.int64)
-        for shard in np.unique(shards):
-            records = self._shard(int(shard))
+        for shard, reading in {shard: self._read(int(shard)) for shard in np.unique(shards)}.items():
+            records = reading.result()
             places = np.flatnonzero(shards == shard)
             noise[places] = records.noise[rows[places]]
             latent[places] = records.latent[rows[places]]
             for place in places:
                 prompts[place] = records.prompts[rows[place]]
                 indices[place] = records.indices[rows[place]]
+        for shard in self._shards_after(position + size - 1):
+            self._read(int(shard))
         return Batch(noise, latent, prompts, indices)
 
     def _records(self, position: int, size: int) -> np.ndarray:
@@ -82,25 +86,40 @@ class Couplings:
 
     def _window(self, epoch: int, offset: int) -> tuple[int, np.ndarray]:
         """The window that holds the epoch's record `offset`: its first offset, and shard and row of each: [R, 2]."""
-        key = stream_key("order", self.seed, epoch)
-        order = random_stream(key, 0).permutation(len(self._counts))
+        order = self._order(epoch)
         ends = np.cumsum(self._counts[order])
         window = int(np.searchsorted(ends, offset, side="right")) // WINDOW
         shards = order[window * WINDOW : (window + 1) * WINDOW]
         if (epoch, window) not in self._shuffled:
             records = [(shard, row) for shard in shards for row in range(self._counts[shard])]
-            self._shuffled = {(epoch, window): random_stream(key, 1 + window).permutation(records)}
+            stream = random_stream(stream_key("order", self.seed, epoch), 1 + window)
+            self._shuffled = {(epoch, window): stream.permutation(records)}
         return ends[window * WINDOW] - self._counts[shards[0]], self._shuffled[epoch, window]
 
+    def _order(self, epoch: int) -> np.ndarray:
+        """The epoch's shards."""
+        return random_stream(stream_key("order", self.seed, epoch), 0).permutation(len(self._counts))
+
+    def _shards_after(self, position: int) -> np.ndarray:
+        """The shards of the window that follows that of the record at `position`."""
+        epoch, offset = divmod(position, len(self))
+        order = self._order(epoch)
+        window = int(np.searchsorted(np.cumsum(self._counts[order]), offset, side="right")) // WINDOW
+        shards = order[(window + 1) * WINDOW : (window + 2) * WINDOW]
+        return shards if len(shards) else self._order(epoch + 1)[:WINDOW]
+
+    def _read(self, shard: int) -> Future[Shard]:
+        """A shard that is read, or being read; one that could not be read ahead is tried anew."""
+        reading = self._reading.get(shard)
+        if reading is None or (reading.done() and reading.exception()):
+            self._reading[shard] = reading = self._reader.submit(self._shard, shard)
+            if len(self._reading) > 2 * WINDOW:
+                self._reading.popitem(last=False)
+        self._reading.move_to_end(shard)
+        return reading
+
     def _shard(self, shard: int) -> Shard:
-        if shard not in self._decoded:
-            records = read_shard(self.folder, self.sidecars[shard])
-            if not records.noise.shape[1:] == records.latent.shape[1:] == self.manifest.latent_shape:
-                raise BadShard(
-                    self.folder, place_of_tar(self.folder, shard), "does not hold the manifest's latent_shape"
-                )
-            self._decoded[shard] = records
-            if len(self._decoded) > 2 * WINDOW:
-                self._decoded.popitem(last=False)
-        self._decoded.move_to_end(shard)
-        return self._decoded[shard]
+        records = read_shard(self.folder, self.sidecars[shard])
+        if not records.noise.shape[1:] == records.latent.shape[1:] == self.manifest.latent_shape:
+            raise BadShard(self.folder, place_of_tar(self.folder, shard), "does not hold the manifest's latent_shape")
+        return records

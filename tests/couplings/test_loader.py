@@ -1,3 +1,5 @@
+import shutil
+from concurrent.futures import wait
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +12,7 @@ from instaflow.couplings.manifest import write_manifest
 from instaflow.couplings.prompts import prompt_of
 from instaflow.couplings.shards import sidecar_path, tar_path
 from instaflow.errors import DataError
+from instaflow.stores import StoreError
 from tests.couplings.made import PROMPTS, make_couplings, manifest_of, sample
 
 # 53 records planned in 11 shards of 5, three windows; LEFT_OUT are not there: 49 records, shards of 3 to 5
@@ -92,7 +95,7 @@ def test_the_order_is_frozen(stream):
     assert stream[49:61] == [43, 31, 42, 20, 30, 32, 25, 34, 24, 33, 28, 40]
 
 
-def test_an_epoch_decodes_each_shard_once_and_keeps_two_windows(folder, monkeypatch):
+def test_an_epoch_reads_each_shard_once_and_keeps_two_windows(folder, monkeypatch):
     read, read_shard = [], loader.read_shard
 
     def watch(folder, sidecar):
@@ -104,8 +107,42 @@ def test_an_epoch_decodes_each_shard_once_and_keeps_two_windows(folder, monkeypa
     assert read == []
     for position in range(0, 49, 7):
         couplings.batch(position, 7)
-        assert len(couplings._decoded) <= 2 * WINDOW
-    assert sorted(read) == list(range(11))
+        assert len(couplings._reading) <= 2 * WINDOW
+    wait(couplings._reading.values())
+    assert set(read) == set(range(11)) and len(read) <= 11 + WINDOW  # the next epoch's first window, ahead
+
+
+def test_the_next_window_is_read_ahead_of_its_first_batch(folder, stream, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "pairs")
+    couplings = Couplings(copy, seed=0)
+    for position in (0, 20, 40, 60):  # one in each window of an epoch, and one in the next epoch
+        assert couplings.batch(position, 1).indices[0] == stream[position]
+        wait(couplings._reading.values())
+        for tar in (copy / "shards").glob("*.tar"):
+            tar.rename(tar.with_suffix(".away"))
+        assert couplings.batch(position + 20, 1).indices[0] == stream[position + 20]
+        for tar in (copy / "shards").glob("*.away"):
+            tar.rename(tar.with_suffix(".tar"))
+
+
+def test_what_could_not_be_read_ahead_is_read_when_it_is_due(folder, stream, monkeypatch):
+    read_shard, first = loader.read_shard, Couplings(folder, seed=0)
+    first.batch(0, 1)
+    ahead = {int(shard) for shard in first._shards_after(0)}
+
+    def fail(folder, sidecar):
+        if sidecar.shard in ahead:
+            raise StoreError("s3://bucket", ConnectionError("reset"), "read")
+        return read_shard(folder, sidecar)
+
+    couplings = Couplings(folder, seed=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(loader, "read_shard", fail)
+        couplings.batch(0, 1)
+        wait(couplings._reading.values())
+        with pytest.raises(StoreError, match="reset"):
+            couplings.batch(0, 49)
+    assert couplings.batch(0, 49).indices.tolist() == stream[:49]
 
 
 def test_few_shards_are_decoded_once_for_all_epochs(tmp_path, monkeypatch):
