@@ -105,7 +105,7 @@ def test_tars_go_to_the_store_which_is_a_stage_of_its_own(tmp_path, local, url):
     assert held(url) == expected
     kept = {name: data for name, data in expected.items() if not name.endswith(".tar")}
     assert contents(folder) == kept | {"output.json": json.dumps({"url": url}, indent=2).encode() + b"\n"}
-    assert verify(folder) == []
+    assert verify(folder) == verify(folder, workers=2) == []
     fetched = tmp_path / "fetched"
     for name, data in held(url).items():
         (fetched / name).parent.mkdir(parents=True, exist_ok=True)
@@ -219,6 +219,23 @@ def test_a_shard_that_is_not_whole_is_not_taken_over(tmp_path, local, weak, act)
     assert shards_to_make(couple(tmp_path / "b", weak, shards=range(0)), MANIFEST.plan) == [2]
     couple(tmp_path / "b", weak)
     assert held(weak) == contents(local)
+
+
+def test_a_new_tar_never_stands_beside_the_old_sidecar(tmp_path, weak, monkeypatch):
+    couple(tmp_path / "a", weak)
+    Store(weak).remove(tar_name(2))
+    folder = couple(tmp_path / "b", weak, shards=range(0))
+    shifted, writes = at_once(lambda noise, prompts: sample(noise, prompts) + 1), iter(range(99))
+
+    def fault(called: str) -> None:  # the tar arrives, its sidecar does not
+        if called == "write" and next(writes) > 0:
+            raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(WeakStore, "fault", staticmethod(fault))
+    with pytest.raises(StoreError, match=r"00002\.json"):
+        make_shard(folder, 2, MANIFEST, PROMPTS, shifted)
+    store = tmp_path / "store"
+    assert tar_path(store, 2).exists() and vouched(store, store) == vouched(folder, store) == {0, 1, 3, 4}
 
 
 def test_a_store_with_other_couplings_is_refused(tmp_path, weak):
