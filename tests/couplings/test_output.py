@@ -329,7 +329,7 @@ def run(target, *arguments) -> int:
 
 
 def couple_until(writes: int, folder: Path, url: str) -> None:
-    """Couple two shards, and die by SIGKILL just before the given write here or in the store."""
+    """Couple one shard, and die by SIGKILL just before the given write here or in the store."""
     seen = 0
 
     def die_at_last(event: str, args: tuple) -> None:
@@ -341,12 +341,12 @@ def couple_until(writes: int, folder: Path, url: str) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(die_at_last)
-    couple(folder, url, manifest_of(count=8))
+    couple(folder, url, manifest_of(count=5))
 
 
 @pytest.mark.parametrize("kind", ["weak", "file"])
 def test_killed_before_any_write_a_sidecar_still_vouches_for_its_tar(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(sys.modules[__name__], "MANIFEST", manifest_of(count=8))
+    monkeypatch.setattr(sys.modules[__name__], "MANIFEST", manifest_of(count=5))
     expected = contents(make_couplings(tmp_path / "expected", MANIFEST))
     for writes in range(1, 200):
         folder, store = tmp_path / f"{writes}", tmp_path / f"store{writes}"
@@ -356,9 +356,9 @@ def test_killed_before_any_write_a_sidecar_still_vouches_for_its_tar(tmp_path, m
         if code == 0:
             break
         assert code == -signal.SIGKILL
-        assert run(couple, folder, f"{kind}://{store}", MANIFEST) == 0
+        couple(folder, f"{kind}://{store}", MANIFEST)
         assert contents(store) == expected, f"after {writes - 1} writes"
-    assert writes > 25
+    assert writes > 20
 
 
 def test_killed_at_random_over_a_real_network_protocol(tmp_path):

@@ -84,7 +84,7 @@ def test_an_output_may_change_until_there_are_shards_and_is_reached_before_any_s
         run_one(with_output(config, tmp_path, other), "pairs", Stop())
     monkeypatch.setattr(stores, "PAUSES", ())
     with pytest.raises(InstaFlowError, match=r"could not be read: .*Connection refused"):
-        run_all(with_output(config, tmp_path / "new", "ftp://localhost:1/pairs"), Stop())
+        run_all(with_output(config, tmp_path / "new", "ftp://127.0.0.1:1/pairs"), Stop())
     assert not (tmp_path / "new").exists()
     run_one(with_output(config, tmp_path, one), "pairs", Stop())
     with pytest.raises(InstaFlowError, match="holds other couplings: 'seed' is 0 there, 1 here"):
