@@ -304,6 +304,37 @@ def repair(folder: Path, workers: int | None, model: str | None) -> None:
     click.echo(f"{folder}: made {numbers} again" if shards else f"{folder}: nothing to repair")
 
 
+@cli.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--count", type=click.IntRange(1, 300), default=12, show_default=True, help="Pairs on the sheet.")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default="pairs.png",
+    show_default=True,
+    help="The contact sheet.",
+)
+@click.option("--model", metavar="PLACE", help="Where the model is, if no longer where the stage found it.")
+def inspect(folder: Path, count: int, output: Path, model: str | None) -> None:
+    """Tell what a couple stage holds, and draw some of its pairs.
+
+    What made it, how much of it is there, its size and rate; and a contact sheet of noises and images, decoded by the
+    VAE of the model that made them, or as the shards keep them.
+
+    \b
+        instaflow inspect runs/digits/pairs
+    """
+    from instaflow.couplings.description import describe
+    from instaflow.couplings.manifest import read_manifest
+
+    for line in describe(folder, read_manifest(folder)):
+        click.echo(line)
+    click.echo()
+    from pipelines.inspect import draw_sheet
+
+    click.echo(draw_sheet(folder, output, count=count, model=model))
+
+
 def main() -> None:
     """Run the command; turn what the user can mend into `Error:` and `Hint:`."""
     from instaflow.errors import InstaFlowError

@@ -67,7 +67,7 @@ def examples(name: str) -> list[str]:
 
 def test_the_table_holds_the_promised_commands_in_the_data_s_order():
     assert [name for name in COMMANDS if name in STAGES] == list(STAGES)
-    assert {"run", *STAGES, "sample", "verify", "repair"} <= set(COMMANDS)
+    assert {"run", *STAGES, "sample", "verify", "repair", "inspect"} <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -516,3 +516,11 @@ def test_ctrl_c_ends_verify_at_once_and_without_a_traceback(typed, pairs, monkey
     monkeypatch.setattr(module, "read_one", interrupted)
     code, _, err = typed("verify", pairs, "--workers", "2")
     assert code == 75 and err.startswith(f"Stopped: 0 of 5 shards of '{pairs}' were read, and nothing was changed\n")
+
+
+def test_inspect_describes_what_is_there_though_no_sheet_can_be_drawn(typed, pairs, tmp_path):
+    code, out, err = typed("inspect", pairs, "--output", tmp_path / "sheet.png")
+    lines = out.splitlines()
+    assert (code, err) == (0, "") and lines[0] == str(pairs)
+    assert "  shards    5 of 5, 23 couplings" in lines
+    assert lines[-1] == "No contact sheet: the model is not at 'teacher', and the shards keep no images"

@@ -11,6 +11,7 @@ from instaflow.flow.straightness import Trajectory, euler
 from instaflow.flow.views import EpsilonView, VelocityView, View
 from instaflow.models.sampling import Sampling
 from instaflow.models.settings import ModelSettings
+from instaflow.models.vae import decoded
 
 Text = dict[str, Any]
 """Prompts as arguments of the U-Net: encoder_hidden_states [B, L, D], and for Stable Diffusion XL added_cond_kwargs,
@@ -216,11 +217,9 @@ class TextToImage:
 
         return euler(self.view(), predict, noise.to(self.device, torch.float32), num_steps)
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1], float32, of scaled latents [B, C, h, w]."""
-        latents = latents.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor
-        return self.vae.decode(latents, return_dict=False)[0].float().clamp(-1, 1)
+        return decoded(self.vae, latents)
 
     def pictures(self, latents: Tensor, batch_size: int = 8) -> Tensor:
         """Images [B, H, W, 3], uint8, of scaled latents [B, C, h, w]; few at a time, for a VAE takes much memory."""

@@ -1,0 +1,48 @@
+"""A model's autoencoder alone: what makes images of latents."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from instaflow.errors import DataError
+from instaflow.places import configuration_of, find_model
+
+
+def load_vae(place: str, *, device: torch.device) -> Any:
+    """The VAE of the model in a pipeline's folder, a .safetensors file or under a hub name, in float32.
+
+    The model's other parts are not loaded. Raises DataError.
+    """
+    found = find_model(place)
+    try:
+        vae = vae_in(found)
+    except Exception as error:  # diffusers and safetensors each raise their own kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"The VAE of '{place}' cannot be loaded: {reason}", "Restore the model's files") from error
+    return vae.float().to(device).requires_grad_(False).eval()
+
+
+def vae_in(found: Path) -> Any:
+    if found.is_file():
+        folder = str(configuration_of(found))
+        return AutoencoderKL.from_single_file(str(found), config=folder, subfolder="vae", local_files_only=True)
+    full = any(file for file in found.glob("vae/*.safetensors") if ".fp16" not in file.name)
+    return AutoencoderKL.from_pretrained(
+        str(found),
+        subfolder="vae",
+        variant=None if full else "fp16",
+        use_safetensors=True,
+        low_cpu_mem_usage=False,
+        local_files_only=True,
+    )
+
+
+@torch.no_grad()
+def decoded(vae: Any, latents: Tensor) -> Tensor:
+    """Images [B, 3, H, W] in [-1, 1], float32, of scaled latents [B, C, h, w]."""
+    latents = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
+    images: Tensor = vae.decode(latents, return_dict=False)[0]
+    return images.float().clamp(-1, 1)
