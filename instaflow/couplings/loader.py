@@ -3,7 +3,7 @@
 import shlex
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -122,4 +122,4 @@ class Couplings:
         records = read_shard(self.folder, self.sidecars[shard])
         if not records.noise.shape[1:] == records.latent.shape[1:] == self.manifest.latent_shape:
             raise BadShard(self.folder, place_of_tar(self.folder, shard), "does not hold the manifest's latent_shape")
-        return records
+        return replace(records, extras={})  # no batch takes them, and they may be larger than all else

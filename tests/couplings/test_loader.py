@@ -10,7 +10,8 @@ from instaflow.couplings.generate import stored_noise
 from instaflow.couplings.loader import WINDOW, Couplings
 from instaflow.couplings.manifest import write_manifest
 from instaflow.couplings.prompts import prompt_of
-from instaflow.couplings.shards import sidecar_path, tar_path
+from instaflow.couplings.records import Shard
+from instaflow.couplings.shards import sidecar_path, tar_path, write_shard
 from instaflow.errors import DataError
 from instaflow.stores import StoreError
 from tests.couplings.made import PROMPTS, make_couplings, manifest_of, sample
@@ -143,6 +144,16 @@ def test_what_could_not_be_read_ahead_is_read_when_it_is_due(folder, stream, mon
         with pytest.raises(StoreError, match="reset"):
             couplings.batch(0, 49)
     assert couplings.batch(0, 49).indices.tolist() == stream[:49]
+
+
+def test_what_a_batch_does_not_take_stays_in_no_memory(tmp_path):
+    images = {"image.png": dict.fromkeys(range(5), b"")}
+    shard = Shard(*np.zeros((2, 5, 2, 4, 4), np.float16), ["a"] * 5, list(range(5)), images)
+    folder = make_couplings(tmp_path / "pairs", manifest_of(count=5))
+    write_shard(folder, 0, shard, left_out=[])
+    couplings = Couplings(folder, seed=0)
+    assert couplings.batch(0, 3).prompts == ["a"] * 3
+    assert couplings._shard(0).extras == {}
 
 
 def test_few_shards_are_decoded_once_for_all_epochs(tmp_path, monkeypatch):

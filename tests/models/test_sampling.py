@@ -10,6 +10,7 @@ from instaflow.errors import InstaFlowError
 from instaflow.models import sampling
 from instaflow.models.samplers import SAMPLERS, coupling_scheduler
 from instaflow.models.sampling import Sampling, fetched, network_flops, pays_to_compile
+from instaflow.models.states import visited_states
 from tests.models.made import load, noise, write_published
 
 PROMPTS = ["the digit 7", "an odd digit"]
@@ -66,14 +67,17 @@ class Crossings(TorchDispatchMode):
 def test_from_the_first_step_to_the_last_no_device_waits_for_the_other(tmp_path, family, sampler):
     """The meta device stands in for a GPU: a tensor there has no values that could be asked for."""
     model = load(write_published(tmp_path / family, family))
-    for part in (model.unet, *model.text_encoders):
+    for part in (model.unet, model.vae, *model.text_encoders):
         part.to("meta")
     each = Sampling(model, num_steps=4, guidance_scale=3.0, scheduler=coupling_scheduler(model, sampler))
+    states = visited_states(each.scheduler, 4)
     crossings, counts = Crossings(), []
     model.unet.register_forward_pre_hook(lambda module, inputs: counts.append(len(crossings.found)))
     with crossings:
-        latents = each(noise(), PROMPTS)
-    assert latents.device.type == "meta" and len(counts) >= 4
+        sampled = each.sampled(noise(), PROMPTS, states)
+        pictures = model.pictures(sampled.latents)
+    found = [sampled.latents, *sampled.states, pictures]
+    assert [tensor.device.type for tensor in found] == ["meta"] * 6 and len(counts) >= 4
     assert counts[0] > 0  # noise and tokens went there
     assert crossings.found[counts[0] :] == []
 
