@@ -114,8 +114,7 @@ def main(
             return lambda turn: make_shard(Path(folder), turn, manifest, PROMPTS, sample)
 
         seconds = in_turns({"ours": ours(plain), "compiled": ours(compiled), "stock": stock}, rounds)
-        if profile:
-            show_profile(lambda: ours(compiled)(0))
+        shares = shares_of_time(lambda: ours(compiled)(0)) if profile else {}
     rates = {name: per_round / statistics.median(taken) for name, taken in seconds.items()}
     ratios = {
         name: statistics.median(theirs / own for own, theirs in zip(seconds[name], seconds["stock"], strict=True))
@@ -132,6 +131,7 @@ def main(
         "ratio": ratios,
         "seconds_to_compile": seconds_to_compile,
         "seconds": seconds,
+        "shares_of_compiled_time": shares,
         "versions": {"Python": platform.python_version(), **{n: version(n) for n in ("torch", "diffusers")}},
     }
     if torch.cuda.is_available():
@@ -144,6 +144,8 @@ def main(
     for name, fraction in result.get("matmul_fraction", {}).items():
         click.echo(f"{name:>9}: {fraction:8.1%} of the rate of one large matrix product")
     click.echo(f"compiling: {seconds_to_compile:8.1f} s")
+    for name, share in shares.items():
+        click.echo(f"{share:11.1%} {name}")
     if output:
         output.write_text(json.dumps(result, indent=2) + "\n")
 
@@ -215,14 +217,19 @@ def matmul_fraction(model: TextToImage, rate: float, num_steps: int, guidance_sc
     return flops / (2 * size**3 * repeats / (time.perf_counter() - began))
 
 
-def show_profile(work: Callable[[], object]) -> None:
+def shares_of_time(work: Callable[[], object]) -> dict[str, float]:
+    """The operations that take most of the device's time, each with its share, the largest first."""
     from torch.profiler import ProfilerActivity, profile
 
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
-    with profile(activities=activities) as found:
+    on_gpu = torch.cuda.is_available()
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as found:
         work()
-    order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-    click.echo(found.key_averages().table(sort_by=order, row_limit=15, max_name_column_width=48))
+    times = {
+        event.key[:60]: event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        for event in found.key_averages()
+    }
+    largest = sorted(times, key=lambda name: times[name], reverse=True)[:12]
+    return {name: times[name] / sum(times.values()) for name in largest}
 
 
 if __name__ == "__main__":
