@@ -1,6 +1,5 @@
 """The `instaflow` command: options, help and exit codes. Each command imports what it runs, and nothing else."""
 
-import errno
 import os
 import shlex
 import sys
@@ -11,25 +10,6 @@ from typing import Any
 import click
 
 from instaflow import __version__
-
-GONE = "The disk or network share is gone: bring it back; the same command goes on"
-ROOM = "Make room, or write to another place; the same command goes on"
-ACCESS = "Check the permissions there, or choose another place"
-PATH = "Check the path: nothing can be made there, a file stands where a folder is needed, or a name is too long"
-REMEDIES = {
-    errno.ENOSPC: ROOM,
-    errno.EDQUOT: ROOM,
-    errno.EACCES: ACCESS,
-    errno.EPERM: ACCESS,
-    errno.EROFS: ACCESS,
-    errno.ESTALE: GONE,
-    errno.ENOTCONN: GONE,
-    errno.EEXIST: PATH,
-    errno.ENOTDIR: PATH,
-    errno.ENAMETOOLONG: PATH,
-    errno.ENOENT: PATH,
-    errno.ELOOP: PATH,
-}
 
 
 class Commands(click.Group):
@@ -337,7 +317,7 @@ def inspect(folder: Path, count: int, output: Path, model: str | None) -> None:
 
 def main() -> None:
     """Run the command; turn what the user can mend into `Error:` and `Hint:`."""
-    from instaflow.errors import InstaFlowError
+    from instaflow.errors import InstaFlowError, of_the_system
 
     if os.environ.get("LOCAL_WORLD_SIZE", "1") != "1":
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # several processes share the cores: don't spin
@@ -352,15 +332,10 @@ def main() -> None:
         sys.exit(error.exit_code)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
-    except OSError as error:
-        if error.errno not in REMEDIES:
-            raise
-        where = f": '{error.filename}'" if error.filename else ""
-        leave(f"{error.strerror}{where}", REMEDIES[error.errno], 1)
     except Exception as error:
-        if "No space left on device" not in str(error):  # safetensors wraps the system's error in its own
+        if (mendable := of_the_system(error)) is None:
             raise
-        leave("No space left on device", REMEDIES[errno.ENOSPC], 1)
+        leave(mendable.message, mendable.hint, mendable.exit_code)
     finally:
         if "torch" in sys.modules:
             from instaflow.world import leave as disconnect

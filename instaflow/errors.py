@@ -1,5 +1,26 @@
 """Errors meant for the person at the keyboard: what is wrong, and the way out."""
 
+import errno
+
+GONE = "The disk or network share is gone: bring it back; the same command goes on"
+ROOM = "Make room, or write to another place; the same command goes on"
+ACCESS = "Check the permissions there, or choose another place"
+PATH = "Check the path: nothing can be made there, a file stands where a folder is needed, or a name is too long"
+REMEDIES = {
+    errno.ENOSPC: ROOM,
+    errno.EDQUOT: ROOM,
+    errno.EACCES: ACCESS,
+    errno.EPERM: ACCESS,
+    errno.EROFS: ACCESS,
+    errno.ESTALE: GONE,
+    errno.ENOTCONN: GONE,
+    errno.EEXIST: PATH,
+    errno.ENOTDIR: PATH,
+    errno.ENAMETOOLONG: PATH,
+    errno.ENOENT: PATH,
+    errno.ELOOP: PATH,
+}
+
 
 class InstaFlowError(Exception):
     """A mistake or a condition that the user can mend.
@@ -28,3 +49,13 @@ class Interrupted(InstaFlowError):
     """The work was told to stop, saved its state and can be resumed."""
 
     exit_code = 75
+
+
+def of_the_system(error: Exception) -> InstaFlowError | None:
+    """What the system refused, with its remedy; None for any other error, which keeps its traceback."""
+    if isinstance(error, OSError) and error.errno in REMEDIES:
+        where = f": '{error.filename}'" if error.filename else ""
+        return InstaFlowError(f"{error.strerror}{where}", REMEDIES[error.errno])
+    if not isinstance(error, OSError) and "No space left on device" in str(error):  # safetensors wraps it in its own
+        return InstaFlowError("No space left on device", ROOM)
+    return None

@@ -67,12 +67,11 @@ def make_records(
     The noise is rounded to the stored dtype before it is integrated, so that the stored pair is exact. Records whose
     stored latent is not sound (not finite, constant, far off in deviation), or that hold anything else that is not
     finite, are sampled once more by `again`, which is more precise; where that is None or doesn't help they are left
-    out. `report` hears each batch's size when it is
-    done. Raises DataError where no record is left.
+    out. `report` hears each batch's size when it is done. Raises DataError where no record is left.
     """
     noises, latents = [], []
     indices: list[int] = []
-    faults: list[str | None] = []
+    faults: list[str] = []
     files: dict[str, dict[int, bytes]] = {}
 
     def begin(sampler: Sampler, batch: Sequence[int], noise: np.ndarray) -> Callable[[], Made]:
@@ -88,7 +87,7 @@ def make_records(
             latent[rows] = stored(manifest, made.latent, noise[rows].shape)
             extras = {name: values | made.extras.get(name, {}) for name, values in extras.items()}
             sound = is_sound(latent) & are_finite(extras, batch)
-        faults.extend(fault_of(each) for each in latent[~sound][:1])
+        faults.extend(fault_of(each) or "keeps what is not finite" for each in latent[~sound][:1])
         noises.append(noise[sound])
         latents.append(latent[sound])
         taken = [batch[row] for row in np.flatnonzero(sound)]
