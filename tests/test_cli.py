@@ -417,7 +417,8 @@ def run_all(found, stop):
         time.sleep(0.01)
     if {stubborn}:
         print("heard", flush=True)
-        time.sleep(60)
+        for _ in range(6000):  # one long sleep would not hear a signal that another thread received
+            time.sleep(0.01)
     raise Interrupted(f"Stage 'x' stopped ({{stop.signal}})", "To go on: the same command")
 
 experiment.run_all = run_all
