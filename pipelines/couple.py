@@ -123,11 +123,16 @@ def make_shards(
     stop: Stop,
 ) -> Iterator[Sidecar]:
     """Lease, sample and write shards, each written while the next is sampled; yields their sidecars."""
+    if not shards:
+        return
+    if manifest.compiled and world().leads:
+        print(f"{label}: compiling the network, which may take a minute or two", flush=True)
     sample = sampler(model, scheduler, manifest)
 
     @cache
     def precise() -> Sampler:
-        return sampler(load_model(model.name, device=device()), scheduler, manifest)
+        plain = manifest.model_copy(update={"compiled": False})  # for a few records
+        return sampler(load_model(model.name, device=device()), scheduler, plain)
 
     again = None if manifest.dtype == "float32" else lambda *batch: precise()(*batch)
     total = sum(len(manifest.plan.indices(shard)) for shard in shards)

@@ -1,5 +1,6 @@
 """Sampling in earnest: batch after batch of one model with the same steps and guidance."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import signature
@@ -91,6 +92,7 @@ class Sampling:
     def _compile(self, batch: int) -> None:
         """Compile the network for batches of this size, and call it once."""
         model = self.model
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns where there is no GPU
         model.unet.to(memory_format=torch.channels_last)
         model.unet.compile(dynamic=False, mode="reduce-overhead" if model.device.type == "cuda" else None)
         try:
