@@ -70,6 +70,36 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+def changes_since_begun(folder: Path, manifest: Manifest) -> list[str]:
+    """Where a manifest is not what the `stage.json` beside it says that the stage was begun with.
+
+    A setting that is null there, or of which it does not tell, was left to the program; none is told where it can't be
+    read, as in a copy of the couplings alone.
+    """
+    try:
+        begun = dict(json.loads((folder / "stage.json").read_bytes())["identity"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return []
+    same = "seed", "count", "records_per_shard", "num_steps", "guidance_scale", "dtype", "batch_size"
+    here = {key: getattr(manifest, key) for key in same}
+    there = {key: begun.get(key) for key in same}
+    here |= {"stage": manifest.stage, "model_fingerprint": manifest.model_fingerprint}
+    there |= {"stage": begun.get("name"), "model_fingerprint": begun.get("model (content)")}
+    if "keep" in begun:
+        kept, keep = manifest.keep or Kept(), begun["keep"] or {}
+        here["keep.images"] = kept.images.model_dump(include={"every", "format"}) if kept.images else {}
+        there["keep.images"] = keep.get("images") or {}
+        here["keep.embeddings"] = kept.embedding is not None
+        there["keep.embeddings"] = bool(keep.get("embeddings"))
+        here["keep.trajectory"] = f"{len(kept.trajectory or ())} states"
+        there["keep.trajectory"] = f"{len(keep.get('trajectory') or ())} states"
+    return [
+        f"'{key}' is {value!r} here, {there[key]!r} in stage.json"
+        for key, value in here.items()
+        if there[key] is not None and there[key] != value
+    ]
+
+
 def kind_of(folder: Path) -> str:
     """What kind of stage the folder says that it is; "couple" where it can't be read."""
     return setting_of(folder, "kind") or "couple"

@@ -59,13 +59,26 @@ def open_output(folder: Path) -> None:
             manifest = manifest.model_copy(update={"compiled": theirs.compiled})
             write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
     elif len(shards_to_make(folder, manifest.plan)) < manifest.plan.num_shards:
-        hint = f"Bring it back (is it mounted?), or delete '{folder}' to make the stage anew"
-        raise DataError(f"'{store}' has lost the shards of '{folder}': it holds no manifest.json", hint)
+        raise lost(store, folder)
     store.make_folder("shards")
     for name in "no-prompt.npz", "prompts.json", "manifest.json":  # the manifest last: where it is, the others are too
         if name not in there and (folder / name).exists():
             store.put(name, folder / name)
     take_over(folder, manifest.plan)
+
+
+def check_output(folder: Path) -> None:
+    """Raise DataError if the store of a stage that has shards holds nothing of it any more."""
+    store = store_of(folder)
+    if store is None or "manifest.json" in store.sizes(""):
+        return
+    if not any(name.endswith(".tar") for name in store.sizes("shards")):
+        raise lost(store, folder)
+
+
+def lost(store: Store, folder: Path) -> DataError:
+    hint = f"Bring it back (is it mounted?), or delete '{folder}' to make the stage anew"
+    return DataError(f"'{store}' has lost the shards of '{folder}': it holds no manifest.json", hint)
 
 
 def checked_manifest(store: Store, manifest: Manifest) -> Manifest:
@@ -75,11 +88,15 @@ def checked_manifest(store: Store, manifest: Manifest) -> Manifest:
         found = Manifest.model_validate_json(store.read("manifest.json"))
     except ValidationError as error:
         raise ConfigError(f"'{store.place('manifest.json')}' is not a manifest: {first_fault(error)}", hint) from error
-    theirs, ours = (one.model_dump(mode="json", exclude=FREE) for one in (found, manifest))
-    changes = [f"'{key}' is {theirs[key]!r} there, {ours[key]!r} here" for key in ours if theirs[key] != ours[key]]
-    if changes:
+    if changes := changes_between(found, manifest):
         raise ConfigError(f"'{store}' holds other couplings: {'; '.join(changes)}", hint)
     return found
+
+
+def changes_between(found: Manifest, manifest: Manifest) -> list[str]:
+    """Where a store's manifest is not that of its stage's folder, but for what workers may differ in."""
+    theirs, ours = (one.model_dump(mode="json", exclude=FREE) for one in (found, manifest))
+    return [f"'{key}' is {theirs[key]!r} there, {ours[key]!r} here" for key in ours if theirs[key] != ours[key]]
 
 
 def take_over(folder: Path, plan: ShardPlan) -> None:

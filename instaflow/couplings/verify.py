@@ -1,20 +1,27 @@
 """Check a couple stage's shards against their sidecars, its manifest, its prompts, and the normal distribution."""
 
 import hashlib
+import io
+import json
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 import numpy as np
+from pydantic import ValidationError
 
 from instaflow.couplings.generate import stored_noise
-from instaflow.couplings.manifest import Manifest, read_manifest
+from instaflow.couplings.manifest import Manifest, changes_since_begun, first_fault, read_manifest
 from instaflow.couplings.moments import Moments, moments_of
+from instaflow.couplings.output import changes_between, check_output
 from instaflow.couplings.prompts import KeptPrompts, prompt_of
-from instaflow.couplings.records import Shard, read_extra
+from instaflow.couplings.records import Kept, Shard, read_extra
 from instaflow.couplings.shards import (
     BadShard,
+    ShardPlan,
     place_of_tar,
     read_shard,
     read_sidecar,
@@ -30,6 +37,7 @@ from instaflow.errors import DataError, Interrupted
 from instaflow.parallel import spread
 
 ROWS = 64  # records whose noise is drawn at a time
+NO_PROMPT = "no-prompt.npz"
 
 
 @dataclass(frozen=True)
@@ -70,13 +78,27 @@ def verify(
     """All that is wrong with the couplings in `folder`, shard by shard, whatever the number of workers.
 
     Where the stage is not done, shards that are still to be made are no problem. `progress` hears how many couplings
-    are read. Memory: a shard's for each worker, and 24 bytes a coupling. Raises DataError where there is no manifest,
-    Interrupted if `stop` said so.
+    are read. Where the manifest is not what the stage was begun with, no shard is held against it. Memory: a shard's
+    for each worker, 24 bytes a coupling, and a store's prompts. Raises DataError where there is no manifest, or nothing
+    in the store, Interrupted if `stop` said so.
     """
     manifest = read_manifest(folder)
-    prompts, problems = verify_prompts(folder, manifest)
+    if changes := changes_since_begun(folder, manifest):
+        return [Problem(folder / "manifest.json", f"is not what the stage was begun with: {'; '.join(changes)}")]
     to_make = set(shards_to_make(folder, manifest.plan)) if is_unfinished(folder) else set()
     shards = [shard for shard in range(manifest.plan.num_shards) if shard not in to_make]
+    if shards:
+        check_output(folder)
+    prompts, problems = verify_prompts(folder, manifest)
+    if shards:  # before the first one, a worker may have died while it put these there
+        no_prompt = verify_no_prompt(folder, manifest)
+        problems += no_prompt
+        sound = (
+            {"manifest.json"}
+            | ({"prompts.json"} if prompts is not None else set())
+            | (set() if no_prompt else {NO_PROMPT})
+        )
+        problems += verify_copies(folder, manifest, sound)
     readings: list[Reading] = []
     couplings = 0
 
@@ -94,8 +116,10 @@ def verify(
     readings.sort(key=lambda reading: reading.shard)
     for reading in readings:
         problems += reading.problems
-    problems += verify_whole(folder, readings)
-    return problems + verify_store(folder, manifest) + stray_files(folder, manifest)
+    problems += verify_whole(folder, readings) + verify_store(folder, manifest)
+    if not bad_shards(problems):
+        problems += verify_mark(folder, manifest.plan)
+    return problems + stray_files(folder, manifest)
 
 
 def is_unfinished(folder: Path) -> bool:
@@ -118,6 +142,52 @@ def verify_prompts(folder: Path, manifest: Manifest) -> tuple[KeptPrompts | None
     if prompts.hash != manifest.prompts_hash:
         return None, [Problem(path, "does not have the hash that the manifest says")]
     return prompts, []
+
+
+def verify_no_prompt(folder: Path, manifest: Manifest) -> list[Problem]:
+    """What is wrong with the embeddings of no prompt, where the manifest announces embeddings."""
+    path = folder / NO_PROMPT
+    if not manifest.keep or not manifest.keep.embedding:
+        return []
+    try:
+        fault = fault_of_no_prompt(path.read_bytes(), manifest.keep)
+    except OSError as error:
+        fault = f"cannot be read: {error.strerror}"
+    return [Problem(path, fault)] if fault else []
+
+
+def fault_of_no_prompt(content: bytes, keep: Kept) -> str | None:
+    """What is wrong with a `no-prompt.npz`, in words that follow its name."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as file:
+            for name, shape in ("embedding", keep.embedding), ("pooled", keep.pooled):
+                if shape and f"{name}.npy" not in file.namelist():
+                    return f"lacks {name}, which the manifest announces"
+                if shape and (fault := fault_of_extra(f"{name}.npy", file.read(f"{name}.npy"), shape)):
+                    return f"holds {name}, which {fault}"
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+        return f"is damaged: {error}"
+    return None
+
+
+def verify_mark(folder: Path, plan: ShardPlan) -> list[Problem]:
+    """Whether the shards, each of them sound, are those that the stage was done with."""
+    path = folder / "done.json"
+    try:
+        fingerprint = json.loads(path.read_bytes())["fingerprint"]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        return [Problem(path, f"is damaged: {error}")]
+    if fingerprint == shards_fingerprint(folder, plan):
+        return []
+    return [Problem(path, "has another fingerprint than the shards: some were exchanged since the stage was done")]
+
+
+def shards_fingerprint(folder: Path, plan: ShardPlan) -> str:
+    """The hash of all shards' hashes."""
+    hashes = [read_sidecar(folder, shard, plan).sha256 for shard in range(plan.num_shards)]
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 # --- one shard --------------------------------------------------------------------------------------------------------
@@ -257,6 +327,36 @@ def repeated_noise(folder: Path, readings: Iterable[Reading]) -> list[Problem]:
 
 def others(count: int, words: str) -> str:
     return f" ({count:,} more {words})" if count else ""
+
+
+def verify_copies(folder: Path, manifest: Manifest, sound: set[str]) -> list[Problem]:
+    """What is wrong with the store's copies of those files beside the shards that are `sound` in the folder."""
+    store = store_of(folder)
+    if store is None:
+        return []
+    due = {name for name in sound if (folder / name).exists()}
+    found = store.read_all("", sorted(due & store.sizes("").keys()))
+    faults = {name: fault_of_copy(folder / name, found.get(name), manifest) for name in sorted(due)}
+    return [
+        Problem(store.place(name), f"{fault}; copy '{folder / name}' there") for name, fault in faults.items() if fault
+    ]
+
+
+def fault_of_copy(path: Path, content: bytes | None, manifest: Manifest) -> str | None:
+    """What is wrong with a store's copy of a stage's file, in words that follow its name."""
+    if content is None:
+        return "is missing"
+    if path.name == "manifest.json":
+        try:
+            changes = changes_between(Manifest.model_validate_json(content), manifest)
+        except ValidationError as error:
+            return f"is not a manifest: {first_fault(error)}"
+        return f"is of other couplings: {'; '.join(changes)}" if changes else None
+    if path.name == NO_PROMPT:  # another worker's, whose machine may round in another way
+        return fault_of_no_prompt(content, manifest.keep or Kept())
+    with open(path, "rb") as file:
+        is_same = hashlib.file_digest(file, "sha256").digest() == hashlib.sha256(content).digest()
+    return None if is_same else "is no copy of the stage's"
 
 
 def verify_store(folder: Path, manifest: Manifest) -> list[Problem]:

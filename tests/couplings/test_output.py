@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from instaflow import stores
-from instaflow.couplings.generate import make_shard
+from instaflow.couplings.generate import Made, make_shard
 from instaflow.couplings.loader import Couplings
 from instaflow.couplings.manifest import read_manifest, write_manifest
 from instaflow.couplings.output import close_output, open_output, settle_output, take_over
 from instaflow.couplings.prompts import save_prompts
+from instaflow.couplings.records import Kept
 from instaflow.couplings.shards import (
     read_sidecar,
     shards_to_make,
@@ -150,6 +151,56 @@ def test_verify_finds_what_is_bad_in_the_store_and_it_is_made_again(tmp_path, lo
     unmark_shard(folder, 2)
     make_shard(folder, 2, MANIFEST, PROMPTS, SAMPLER)
     assert verify(folder) == [] and held(url) == contents(local)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "fault"),
+    [
+        ("manifest.json", None, "is missing"),
+        ("manifest.json", lambda data: data[1:], "is not a manifest: "),
+        ("manifest.json", lambda data: data.replace(b'"seed": 0', b'"seed": 1'), "'seed' is 1 there, 0 here"),
+        ("prompts.json", None, "is missing"),
+        ("prompts.json", lambda data: data.replace(b"seven", b"eight"), "is no copy of the stage's"),
+        ("no-prompt.npz", None, "is missing"),
+        ("no-prompt.npz", lambda data: data[1:-30], "is damaged: "),
+    ],
+)
+def test_verify_finds_what_lacks_in_the_store_beside_the_tars(tmp_path, weak, name, change, fault):
+    folder, embedding = tmp_path / "pairs", np.ones((2, 3), np.float16)
+    manifest = manifest_of(keep=Kept(embedding=(2, 3)))
+    folder.mkdir()
+    np.savez(folder / "no-prompt.npz", embedding=embedding)
+
+    def sampler(indices, noise, prompts):
+        return lambda: Made(sample(noise, prompts), {"embedding.npy": dict.fromkeys(indices, embedding)})
+
+    couple(folder, weak, manifest, sampler=sampler)
+    store = Store(weak)
+    assert verify(folder) == []
+    if change is None:
+        store.remove(name)
+    else:
+        store.put(name, change(store.read(name)))
+    (problem,) = verify(folder)
+    assert fault in problem.fault and problem.fault.endswith(f"; copy '{folder / name}' there")
+    assert problem.path == f"{weak}/{name}" and problem.shard is None and not problem.stray
+    store.put(name, folder / name)
+    assert verify(folder) == []
+
+
+def test_verify_takes_an_empty_store_for_one_that_is_lost(tmp_path, weak):
+    folder = couple(tmp_path / "pairs", weak, shards=range(2))
+    (folder / "state.json").write_text("{}")
+    (tmp_path / "store").rename(tmp_path / "unmounted")
+    with pytest.raises(DataError, match=f"'{weak}' has lost the shards of '{folder}'") as caught:
+        verify(folder)
+    assert "mounted" in caught.value.hint and "repair" not in caught.value.hint
+    (tmp_path / "unmounted").rename(tmp_path / "store")
+    assert verify(folder) == []
+    shutil.rmtree(tmp_path / "store")
+    for shard in range(2):
+        sidecar_path(folder, shard).unlink()
+    assert verify(folder) == []  # nothing was made yet
 
 
 def test_a_bad_shard_is_not_trained_on(tmp_path, weak):

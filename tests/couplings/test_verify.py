@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 import tarfile
@@ -9,12 +10,12 @@ from instaflow.couplings import shards
 from instaflow.couplings import verify as module
 from instaflow.couplings.generate import make_shard
 from instaflow.couplings.loader import Couplings
-from instaflow.couplings.manifest import write_manifest
+from instaflow.couplings.manifest import read_manifest, write_manifest
 from instaflow.couplings.moments import Moments
 from instaflow.couplings.prompts import save_prompts
 from instaflow.couplings.records import Kept, KeptImages, Shard, write_extra
 from instaflow.couplings.shards import read_shard, read_sidecar, sidecar_path, tar_path, write_shard
-from instaflow.couplings.verify import bad_shards, verify
+from instaflow.couplings.verify import bad_shards, shards_fingerprint, verify
 from instaflow.errors import DataError, Interrupted
 from tests.couplings.made import PROMPTS, at_once, contents, make_couplings, manifest_of, sample
 
@@ -343,6 +344,111 @@ def test_lost_or_changed_prompts_are_a_problem_that_no_shard_can_mend(folder):
     (lost,) = verify(folder)
     assert changed.path == lost.path == folder / "prompts.json" and "hash" in changed.fault
     assert not changed.stray and bad_shards([changed, lost]) == []
+
+
+BEGUN = {
+    "format": 1,
+    "name": "pairs",
+    "seed": 0,
+    "count": 23,
+    "records_per_shard": 5,
+    "batch_size": 2,
+    "num_steps": 25,
+    "guidance_scale": 3.0,
+    "timestep_spacing": None,
+    "dtype": "float32",
+    "keep": None,
+    "prompts": "1" * 64,
+    "model (content)": "0" * 64,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({}, None),
+        ({"num_steps": 50}, "'num_steps' is 50 here, 25 in stage.json"),
+        ({"guidance_scale": 7.5}, "'guidance_scale' is 7.5 here, 3.0 in stage.json"),
+        ({"seed": 1, "count": 9}, "'seed' is 1 here, 0 in stage.json; 'count' is 9 here, 23 in stage.json"),
+        ({"stage": "other"}, "'stage' is 'other' here, 'pairs' in stage.json"),
+        ({"model_fingerprint": "2"}, f"'model_fingerprint' is '2' here, '{'0' * 64}' in stage.json"),
+        ({"keep": {"pooled": [3], "embedding": [2, 3]}}, "'keep.embeddings' is True here, False in stage.json"),
+    ],
+)
+def test_a_manifest_that_is_not_what_the_stage_was_begun_with_is_all_that_is_told(folder, changes, fault):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | changes))
+    (folder / "stage.json").write_text(json.dumps({"identity": BEGUN, "settings": {"kind": "couple"}}))
+    problems = verify(folder)
+    if fault is None:
+        assert problems == []
+    else:
+        ((path, said, shard, stray),) = [(one.path, one.fault, one.shard, one.stray) for one in problems]
+        assert said == f"is not what the stage was begun with: {fault}"
+        assert (path, shard, stray) == (folder / "manifest.json", None, False)
+
+
+def test_the_optional_fields_of_a_stage_are_those_that_it_was_begun_with(folder):
+    (folder / "manifest.json").unlink()
+    write_manifest(folder, manifest_of(keep=KEPT))
+    keep = {"images": {"every": 2, "format": "png"}, "embeddings": False, "trajectory": None}
+    (folder / "stage.json").write_text(json.dumps({"identity": BEGUN | {"keep": keep}}))
+    assert bad_shards(verify(folder)) == [0, 1, 2, 3, 4]  # that is believed
+    keep["images"]["every"] = 3
+    (folder / "stage.json").write_text(json.dumps({"identity": BEGUN | {"keep": keep}}))
+    (problem,) = verify(folder)
+    assert "'keep.images' is {'every': 2, 'format': 'png'} here, {'every': 3" in problem.fault
+
+
+def test_sound_shards_that_are_not_those_that_the_stage_was_done_with_are_told(folder):
+    mark = folder / "done.json"
+    mark.write_text(json.dumps({"fingerprint": shards_fingerprint(folder, manifest_of().plan)}))
+    assert verify(folder) == []
+    shifted = at_once(lambda noise, prompts: sample(noise, prompts) + 1)
+    make_shard(folder, 2, manifest_of(), PROMPTS, shifted)
+    (problem,) = verify(folder)
+    assert problem.path == mark and "another fingerprint" in problem.fault and problem.shard is None
+    tar_path(folder, 4).unlink()
+    assert [problem.shard for problem in verify(folder)] == [4]  # first of all, that can be mended
+    make_shard(folder, 4, manifest_of(), PROMPTS, at_once(sample))
+    mark.write_text("{")
+    (problem,) = verify(folder)
+    assert problem.path == mark and problem.fault.startswith("is damaged")
+
+
+def test_the_embeddings_of_no_prompt_are_as_the_manifest_announces_them(folder):
+    embedding, pooled, path = np.ones((2, 3), np.float16), np.ones(3, np.float16), folder / "no-prompt.npz"
+    (folder / "manifest.json").unlink()
+    write_manifest(folder, manifest_of(keep=Kept(embedding=(2, 3), pooled=(3,))))
+    extras = {"embedding.npy": embedding, "pooled.npy": pooled}
+    for shard in range(5):
+        records = read_shard(folder, read_sidecar(folder, shard, read_manifest(folder).plan))
+        kept = {name: dict.fromkeys(records.indices, write_extra(name, value)) for name, value in extras.items()}
+        write_shard(folder, shard, dataclasses.replace(records, extras=kept), left_out=[])
+
+    def told() -> list[str]:
+        problems = verify(folder)
+        assert all(problem.path == path and problem.shard is None for problem in problems)
+        return [problem.fault for problem in problems]
+
+    assert told() == ["cannot be read: No such file or directory"]
+    np.savez(path, embedding=embedding, pooled=pooled)
+    assert told() == []
+    whole = path.read_bytes()
+    for damaged in b"", whole[:-40], whole.replace(embedding.tobytes(), b"x" * embedding.nbytes):
+        path.write_bytes(damaged)
+        assert told()[0].startswith("is damaged: ")
+    np.savez(path, embedding=embedding)
+    assert told() == ["lacks pooled, which the manifest announces"]
+    np.savez(path, embedding=embedding * np.float16("nan"), pooled=pooled)
+    assert told() == ["holds embedding, which is not finite"]
+    np.savez(path, embedding=embedding[:1], pooled=pooled)
+    assert told() == ["holds embedding, which is float16[1, 3] where the manifest says float16[2, 3]"]
+    (folder / "state.json").write_text('{"state": "interrupted"}')
+    for shard in range(5):
+        sidecar_path(folder, shard).unlink()
+    path.unlink()
+    assert verify(folder) == []  # the stage's command will put it there
 
 
 def test_a_folder_without_couplings_is_refused(tmp_path):
