@@ -92,7 +92,10 @@ class TrainingStage(Stage):
     """What every stage has that trains a network."""
 
     gives: ClassVar[str] = "model"
-    free_keys: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "micro_batch_size"})
+    free_keys: ClassVar[frozenset[str]] = frozenset(
+        {"checkpoint_every", "gradient_checkpointing", "keep_checkpoint_every", "keep_checkpoints"}
+        | {"micro_batch_size", "zero_stage"}
+    )
 
     phases: Annotated[list[Phase], Field(min_length=1)]
     micro_batch_size: PositiveInt | None = None
@@ -102,8 +105,17 @@ class TrainingStage(Stage):
     adam_beta2: Fraction = 0.999
     """Decay of AdamW's squared gradients; a short training wants a shorter memory."""
     gradient_clipping: PositiveFloat = 1.0
+    mixed_precision: Literal["bfloat16"] | None = None
+    """The precision that the network computes in while it trains, by default float32 as its weights always are."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """What is sharded over the processes: nothing, AdamW's state and the average (1), gradients too (2), weights too
+    (3). It saves memory and changes no result beyond rounding."""
     checkpoint_every: PositiveInt = 65536
     """Samples between two checkpoints."""
+    keep_checkpoints: PositiveInt = 2
+    """So many of the last are kept."""
+    keep_checkpoint_every: PositiveInt | None = None
+    """Beside them, the first at or past each multiple of so many samples is kept for good."""
 
 
 class TeacherStage(TrainingStage):
@@ -259,6 +271,8 @@ class FlowStage(TrainingStage):
     parametrization: Parametrization = "velocity"
     negate_output_at_start: bool = False
     """Negate the last convolution of an epsilon teacher before training, as a flow of the paper's sign would see it."""
+    gradient_checkpointing: bool = False
+    """Compute a block's activations once more on the way back, in place of keeping them: less memory, more time."""
 
     @model_validator(mode="after")
     def sign_of_a_velocity(self) -> "FlowStage":

@@ -107,6 +107,8 @@ def mean_loss(loss: nn.Module, arguments: tuple[Any, ...]) -> float:
 def train_on(stage: StageFolder, stop: Stop, material: Material, loss: nn.Module) -> Trained:
     """Train the loss's network on the couplings."""
     settings, couplings = stage.stage, material.couplings
+    if settings.gradient_checkpointing:
+        material.model.unet.enable_gradient_checkpointing()
 
     def batch(position: int, size: int) -> tuple[Tensor, Tensor, list[str]]:
         records = couplings.batch(position, size)

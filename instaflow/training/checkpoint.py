@@ -9,14 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from instaflow.errors import DataError
 from instaflow.files import replace_folder, write_json
-
-KEEP = 2
 
 
 @dataclass(frozen=True)
@@ -31,8 +28,11 @@ class Checkpoint:
     """samples_seen and whatever else the loop counts."""
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint and drop all but the last two. Returns its folder."""
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2, keep_every: int | None = None) -> Path:
+    """Write a checkpoint and drop all but the last `keep`, and the first at or past each `keep_every` samples.
+
+    Returns its folder.
+    """
     final = folder / f"{checkpoint.state['samples_seen']:012d}"
     temporary = folder / f".{final.name}.tmp"
     for unfinished in folder.glob(".*.tmp"):  # of a killed run
@@ -43,7 +43,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         save_file(tensors, temporary / f"{name}.safetensors")
     write_json(temporary / "state.json", checkpoint.state)
     replace_folder(temporary, final)
-    for old in complete_checkpoints(folder)[:-KEEP]:
+    marks = 0
+    for old in complete_checkpoints(folder)[:-keep]:
+        if keep_every and int(old.name) // keep_every > marks:
+            marks = int(old.name) // keep_every
+            continue
         shutil.rmtree(old.rename(folder / f".{old.name}.tmp"))  # no half of it under its final name
     return final
 
@@ -66,22 +70,3 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
         raise DataError(
             f"The checkpoint '{newest}' is damaged: {error}", f"Delete it to go on from the one before: rm -r {newest}"
         ) from error
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]) -> dict[str, Tensor]:
-    """AdamW's state by parameter name."""
-    return {
-        f"{names[parameter]}/{key}": value
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-    }
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, names: dict[Tensor, str], tensors: dict[str, Tensor]) -> None:
-    """Put AdamW's state back in place."""
-    keys = ("step", "exp_avg", "exp_avg_sq")
-    for parameter, name in names.items():
-        if f"{name}/step" in tensors:
-            own = {key: tensors[f"{name}/{key}"] for key in keys}
-            # The step count stays where the optimizer keeps it (with the parameter, for a fused one).
-            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in own.items()}

@@ -1,39 +1,35 @@
 """An exponential moving average of weights, in float32."""
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Ema:
-    """The average ω ← ω + (1 - d) (θ - ω) of a module's parameters and buffers.
+    """The average ω ← ω + (1 - d) (θ - ω) of tensors, such as a network's weights or one process's part of them.
 
     d = min(decay, (1 + n) / (10 + n)) after n updates, so that the first weights are soon forgotten. Whole numbers,
     such as a buffer's count of steps, have no average: the present ones are taken.
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
+    def __init__(self, tensors: Sequence[Tensor], decay: float) -> None:
         self.decay = decay
         self.updates = 0
-        self.weights = {
-            name: value.detach().to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
-            for name, value in module.state_dict().items()
-        }
+        self.averages = [
+            value.detach().to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
+            for value in tensors
+        ]
 
     @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
-        """Take in the module's present weights."""
+    def update(self, tensors: Sequence[Tensor]) -> None:
+        """Take in the tensors' present values, given in the same order as at the start."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        state = module.state_dict()
-        averaged = [name for name, value in self.weights.items() if value.is_floating_point()]
+        averaged = [place for place, average in enumerate(self.averages) if average.is_floating_point()]
         torch._foreach_lerp_(
-            [self.weights[name] for name in averaged], [state[name].float() for name in averaged], 1 - decay
+            [self.averages[place] for place in averaged], [tensors[place].float() for place in averaged], 1 - decay
         )
-        for name in self.weights.keys() - averaged:
-            self.weights[name].copy_(state[name])
-
-    def load(self, weights: dict[str, Tensor], updates: int) -> None:
-        """Take up an average where it was left."""
-        for name, value in self.weights.items():
-            value.copy_(weights[name])
-        self.updates = updates
+        for average, value in zip(self.averages, tensors, strict=True):
+            if not average.is_floating_point():
+                average.copy_(value)

@@ -1,19 +1,171 @@
-"""The DeepSpeed engine that takes the optimizer's steps."""
+"""The DeepSpeed engine that takes the optimizer's steps, and the one place that knows where it keeps what.
+
+ZeRO shards the optimizer's state over the processes (stage 1), the gradients too (2), and the parameters too (3). Each
+process then steps "masters" of its own, flat float32 tensors that hold its part of the parameters; without ZeRO (0) the
+masters are the parameters themselves. The moving average is kept beside AdamW's own state of a master, so that all of
+it is sharded, gathered, saved and put back alike.
+"""
 
 import logging
+import math
 import os
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
+from instaflow.stages import TrainingStage
+from instaflow.training.ema import Ema
 from instaflow.world import join, world
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+AVERAGE = "ema"
+PERSISTENT = 100_000  # stage 3 shards no parameter smaller than this: a gathering would cost more than it saves
 
-def start_engine(
-    module: nn.Module, *, batch: tuple[int, int], beta2: float, weight_decay: float, gradient_clipping: float
+
+class Engine:
+    """Trains `module`, whose forward is its loss, as the settings say. `batch`: micro and global batch size.
+
+    All processes must call every method alike: under ZeRO each speaks with the others.
+    """
+
+    def __init__(self, module: nn.Module, settings: TrainingStage, batch: tuple[int, int]) -> None:
+        self.module, self.stage = module, settings.zero_stage
+        self.buffers = [name for name, value in self.tensors().items() if not isinstance(value, nn.Parameter)]
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        betas = (0.9, settings.adam_beta2)
+        self.adamw = torch.optim.AdamW(trained, lr=0.0, betas=betas, weight_decay=settings.weight_decay, fused=True)
+        self.deepspeed = start_deepspeed(module, self.adamw, settings, batch)
+        optimizer = self.deepspeed.optimizer
+        self.masters: Sequence[Tensor] = {
+            0: lambda: trained,
+            1: lambda: optimizer.single_partition_of_fp32_groups,
+            2: lambda: optimizer.single_partition_of_fp32_groups,
+            3: lambda: optimizer.fp32_partitioned_groups_flat,
+        }[self.stage]()
+        self.ema = Ema(self.averaged(), settings.ema_decay)
+        for master, average in zip(self.masters, self.ema.averages, strict=False):
+            moments = {key: torch.zeros_like(master, memory_format=torch.preserve_format) for key in MOMENTS}
+            step = torch.zeros((), device=master.device)  # with the parameter, where a fused optimizer keeps it
+            self.adamw.state[master] = {"step": step, **moments, AVERAGE: average}
+        if self.stage in (1, 2):
+            optimizer._lazy_init_hp_params_optimizer_state()  # tells which part of the state is which parameter's
+
+    def set_batch(self, micro_batch_size: int, global_batch_size: int) -> None:
+        """Change the batch size between two phases."""
+        self.deepspeed.set_train_micro_batch_size(micro_batch_size)
+        self.deepspeed.set_train_batch_size(global_batch_size)
+
+    def accumulate(self, *arguments: Any, last: bool) -> Tensor:
+        """Add a micro batch's share to the global batch's gradient; its loss. `last`: the batch is whole then."""
+        self.deepspeed.set_gradient_accumulation_boundary(last)
+        loss: Tensor = self.deepspeed(*arguments)
+        self.deepspeed.backward(loss)
+        return loss.detach()
+
+    def step(self, learning_rate: float) -> float:
+        """Update weights and average by the gradient gathered so far; its L2 norm before clipping.
+
+        Where the norm is not finite, no weight is changed.
+        """
+        for group in self.adamw.param_groups:
+            group["lr"] = learning_rate
+        norm = norm_of_gradients(self.module) if self.stage == 0 else 0.0
+        if math.isfinite(norm):
+            self.deepspeed.step()
+            norm = norm if self.stage == 0 else float(self.deepspeed.get_global_grad_norm())
+        if math.isfinite(norm):
+            self.ema.update(self.averaged())
+        return norm
+
+    # --- weights and state --------------------------------------------------------------------------------------------
+
+    def averaged(self) -> list[Tensor]:
+        """What has a moving average: the masters, then the module's buffers."""
+        return [*self.masters, *map(self.module.get_buffer, self.buffers)]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The module's parameters, perhaps shards, and buffers, as its state dict names them."""
+        return self.module.state_dict(keep_vars=True)
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The module's state dict, whole and in float32, one entry after the other."""
+        for name, value in self.tensors().items():
+            yield name, self.whole(value) if isinstance(value, nn.Parameter) else value.detach()
+
+    def averages(self) -> Iterator[tuple[str, Tensor]]:
+        """The moving average of the module's state dict, as `weights` gives it."""
+        buffers = dict(zip(self.buffers, self.ema.averages[len(self.masters) :], strict=True))
+        for name, value in self.tensors().items():
+            yield name, self.whole(value, AVERAGE) if isinstance(value, nn.Parameter) else buffers[name]
+
+    def optimizer_state(self) -> Iterator[tuple[str, Tensor]]:
+        """AdamW's state, whole: NAME/step, NAME/exp_avg and NAME/exp_avg_sq of each trained parameter."""
+        for name, parameter in self.trained():
+            yield f"{name}/step", self.adamw.state[parameter if self.stage == 0 else self.masters[0]]["step"].clone()
+            for key in MOMENTS:
+                yield f"{name}/{key}", self.whole(parameter, key)
+
+    def load(self, averages: dict[str, Tensor], updates: int, optimizer: dict[str, Tensor]) -> None:
+        """Go on with an average, that is `updates` old, and AdamW's state as they were saved."""
+        self.ema.updates = updates
+        for name, average in zip(self.buffers, self.ema.averages[len(self.masters) :], strict=True):
+            average.copy_(averages[name])
+        for name, parameter in self.trained():
+            self.put(parameter, AVERAGE, averages[name])
+            if f"{name}/step" not in optimizer:  # a parameter that never had a gradient
+                continue
+            for key in MOMENTS:
+                self.put(parameter, key, optimizer[f"{name}/{key}"])
+            for master in [parameter] if self.stage == 0 else self.masters:
+                self.adamw.state[master]["step"].copy_(optimizer[f"{name}/step"])
+
+    def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, parameter) for name, parameter in self.module.named_parameters() if parameter.requires_grad)
+
+    def whole(self, parameter: nn.Parameter, key: str | None = None) -> Tensor:
+        """A parameter or its state, float32 and in its own shape, gathered from all processes."""
+        import deepspeed
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        if not parameter.requires_grad:  # and so without state: it is its own average
+            with deepspeed.zero.GatheredParameters([parameter]):
+                return parameter.detach().clone()
+        if self.stage == 0:
+            return parameter.detach() if key is None else self.adamw.state[parameter][key]
+        return safe_get_full_fp32_param(parameter) if key is None else safe_get_full_optimizer_state(parameter, key)
+
+    def put(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+        """Set a parameter's state: each process takes its part of the whole `value`."""
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        value = value.to(parameter.device)
+        if self.stage == 0:
+            self.adamw.state[parameter][key].copy_(value)
+        elif self.stage < 3:
+            safe_set_full_optimizer_state(parameter, value, key)
+        else:  # not through safe_set_full: it fails where a parameter does not divide evenly
+            size, place = parameter.ds_tensor.numel(), world()  # type: ignore[attr-defined]
+            padded = functional.pad(value.flatten(), (0, size * place.size - value.numel()))
+            safe_set_local_optimizer_state(parameter, padded[place.rank * size :][:size], key)
+
+    def close(self) -> None:
+        """End the training; the module holds its own, whole parameters again."""
+        whole = {id(value): self.whole(value) for _, value in self.module.named_parameters()} if self.stage == 3 else {}
+        self.deepspeed.destroy()
+        for module in self.module.modules() if self.stage == 3 else ():
+            module._parameters = {
+                name: value if value is None else nn.Parameter(whole[id(value)], requires_grad=value.requires_grad)
+                for name, value in module._parameters.items()
+            }
+
+
+def start_deepspeed(
+    module: nn.Module, optimizer: torch.optim.Optimizer, settings: TrainingStage, batch: tuple[int, int]
 ) -> Any:
-    """A DeepSpeed engine over `module`, whose forward is its loss. `batch`: micro and global batch size.
+    """DeepSpeed's own engine.
 
     Nothing is compiled at its start: the optimizer is PyTorch's own fused AdamW, and on a CPU DeepSpeed's
     shared-memory collectives, which it would build with a C++ compiler for half a minute, stay off.
@@ -28,26 +180,23 @@ def start_engine(
     if not on_gpu:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     join()
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=(0.9, beta2), weight_decay=weight_decay, fused=True)
     micro_batch_size, global_batch_size = batch
-    engine, *_ = deepspeed.initialize(
-        model=module,
-        optimizer=optimizer,
-        dist_init_required=False,
-        config={
-            "train_micro_batch_size_per_gpu": micro_batch_size,
-            "train_batch_size": global_batch_size,
-            "gradient_clipping": gradient_clipping,
-            "steps_per_print": None,
-        },
-    )
-    if world().size == 1:
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "train_batch_size": global_batch_size,
+        "gradient_clipping": settings.gradient_clipping,
+        "steps_per_print": None,
+        "zero_optimization": {"stage": settings.zero_stage, "stage3_param_persistence_threshold": PERSISTENT},
+    }
+    if settings.mixed_precision:
+        config["torch_autocast"] = {"enabled": True, "dtype": settings.mixed_precision}
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, dist_init_required=False, config=config)
+    if world().size == 1 and settings.zero_stage == 0:
         engine.enable_backward_allreduce = False  # it would copy every gradient for nobody
     return engine
 
 
-def set_batch(engine: Any, micro_batch_size: int, global_batch_size: int) -> None:
-    """Change the batch size between two phases."""
-    engine.set_train_micro_batch_size(micro_batch_size)
-    engine.set_train_batch_size(global_batch_size)
+def norm_of_gradients(module: nn.Module) -> float:
+    """The L2 norm of all gradients together, before clipping."""
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0

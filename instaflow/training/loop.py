@@ -20,13 +20,10 @@ from instaflow.training.checkpoint import (
     Checkpoint,
     complete_checkpoints,
     load_checkpoint,
-    load_optimizer,
-    optimizer_tensors,
     save_checkpoint,
 )
 from instaflow.training.draws import draws
-from instaflow.training.ema import Ema
-from instaflow.training.engine import set_batch, start_engine
+from instaflow.training.engine import Engine
 from instaflow.world import World, barrier, world
 
 LOG_LINES = 200  # in stats.jsonl, for one training run
@@ -109,36 +106,33 @@ def train(job: Job, folder: StageFolder, stop: Stop) -> Trained:
     saved = load_checkpoint(checkpoints)
     if saved:
         job.loss.load_state_dict(saved.model)
-    ema = Ema(job.loss, job.settings.ema_decay)
     first = spans[0]
-    engine = start_engine(
-        job.loss,
-        batch=(first.micro_batch_size, first.phase.global_batch_size),
-        beta2=job.settings.adam_beta2,
-        weight_decay=job.settings.weight_decay,
-        gradient_clipping=job.settings.gradient_clipping,
-    )
-    names: dict[Tensor, str] = {parameter: name for name, parameter in job.loss.named_parameters()}
+    engine = Engine(job.loss, job.settings, (first.micro_batch_size, first.phase.global_batch_size))
     position, loss_sum, loss_count = 0, 0.0, 0
     if saved:
         position, loss_sum, loss_count = (saved.state[key] for key in ("samples_seen", "loss_sum", "loss_count"))
-        ema.load(saved.ema, saved.state["ema_updates"])
-        load_optimizer(engine.optimizer, names, saved.optimizer)
+        engine.load(saved.ema, saved.state["ema_updates"], saved.optimizer)
+        del saved
     if place.leads:
         folder.forget_stats(lambda line: line.get("job") != job.name or line.get("samples_seen", 0) <= position)
     last_saved = position
 
     def save() -> None:
         nonlocal last_saved
-        if place.leads and position > last_saved:
+        if position > last_saved:
             state = {
                 "samples_seen": position,
                 "loss_sum": loss_sum,
                 "loss_count": loss_count,
-                "ema_updates": ema.updates,
+                "ema_updates": engine.ema.updates,
             }
-            optimizer = optimizer_tensors(engine.optimizer, names)
-            save_checkpoint(checkpoints, Checkpoint(job.loss.state_dict(), ema.weights, optimizer, state))
+            model, ema, optimizer = (
+                {name: value.cpu() for name, value in part if place.leads}
+                for part in (engine.weights(), engine.averages(), engine.optimizer_state())
+            )
+            if place.leads:
+                keep, every = job.settings.keep_checkpoints, job.settings.keep_checkpoint_every
+                save_checkpoint(checkpoints, Checkpoint(model, ema, optimizer, state), keep=keep, keep_every=every)
         last_saved = position
 
     # Steps
@@ -148,7 +142,7 @@ def train(job: Job, folder: StageFolder, stop: Stop) -> Trained:
             if position >= span.end:
                 continue
             size = span.phase.global_batch_size
-            set_batch(engine, span.micro_batch_size, size)
+            engine.set_batch(span.micro_batch_size, size)
             log_every = max(1, (span.end - span.start) // size * len(spans) // LOG_LINES) * size
             while position < span.end:
                 if told_to_stop(stop, place):
@@ -159,16 +153,12 @@ def train(job: Job, folder: StageFolder, stop: Stop) -> Trained:
                         f"To go on: {folder.command()}",
                     )
                 rate = span.learning_rate(position)
-                for group in engine.optimizer.param_groups:
-                    group["lr"] = rate
                 loss = take_gradient(engine, job, folder, span, position)
                 if not math.isfinite(loss):
                     fail(label, job, position, size, loss, checkpoints)
-                gradient_norm = norm_of_gradients(job.loss)
+                gradient_norm = engine.step(rate)
                 if not math.isfinite(gradient_norm):
                     fail(label, job, position, size, gradient_norm, checkpoints, what="gradient's norm")
-                engine.step()
-                ema.update(job.loss)
                 position += size
                 loss_sum, loss_count = loss_sum + loss, loss_count + 1
                 progress.update(position, loss=loss_sum / loss_count)
@@ -190,12 +180,14 @@ def train(job: Job, folder: StageFolder, stop: Stop) -> Trained:
                 if position - last_saved >= job.settings.checkpoint_every or position == total:
                     save()
     barrier()
-    raw = {name: value.detach().clone() for name, value in job.loss.state_dict().items()}
-    engine.destroy()
-    return Trained(ema.weights, raw, position)
+    raw, ema = (
+        {name: value.to("cpu", copy=True) for name, value in part} for part in (engine.weights(), engine.averages())
+    )
+    engine.close()
+    return Trained(ema, raw, position)
 
 
-def take_gradient(engine: Any, job: Job, folder: StageFolder, span: Span, position: int) -> float:
+def take_gradient(engine: Engine, job: Job, folder: StageFolder, span: Span, position: int) -> float:
     """Accumulate the gradient of the global batch at `position`; its mean loss over all processes."""
     place, size, micro = world(), span.phase.global_batch_size, span.micro_batch_size
     share = size // place.size
@@ -203,22 +195,13 @@ def take_gradient(engine: Any, job: Job, folder: StageFolder, span: Span, positi
     losses = []
     end = (place.rank + 1) * share
     for start in range(place.rank * share, end, micro):
-        engine.set_gradient_accumulation_boundary(start + micro == end)
         batch = job.batch(position + start, micro)
-        loss = engine(*batch, numbers[start : start + micro])
-        engine.backward(loss)
-        losses.append(loss.detach())
+        losses.append(engine.accumulate(*batch, numbers[start : start + micro], last=start + micro == end))
     mean = torch.stack(losses).mean().cpu()
     if place.size > 1:
         dist.all_reduce(mean)
         mean /= place.size
     return float(mean)
-
-
-def norm_of_gradients(module: nn.Module) -> float:
-    """The L2 norm of all gradients together, before clipping."""
-    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-    return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
 
 
 def told_to_stop(stop: Stop, place: World) -> bool:

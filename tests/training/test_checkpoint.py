@@ -1,19 +1,9 @@
-import copy
-
 import pytest
 import torch
-from torch import nn
 
 from instaflow.errors import DataError
 from instaflow.training import checkpoint
-from instaflow.training.checkpoint import (
-    Checkpoint,
-    complete_checkpoints,
-    load_checkpoint,
-    load_optimizer,
-    optimizer_tensors,
-    save_checkpoint,
-)
+from instaflow.training.checkpoint import Checkpoint, complete_checkpoints, load_checkpoint, save_checkpoint
 
 
 def checkpoint_at(samples, value=None):
@@ -104,41 +94,3 @@ def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path, name, damage):
     assert f"rm -r {newest}" in caught.value.hint
     checkpoint.shutil.rmtree(newest)  # what the hint says
     assert equal(load_checkpoint(tmp_path), checkpoint_at(1))
-
-
-def adamw(network):
-    return torch.optim.AdamW(network.parameters(), lr=1e-2, betas=(0.9, 0.999), weight_decay=0.1, fused=True)
-
-
-def take_steps(network, optimizer, seeds):
-    for seed in seeds:
-        x = torch.randn(5, 3, generator=torch.Generator().manual_seed(seed))
-        network(x).square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-
-def test_adamw_goes_on_from_a_file_as_from_memory(tmp_path):
-    network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
-    network[2].bias.requires_grad_(False)
-    optimizer = adamw(network)
-    take_steps(network, optimizer, range(3))
-    names = {parameter: name for name, parameter in network.named_parameters()}
-    tensors = optimizer_tensors(optimizer, names)
-    assert sorted({key.partition("/")[0] for key in tensors}) == ["0.bias", "0.weight", "2.weight"]
-    save_checkpoint(tmp_path, Checkpoint(network.state_dict(), {}, tensors, {"samples_seen": 3}))
-
-    other = copy.deepcopy(network)
-    saved = load_checkpoint(tmp_path)
-    fresh = adamw(other)
-    load_optimizer(fresh, {parameter: name for name, parameter in other.named_parameters()}, saved.optimizer)
-    own, loaded = optimizer.state_dict()["state"], fresh.state_dict()["state"]
-    assert own.keys() == loaded.keys()
-    for index, state in own.items():
-        assert state.keys() == loaded[index].keys()
-        for key, value in state.items():
-            assert torch.equal(value, loaded[index][key]) and value.dtype == loaded[index][key].dtype
-    take_steps(network, optimizer, range(3, 6))
-    take_steps(other, fresh, range(3, 6))
-    for one, two in zip(network.parameters(), other.parameters(), strict=True):
-        assert torch.equal(one, two)
