@@ -133,6 +133,7 @@ def train(job: Job, folder: StageFolder, stop: Stop) -> Trained:
             if place.leads:
                 keep, every = job.settings.keep_checkpoints, job.settings.keep_checkpoint_every
                 save_checkpoint(checkpoints, Checkpoint(model, ema, optimizer, state), keep=keep, keep_every=every)
+            barrier()  # a launcher ends them all when the first one leaves, and the leader may still be writing
         last_saved = position
 
     # Steps

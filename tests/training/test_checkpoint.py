@@ -36,6 +36,22 @@ def test_round_trip(tmp_path):
     assert [int(path.name) for path in complete_checkpoints(folder)] == [1_000_000, 2_000_000_000]  # the last two
 
 
+@pytest.mark.parametrize(
+    ("keep", "every", "left"),
+    [
+        (1, None, [70]),
+        (3, None, [50, 60, 70]),
+        (1, 20, [20, 40, 60, 70]),
+        (2, 25, [30, 50, 60, 70]),
+        (1, 1000, [70]),
+    ],
+)
+def test_checkpoints_that_stay(tmp_path, keep, every, left):
+    for samples in range(0, 71, 10):
+        save_checkpoint(tmp_path, checkpoint_at(samples), keep=keep, keep_every=every)
+    assert [int(path.name) for path in complete_checkpoints(tmp_path)] == left
+
+
 class Killed(BaseException):
     """As `kill -9` does, it leaves things as they are."""
 
