@@ -94,7 +94,7 @@ class TrainingStage(Stage):
     gives: ClassVar[str] = "model"
     free_keys: ClassVar[frozenset[str]] = frozenset(
         {"checkpoint_every", "gradient_checkpointing", "keep_checkpoint_every", "keep_checkpoints"}
-        | {"micro_batch_size", "zero_stage"}
+        | {"micro_batch_size", "offload_optimizer", "zero_stage"}
     )
 
     phases: Annotated[list[Phase], Field(min_length=1)]
@@ -110,12 +110,20 @@ class TrainingStage(Stage):
     zero_stage: Literal[0, 1, 2, 3] = 0
     """What is sharded over the processes: nothing, AdamW's state and the average (1), gradients too (2), weights too
     (3). It saves memory and changes no result beyond rounding."""
+    offload_optimizer: bool = False
+    """Keep AdamW's state and the average in the CPU's memory and step there: less of a GPU's memory, more time."""
     checkpoint_every: PositiveInt = 65536
     """Samples between two checkpoints."""
     keep_checkpoints: PositiveInt = 2
     """So many of the last are kept."""
     keep_checkpoint_every: PositiveInt | None = None
     """Beside them, the first at or past each multiple of so many samples is kept for good."""
+
+    @model_validator(mode="after")
+    def offloaded_state_is_sharded(self) -> "TrainingStage":
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer goes with zero_stage 1, 2 or 3; on one process too, choose 1")
+        return self
 
 
 class TeacherStage(TrainingStage):

@@ -240,6 +240,8 @@ def test_prompts_that_yaml_1_1_would_change_stay_prompts(tmp_path):
         ("stages.2rf.phases.0.samples=3", "'stages.2rf.phases.0': samples (3) is less than one global_batch_size (4)"),
         ("stages.2rf.phases=[]", "'stages.2rf.phases' should have at least 1 item, not []"),
         ("stages.2rf.ema_decay=1", "'stages.2rf.ema_decay' should be less than 1, not 1"),
+        ("stages.2rf.offload_optimizer=true", "'stages.2rf': offload_optimizer goes with zero_stage 1, 2 or 3"),
+        ("stages.2rf.zero_stage=4", "'stages.2rf.zero_stage' should be 0, 1, 2 or 3, not 4"),
         ("stages.report.reference.num_steps=8", "'teacher' at 8 steps is not among the models"),
         ("stages.report.models.1.model=teacher", "a model stands twice"),
         ("stages.report.num_samples=1", "greater than or equal to 2, not 1"),

@@ -77,10 +77,13 @@ def test_changed_settings_are_refused_with_key_old_and_new(config, run, override
     assert f"delete '{run / 'teacher'}'" in error.hint
 
 
-@pytest.mark.parametrize("override", ["stages.teacher.micro_batch_size=2", "stages.teacher.checkpoint_every=8"])
+@pytest.mark.parametrize(
+    "override",
+    ["micro_batch_size=2", "checkpoint_every=8", "zero_stage=3", "keep_checkpoints=5", "keep_checkpoint_every=9"],
+)
 def test_what_does_not_change_the_result_may_change(config, run, override):
     mark_done(folders(config, run=run)["teacher"])
-    folders(config, override, run=run)["teacher"].check_identity()
+    folders(config, f"stages.teacher.{override}", run=run)["teacher"].check_identity()
 
 
 def test_a_parent_that_was_made_anew_is_noticed(config, run):

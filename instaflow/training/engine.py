@@ -181,12 +181,16 @@ def start_deepspeed(
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     join()
     micro_batch_size, global_batch_size = batch
+    zero: dict[str, Any] = {"stage": settings.zero_stage, "stage3_param_persistence_threshold": PERSISTENT}
+    if settings.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "train_batch_size": global_batch_size,
         "gradient_clipping": settings.gradient_clipping,
         "steps_per_print": None,
-        "zero_optimization": {"stage": settings.zero_stage, "stage3_param_persistence_threshold": PERSISTENT},
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,  # PyTorch's fused AdamW is as good on a CPU, and needs no compiler
     }
     if settings.mixed_precision:
         config["torch_autocast"] = {"enabled": True, "dtype": settings.mixed_precision}

@@ -114,9 +114,18 @@ def test_accumulated_gradients_are_those_of_one_batch(two, stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("precision", ["", "half-"])
-def test_a_resumed_run_is_one_that_never_stopped(two, stage, precision):
-    same_run(two / f"{precision}resumed-{stage}", two / (f"{precision or 'whole-'}{stage}"))
+@pytest.mark.parametrize("sort", ["", "half-", "offloaded-"])
+def test_a_resumed_run_is_one_that_never_stopped(two, stage, sort):
+    if (sort, stage) != ("offloaded-", 0):
+        same_run(two / f"{sort}resumed-{stage}", two / f"{sort or 'whole-'}{stage}")
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_an_offloaded_optimizer_takes_the_same_steps(two, stage):
+    offloaded, whole = two / f"offloaded-{stage}", two / f"whole-{stage}"
+    for name in ("raw", "ema"):
+        near(weights(offloaded, name), weights(whole, name))
+    near(final(offloaded).optimizer, final(whole).optimizer)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -130,8 +139,13 @@ def test_bfloat16_trains_float32_weights(two, stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize(("case", "what"), [("loss", "loss is nan"), ("gradient", "gradient's norm is")])
+@pytest.mark.parametrize(
+    ("case", "what"),
+    [("loss", "loss is nan"), ("gradient", "gradient's norm is"), ("offloaded-gradient", "gradient's norm is")],
+)
 def test_what_is_not_finite_stops_every_process(two, stage, case, what):
+    if (case, stage) == ("offloaded-gradient", 0):
+        return
     folder = two / f"{case}-{stage}"
     good = complete_checkpoints(folder / "2rf" / "checkpoints" / "fit")[-1]
     for rank in (0, 1):

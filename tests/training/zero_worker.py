@@ -129,6 +129,13 @@ def together(run: Path, model_folder: Path) -> None:
         fail(run, f"loss-{stage}", Odd(), batch=bad_batch, **settings)
         fail(run, f"gradient-{stage}", Root(), **settings)
 
+        if stage:
+            offloaded = settings | {"offload_optimizer": True}
+            finish(run, f"offloaded-{stage}", Odd(), **offloaded)
+            stop(run, f"offloaded-resumed-{stage}", **offloaded)
+            finish(run, f"offloaded-resumed-{stage}", Odd(), **offloaded)
+            fail(run, f"offloaded-gradient-{stage}", Root(), **offloaded)
+
         half = settings | {"mixed_precision": "bfloat16"}
         loss = Odd()
         finish(run, f"half-{stage}", loss, **half)
