@@ -271,17 +271,25 @@ def verify(folder: Path, workers: int | None) -> None:
 def repair(folder: Path, workers: int | None, model: str | None) -> None:
     """Make exactly the bad or missing shards again.
 
-    Needs the stage's folder, and the very model that made it.
+    Needs the stage's folder, and the very model that made it. Shards that a stage in the making has not come to are
+    left to it (exit code 75).
 
     \b
         instaflow repair runs/digits/pairs
     """
+    from instaflow.couplings.manifest import read_manifest
+    from instaflow.couplings.shards import shards_to_make
     from instaflow.parallel import cores
     from pipelines.couple import repair as make_again
 
     shards = make_again(folder, model=model, workers=workers or cores())
     numbers = ", ".join(f"{shard:05d}" for shard in shards)
     click.echo(f"{folder}: made {numbers} again" if shards else f"{folder}: nothing to repair")
+    if to_make := shards_to_make(folder, read_manifest(folder).plan):
+        click.echo(
+            f"{folder}: {len(to_make)} shards are not made yet; the stage's `instaflow couple` command makes them"
+        )
+        sys.exit(75)
 
 
 @cli.command()

@@ -45,13 +45,14 @@ class Progress:
             return
         now = time.monotonic()
         rate = (done - self.start) / max(now - self.began, 1e-9)
+        speed = f"{rate:,.{1 if rate < 10 else 0}f}"
         words = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
         if self.live:
-            self.live.update(self.task, completed=done, rate=f"{rate:,.0f} {self.unit}/s", figures=words)
+            self.live.update(self.task, completed=done, rate=f"{speed} {self.unit}/s", figures=words)
         elif now - self.said >= PLAIN_EVERY:
             self.said = now
             left = (self.total - done) / max(rate, 1e-9)
-            line = f"{self.label}: {done:,}/{self.total:,} {self.unit}, {rate:,.0f}/s, {left:,.0f} s left  {words}"
+            line = f"{self.label}: {done:,}/{self.total:,} {self.unit}, {speed}/s, {left:,.0f} s left  {words}"
             print(line.rstrip(), flush=True)
 
     def __exit__(

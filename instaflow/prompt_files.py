@@ -13,6 +13,7 @@ from instaflow.errors import ConfigError
 Row = tuple[int | str, Any, Any]
 """Where it stands in its file, its prompt, and its score (None without a score column); neither is checked yet."""
 
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 CHUNK = 1 << 20  # bytes
 ROWS = 8192  # of parquet, at a time
 SAMPLE = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)")
@@ -22,6 +23,8 @@ SAMPLE = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)")
 def rows_of(file: BinaryIO, name: str, column: str | None, score_column: str | None) -> Iterator[Row]:
     """The rows of the file, whose form its `name` tells by its ending. Raises ConfigError, which names the place."""
     form = READERS.get(suffix_of(name))
+    if suffix_of(name) in PACKED:
+        raise ConfigError(f"'{name}' is compressed", "Unpack it: a parquet file is compressed in itself")
     if form is None and (column or score_column):
         kinds = ", ".join(READERS)
         raise ConfigError(f"'{name}' is a text file with a prompt a line: it has no columns", f"With columns: {kinds}")

@@ -28,8 +28,8 @@ REPEATS = 1 << 18  # prompts looked up at a time
 class Prompts:
     """The prompts of a source in their order; each iteration reads it anew and keeps none in memory.
 
-    In a list every string counts, the empty one too (it is the prompt of unconditional guidance). In a file blank
-    prompts are skipped, and those that the source's filters drop. After an iteration `total` counts what was read,
+    In a list every string counts, the empty one too (it is the prompt of unconditional guidance). In a file blank and
+    null prompts are skipped, and those that the source's filters drop. After an iteration `total` counts what was read,
     `dropped` what was left out, by its reason. Iterating raises ConfigError where the source can't be read, a row is
     bad, or nothing is left.
     """
@@ -63,10 +63,13 @@ class Prompts:
 
     def _of_files(self, choice: PromptSource) -> Iterator[str]:
         shortest, longest, lowest = choice.min_length, choice.max_length or math.inf, choice.min_score
-        short, long = f"shorter than {shortest} characters", f"longer than {longest} characters"
-        low = f"with {choice.score_column} below {lowest}"
+        short, long = f"shorter than {characters(shortest)}", f"longer than {characters(longest)}"
+        low, unscored = f"with {choice.score_column} below {lowest}", f"without {choice.score_column}"
         for name, place, prompt, score in rows_of_files(choice):
             self.total += 1
+            if prompt is None:
+                self.dropped["null"] += 1
+                continue
             check_text(prompt, name, place)
             if not prompt or prompt.isspace():
                 self.dropped["blank"] += 1
@@ -74,6 +77,8 @@ class Prompts:
                 self.dropped[short] += 1
             elif len(prompt) > longest:
                 self.dropped[long] += 1
+            elif lowest is not None and is_missing(score):
+                self.dropped[unscored] += 1
             elif lowest is not None and number_of(score, name, place, choice.score_column) < lowest:
                 self.dropped[low] += 1
             else:
@@ -218,12 +223,15 @@ def check_text(prompt: Any, name: str, place: int | str | None = None) -> None:
         return
     where = name if place is None else place_in(name, place)
     if not isinstance(prompt, str):
-        raise ConfigError(
-            f"{where} must be a text, not {'null' if prompt is None else repr(prompt)}", "Put it in quotes"
-        )
+        raise ConfigError(f"{where} must be a text, not {prompt!r}", "Name the column that holds the texts")
     if not is_utf8(prompt):
         message = f"{where} has half a character (a lone surrogate): {prompt!r}"
         raise ConfigError(message, "Write the character itself instead of its escapes")
+
+
+def is_missing(score: Any) -> bool:
+    """Whether a row has no score: null, NaN (what tables have for null), or nothing between two commas."""
+    return score is None or score == "" or score != score
 
 
 def number_of(score: Any, name: str, place: int | str, column: str | None) -> float:
@@ -233,6 +241,9 @@ def number_of(score: Any, name: str, place: int | str, column: str | None) -> fl
     except (TypeError, ValueError):
         number = math.nan
     if math.isnan(number):
-        said = "null" if score is None else repr(score)
-        raise ConfigError(f"{place_in(name, place)}: '{column}' must be a number, not {said}", "Leave such rows out")
+        raise ConfigError(f"{place_in(name, place)}: '{column}' must be a number, not {score!r}", "Leave such rows out")
     return number
+
+
+def characters(count: float) -> str:
+    return f"{count} character{'' if count == 1 else 's'}"

@@ -238,6 +238,12 @@ class CoupleStage(Stage):
     def one_place(cls, output: str | None) -> str | None:
         if output is not None and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^:].*", output):
             raise ValueError(f"{output!r} is no URL; write s3://bucket/folder, or file:///folder for one that is here")
+        if output is not None and output.startswith("memory://"):
+            raise ValueError(
+                f"{output!r} ends with the process that writes there; write s3://bucket/folder, or file:///folder"
+            )
+        if output is not None and output.startswith("file://") and not output.startswith("file:///"):
+            raise ValueError(f"{output!r} is a relative path to some commands and none to others; write file:///folder")
         if output is not None and "::" in output:
             raise ValueError(f"{output!r} is a chain of URLs, which can't be written to")
         if output is not None and re.match(r"[^/]+//[^/@]*:[^/@]*@", output):

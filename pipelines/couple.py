@@ -5,7 +5,7 @@ import shlex
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from instaflow.couplings.records import Shard
 from instaflow.couplings.shards import Sidecar, read_sidecar, shards_to_make, unmark_shard
 from instaflow.couplings.verify import Problem, bad_shards, verify
 from instaflow.errors import DataError, Interrupted
+from instaflow.files import write_json
 from instaflow.interruption import Stop, listening
 from instaflow.models.device import device, set_up_cpu
 from instaflow.models.loading import load_model
@@ -29,7 +30,7 @@ from instaflow.models.text_to_image import TextToImage
 from instaflow.places import is_hub_name, model_fingerprint
 from instaflow.progress import Progress
 from instaflow.prompt_sources import Prompts
-from instaflow.rundir import StageFolder, locked
+from instaflow.rundir import StageFolder, locked, read_done
 from instaflow.world import barrier, hardware, world
 from pipelines.keeping import announced, keep_no_prompt, keeping
 
@@ -121,8 +122,12 @@ def make_shards(
     *,
     label: str,
     stop: Stop,
+    unmark: Callable[[int], None] | None = None,
 ) -> Iterator[Sidecar]:
-    """Lease, sample and write shards, each written while the next is sampled; yields their sidecars."""
+    """Lease, sample and write shards, each written while the next is sampled; yields their sidecars.
+
+    With `unmark` they are made again, whatever sidecars they have (`Leases.turns`).
+    """
     if not shards:
         return
     if manifest.compiled and world().leads:
@@ -136,7 +141,14 @@ def make_shards(
 
     again = None if manifest.dtype == "float32" else lambda *batch: precise()(*batch)
     total = sum(len(manifest.plan.indices(shard)) for shard in shards)
+    sampled: set[int] = set()  # shards, by this process
     writing: deque[Future[Sidecar]] = deque()
+
+    def done() -> int:
+        """The couplings of the shards that are made, by whom ever."""
+        left = {*shards_to_make(folder, manifest.plan)} - sampled
+        return total - sum(len(manifest.plan.indices(shard)) for shard in shards if shard in left)
+
     with (
         Progress(label, total=total, unit="couplings", quiet=not world().leads) as progress,
         Leases(folder) as leases,
@@ -148,8 +160,8 @@ def make_shards(
             leases.give_back(shard)
             return sidecar
 
-        for shard, lost in leases.turns(shards, stop):
-            before = progress.done
+        for shard, lost in leases.turns(shards, stop, unmark):
+            progress.update(before := done())
 
             def stop_or_lost(lost: Callable[[], bool] = lost) -> bool:
                 return stop() or lost()
@@ -170,9 +182,11 @@ def make_shards(
                 leases.give_back(shard)
                 progress.update(before)
             else:
+                sampled.add(shard)
                 writing.append(writer.submit(write, shard, records))
         while writing:
             yield writing.popleft().result()
+        progress.update(done())
     if model.num_truncated:  # each process speaks of what it made itself
         print(f"{label}: in {model.num_truncated:,} couplings the prompt was too long for the tokenizer and was cut")
 
@@ -200,6 +214,7 @@ def repair(folder: Path, *, model: str | None = None, workers: int = 1) -> list[
     """
     manifest = read_manifest(folder)
     with locked(folder):
+        open_output(folder)  # a store that is gone must not look like shards that are
         with listening() as stop:
             problems = verify(folder, workers=workers, stop=stop)
         return make_bad_shards(folder, manifest, problems, model)
@@ -223,14 +238,34 @@ def make_bad_shards(folder: Path, manifest: Manifest, problems: list[Problem], m
     set_up_cpu()
     loaded = load_model(place, device=device(), dtype=DTYPES[manifest.dtype])
     scheduler = recorded_scheduler(manifest.sampler)
-    for shard in shards:
-        unmark_shard(folder, shard)
     with listening() as stop:
-        made = list(make_shards(folder, shards, manifest, prompts, loaded, scheduler, label="repair", stop=stop))
+        made = make_shards(
+            folder,
+            shards,
+            manifest,
+            prompts,
+            loaded,
+            scheduler,
+            label="repair",
+            stop=stop,
+            unmark=partial(unmark_shard, folder),
+        )
+        count = len(list(made))
     Leases(folder).clear()
-    if len(made) < len(shards):
-        raise Interrupted(f"Repair of '{folder}' stopped ({stop.signal})", f"To go on: instaflow repair {folder}")
+    if count < len(shards):
+        again = ["instaflow", "repair", str(folder), *(["--model", model] if model else [])]
+        raise Interrupted(f"Repair of '{folder}' stopped ({stop.signal})", f"To go on: {shlex.join(again)}")
+    renew_done_mark(folder, manifest)
     return shards
+
+
+def renew_done_mark(folder: Path, manifest: Manifest) -> None:
+    """Let a done stage's mark tell what its shards hold now; what was built on other bytes will be refused."""
+    file = folder / "done.json"
+    if file.exists() and not shards_to_make(folder, manifest.plan):
+        mark, fingerprint = read_done(folder), shards_fingerprint(folder, manifest)
+        if mark["fingerprint"] != fingerprint:
+            write_json(file, mark | {"fingerprint": fingerprint})
 
 
 def shards_fingerprint(folder: Path, manifest: Manifest) -> str:

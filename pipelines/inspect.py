@@ -1,5 +1,6 @@
 """What a couple stage holds: its description in words, and a contact sheet of its pairs."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 from instaflow.couplings.contact_sheet import Pair, contact_sheet
 from instaflow.couplings.manifest import Manifest, place_of_model, read_manifest
 from instaflow.couplings.records import Shard, read_extra
-from instaflow.couplings.shards import read_shard, read_sidecar, shards_to_make
+from instaflow.couplings.shards import BadShard, read_shard, read_sidecar, shards_to_make
 from instaflow.errors import ConfigError, DataError
 from instaflow.files import write_file
 from instaflow.models.device import device, set_up_cpu
@@ -65,7 +66,7 @@ def missing_model(folder: Path, manifest: Manifest, model: str | None) -> str | 
     """Why the model that made the couplings can't be used here, None if it can; nothing is fetched for it."""
     place = model or place_of_model(folder, manifest)
     if not Path(place).exists() and not (is_hub_name(place) and cached_model(place)):
-        return f"the model is not at '{place}'"
+        return f"the model is not at '{place}' (--model says where it is)"
     try:
         same = model_fingerprint(place) == manifest.model_fingerprint
     except DataError as error:
@@ -74,16 +75,25 @@ def missing_model(folder: Path, manifest: Manifest, model: str | None) -> str | 
 
 
 def spread_evenly(folder: Path, manifest: Manifest, count: int, every: int) -> list[Shard]:
-    """Up to `count` records whose index is a multiple of `every`, each by itself, spread over the shards there are."""
+    """Up to `count` records whose index is a multiple of `every`, each by itself, spread over the shards there are.
+
+    Damaged shards show nothing.
+    """
     plan = manifest.plan
     to_make = set(shards_to_make(folder, plan))
-    sidecars = {shard: read_sidecar(folder, shard, plan) for shard in range(plan.num_shards) if shard not in to_make}
+    sidecars = {}
+    for shard in sorted({*range(plan.num_shards)} - to_make):
+        with suppress(BadShard):
+            sidecars[shard] = read_sidecar(folder, shard, plan)
     indices = np.concatenate([np.empty(0, np.int64), *(np.array(sidecar.indices) for sidecar in sidecars.values())])
     indices = indices[indices % every == 0]
     chosen = indices[np.linspace(0, len(indices) - 1, min(count, len(indices))).round().astype(int)]
     records = []
     for shard in np.unique(chosen // plan.records_per_shard).tolist():
-        opened = read_shard(folder, sidecars[shard])
+        try:
+            opened = read_shard(folder, sidecars[shard])
+        except BadShard:
+            continue
         rows = [opened.indices.index(index) for index in chosen[chosen // plan.records_per_shard == shard]]
         records += [one_record(opened, row) for row in rows]
     return records

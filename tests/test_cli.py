@@ -525,4 +525,7 @@ def test_inspect_describes_what_is_there_though_no_sheet_can_be_drawn(typed, pai
     lines = out.splitlines()
     assert (code, err) == (0, "") and lines[0] == str(pairs)
     assert "  shards    5 of 5, 23 couplings" in lines
-    assert lines[-1] == "No contact sheet: the model is not at 'teacher', and the shards keep no images"
+    assert (
+        lines[-1]
+        == "No contact sheet: the model is not at 'teacher' (--model says where it is), and the shards keep no images"
+    )

@@ -558,11 +558,13 @@ def test_a_setting_of_a_phase_is_sent_there(tmp_path):
         ("s3://", "is no URL"),
         ("simplecache::s3://bucket/pairs", "is no URL"),
         ("s3://bucket/pairs::memory://", "a chain of URLs"),
+        ("memory://pairs", "ends with the process"),
+        ("file://pairs", "a relative path"),
         ("ftp://me:secret@host/pairs", "a password does not belong here; give it to fsspec"),
     ],
 )
 def test_an_output_that_is_no_place_to_write_to_is_refused(tmp_path, output, words):
     error = refusal(tmp_path, couple(output=f'"{output}"'))
     assert "output" in error.message and words in error.message and "secret" not in error.message + error.hint
-    for good in "s3://bucket/sd15/pairs", "sftp://me@host:22/pairs", "file:///mnt/pairs", "memory://pairs":
+    for good in "s3://bucket/sd15/pairs", "sftp://me@host:22/pairs", "file:///mnt/pairs":
         load_experiment(write(tmp_path, couple(output=f'"{good}"')))

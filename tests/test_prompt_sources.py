@@ -231,19 +231,17 @@ TAR = shard_bytes()
         ("p.jsonl", b'{"caption": "a"}\n["b"]\n', "caption", "line 2 is not a JSON object"),
         ("p.jsonl", b'{"caption": "a"}\n{"text": "b"}\n', "caption", "line 2 has no 'caption'"),
         ("p.jsonl", b'{"caption": "a"}\n', None, "'column' does not say which"),
-        ("p.jsonl", b'{"caption": "a"}\n\n{"caption": null}\n', "caption", "line 3 must be a text, not null"),
+        ("p.jsonl", b'\n{"caption": null}\n', "caption", "left out: 1 blank, 1 null"),
         ("p.jsonl", b'{"caption": 7}\n', "caption", "line 1 must be a text, not 7"),
         ("p.jsonl", b'{"caption": "a"}\n' + HALF, "caption", "line 2 has half a character"),
         ("p.jsonl", b'{"caption": "\xe9"}\n', "caption", "line 1 is not UTF-8"),
         ("p.parquet", parquet_bytes({"a": ["x"]}), "caption", "no column 'caption'"),
-        ("p.parquet", parquet_bytes({"a": ["x", "y", None]}), "a", "row 3 must be a text, not null"),
         ("p.parquet", parquet_bytes({"a": [1, 2]}), "a", "row 1 must be a text, not 1"),
         ("p.parquet", parquet_bytes({"a": ["x"]})[:-9], "a", "cannot be read"),
         ("p.parquet", b"", "a", "cannot be read"),
         ("p.json", b"{", None, "is not JSON"),
         ("p.json", b'["a"]', None, "no list 'annotations'"),
         ("p.json", coco_bytes([{"caption": "a"}, {"bbox": [1]}]), None, "annotation 2 has no 'caption'"),
-        ("p.json", coco_bytes([{"caption": None}]), None, "annotation 1 must be a text, not null"),
         ("p.json", coco_bytes(["a"]), None, "annotation 1 is not a JSON object"),
         ("p.json", coco_bytes([]), None, "holds no prompt"),
         ("p.json", coco_bytes([]), "caption", "has no columns"),
@@ -255,7 +253,8 @@ TAR = shard_bytes()
         ("p.tar", tar_bytes({"1.txt": "x"}), "caption", "sample 1 has no '1.json'"),
         ("p.tar", tar_bytes({"1.txt": "x", "2.txt": b"\xe9"}), None, "sample 2, .txt is not UTF-8"),
         ("p.tar", tar_bytes({"1.txt": "x", "2.json": "{"}), None, "sample 2, .json is not JSON"),
-        ("p.tar", tar_bytes({"1.json": '{"caption": null}'}), None, "sample 1 must be a text, not null"),
+        ("p.txt.gz", b"", None, "is compressed"),
+        ("p.jsonl.zst", b"", "a", "is compressed"),
         ("p.tar", tar_bytes({"1.txt": "x", "1.TXT": "y"}), None, "sample 1 has its .txt twice"),
     ],
 )
@@ -265,7 +264,28 @@ def test_a_bad_file_is_refused_by_its_place(tmp_path, name, data, column, words)
     assert words in error.message and path in error.message
 
 
-@pytest.mark.parametrize("score", [None, "high", True, "nan", float("nan"), [1]])
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("p.jsonl", jsonl_bytes([{"a": None, "s": 1}, {"a": "x", "s": 1}, {"a": "y", "s": None}])),
+        ("p.jsonl", jsonl_bytes([{"a": None, "s": None}, {"a": "x", "s": 1}, {"a": "y", "s": float("nan")}])),
+        ("p.parquet", parquet_bytes({"a": [None, "x", "y"], "s": [1.0, 1.0, None]})),
+        ("p.parquet", parquet_bytes({"a": [None, "x", "y"], "s": [1.0, 1.0, float("nan")]})),
+    ],
+)
+def test_rows_without_a_prompt_or_a_score_are_left_out_and_counted(tmp_path, name, data):
+    prompts = Prompts(PromptSource(path=put(str(tmp_path / name), data), column="a", score_column="s", min_score=0))
+    assert list(prompts) == ["x"]
+    assert dict(prompts.dropped) == {"null": 1, "without s": 1}
+
+
+def test_a_csv_s_empty_score_is_none(tmp_path):
+    path = put(str(tmp_path / "p.csv"), b"a,s\nx,1\ny,\n")
+    prompts = Prompts(PromptSource(path=path, column="a", score_column="s", min_score=0))
+    assert list(prompts) == ["x"] and dict(prompts.dropped) == {"without s": 1}
+
+
+@pytest.mark.parametrize("score", ["high", True, "nan", [1]])
 def test_a_score_that_is_no_number_is_refused(tmp_path, score):
     path = put(str(tmp_path / "p.jsonl"), jsonl_bytes([{"caption": "a", "s": 3}, {"caption": "b", "s": score}]))
     source = PromptSource(path=path, column="caption", score_column="s", min_score=0)

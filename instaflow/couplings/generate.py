@@ -15,6 +15,7 @@ from instaflow.couplings.shards import Sidecar, write_shard
 from instaflow.couplings.soundness import fault_of, is_sound
 from instaflow.errors import DataError
 
+FEW = 8  # unsound latents in a row, a shard of them, are no accident: the model or its settings are bad
 AHEAD = 1  # batches that a device works on while an earlier one is fetched and rounded
 
 
@@ -67,7 +68,7 @@ def make_records(
     The noise is rounded to the stored dtype before it is integrated, so that the stored pair is exact. Records whose
     stored latent is not sound (not finite, constant, far off in deviation), or that hold anything else that is not
     finite, are sampled once more by `again`, which is more precise; where that is None or doesn't help they are left
-    out. `report` hears each batch's size when it is done. Raises DataError where no record is left.
+    out. `report` hears each batch's size when it is done. Raises DataError where none of at least `FEW` is left.
     """
     noises, latents = [], []
     indices: list[int] = []
@@ -107,7 +108,7 @@ def make_records(
             take(*begun.popleft())
     for each in begun:
         take(*each)
-    if not indices:
+    if not indices and len(manifest.plan.indices(shard)) >= FEW:
         hint = "Look at the model's images at these settings (`instaflow sample`), or sample in float32."
         raise DataError(f'shard {shard} of "{folder}": not one latent can be an image\'s; the first {faults[0]}', hint)
     return Shard(

@@ -52,12 +52,15 @@ class Leases:
         for shard in list(self._hearts):
             self.give_back(shard)
 
-    def turns(self, shards: list[int], stop: Callable[[], bool]) -> Iterator[tuple[int, Callable[[], bool]]]:
+    def turns(
+        self, shards: list[int], stop: Callable[[], bool], unmark: Callable[[int], None] | None = None
+    ) -> Iterator[tuple[int, Callable[[], bool]]]:
         """Each of `shards` that no sidecar marks as done, with its lease; ends when the rest is done or is held here.
 
         Beside it a function that tells whether the lease was lost meanwhile: to go on were a waste. Who takes a shard
         gives its lease back when it is written or abandoned, at once or while further ones are taken. Waits for shards
-        that others hold. Ends early if `stop` says so. Raises NotWritten.
+        that others hold. Ends early if `stop` says so. Raises NotWritten. `unmark` takes a shard's sidecar away when
+        its turn has come: so a bad shard is made again, and the others stay as they are until then.
         """
         waiting = False
         while shards:
@@ -65,6 +68,8 @@ class Leases:
             for shard in shards:
                 if stop():
                     return
+                if unmark:
+                    unmark(shard)
                 if self._is_made(shard):
                     continue
                 if self._take(shard):
@@ -80,7 +85,7 @@ class Leases:
                     logger.warning("%s: waiting for other workers, who make the last shards", self.stage.name)
                 waiting = True
                 time.sleep(POLL)
-            shards = others
+            shards, unmark = others, None
 
     def give_back(self, shard: int) -> None:
         """End this process's lease of a shard. From any thread."""

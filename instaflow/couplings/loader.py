@@ -46,6 +46,8 @@ class Couplings:
             raise DataError(message, hint)
         self.sidecars = [read_sidecar(self.folder, shard, plan) for shard in range(plan.num_shards)]
         self._counts = np.array([sidecar.count for sidecar in self.sidecars])
+        if not self._counts.any():
+            raise DataError(f'"{self.folder}" holds not one coupling: all were left out', "Look at the model's images")
         self._reader = ThreadPoolExecutor(WINDOW)
         self._reading: OrderedDict[int, Future[Shard]] = OrderedDict()  # the least recently used first
         self._shuffled: dict[tuple[int, int], np.ndarray] = {}  # the last window
@@ -122,4 +124,6 @@ class Couplings:
         records = read_shard(self.folder, self.sidecars[shard])
         if not records.noise.shape[1:] == records.latent.shape[1:] == self.manifest.latent_shape:
             raise BadShard(self.folder, place_of_tar(self.folder, shard), "does not hold the manifest's latent_shape")
+        if not records.noise.dtype == records.latent.dtype == self.manifest.stored_dtype:
+            raise BadShard(self.folder, place_of_tar(self.folder, shard), "does not hold the manifest's stored_dtype")
         return replace(records, extras={})  # no batch takes them, and they may be larger than all else

@@ -17,10 +17,11 @@ from instaflow.prompt_sources import prompts_hash
 
 BLOCK = 1 << 20  # bytes read at a time
 PROMPTS = 1 << 12  # prompts written at a time
+STRIDE = 16  # prompts read at a time
 
 
 class KeptPrompts(Sequence[str]):
-    """The prompts of a stage's `prompts.json`, read from it one by one: memory holds only where each begins.
+    """The prompts of a stage's `prompts.json`, read from it: memory holds only where every `STRIDE`-th begins.
 
     `hash` is their `prompts_hash`. Raises DataError where the file is missing or is not as `save_prompts` wrote it.
     """
@@ -36,17 +37,19 @@ class KeptPrompts(Sequence[str]):
             raise DataError(f'"{path}" cannot be read: {error.strerror}', hint) from error
         except (ValueError, RecursionError) as error:
             raise DataError(f'"{path}" is not a list of prompts, one a line: {error}', hint) from error
-        self._starts = np.cumsum(np.concatenate([[2], *lengths]))  # [N + 1] bytes; "[\n" comes first
+        self._count = sum(map(len, lengths))
+        sizes = np.add.reduceat(np.concatenate(lengths), range(0, self._count, STRIDE), dtype=np.int64)
+        self._starts = np.cumsum([2, *sizes])  # bytes; "[\n" comes first
 
     def __len__(self) -> int:
-        return len(self._starts) - 1
+        return self._count
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
-        start, end = self._starts[index], self._starts[index + 1]
-        return json.loads(os.pread(self._file, end - start, start).rstrip(b",\n"))
+        block, row = divmod(range(len(self))[index], STRIDE)
+        start, end = self._starts[block], self._starts[block + 1]
+        return json.loads(os.pread(self._file, end - start, start).split(b"\n")[row].rstrip(b","))
 
 
 def read_lines(path: Path, lengths: list[np.ndarray]) -> Iterator[str]:
@@ -62,7 +65,7 @@ def read_lines(path: Path, lengths: list[np.ndarray]) -> Iterator[str]:
             prompts = json.loads(b"[" + b"".join(lines).rstrip(b",\n") + b"]")
             if len(prompts) != len(lines) or not all(isinstance(prompt, str) for prompt in prompts):
                 raise ValueError("a line is not one string")
-            lengths.append(np.array([len(line) for line in lines], np.int64))
+            lengths.append(np.array([len(line) for line in lines], np.int32))
             yield from prompts
         if not ended or not any(map(len, lengths)):
             raise ValueError("it is empty, or has no end")

@@ -113,7 +113,7 @@ def encode(records: Shard) -> bytes:
 def decode(data: bytes, indices: list[int]) -> Shard:
     """The records of a tar that holds exactly these indices.
 
-    Raises ValueError, or TarError, KeyError, TypeError or EOFError where the damage shows itself in another way.
+    Raises ValueError, or another error where the damage shows itself in another way.
     """
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
         members = tar.getmembers()
@@ -123,8 +123,10 @@ def decode(data: bytes, indices: list[int]) -> Shard:
     texts = [json.loads(content) for content in contents["json"].values()]
     if [text["index"] for text in texts] != indices:
         raise ValueError("its records' indices are not those of its sidecar")
-    latent = np.stack([_array(content) for content in contents["latent.npy"].values()])
-    noise = np.stack([_array(content) for content in contents["noise.npy"].values()])
+    if not all(isinstance(text["prompt"], str) for text in texts):
+        raise ValueError("it holds a prompt that is no text")
+    latent = _stacked(contents["latent.npy"])
+    noise = _stacked(contents["noise.npy"])
     extras = {name: contents[name] for name in EXTRAS if contents[name]}
     return Shard(noise, latent, [text["prompt"] for text in texts], indices, extras)
 
@@ -166,6 +168,16 @@ def _npy(array: np.ndarray) -> bytes:
 
 def _array(content: bytes) -> np.ndarray:
     return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+
+
+def _stacked(contents: dict[int, bytes]) -> np.ndarray:
+    """The arrays of all records as one, [N, C, H, W]."""
+    if not contents:  # all of them were left out
+        return np.empty((0, 0, 0, 0), np.float16)
+    arrays = np.stack([_array(content) for content in contents.values()])
+    if arrays.dtype.kind != "f":
+        raise ValueError(f"it holds {arrays.dtype} where floating-point numbers are due")
+    return arrays
 
 
 def _key(index: int) -> str:

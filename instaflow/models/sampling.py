@@ -68,9 +68,10 @@ class Sampling:
     def sampled(self, noise: Tensor, prompts: list[str], states: Sequence[State] = ()) -> Sampled:
         """The latents, the prompts' embeddings, and the flow's points at these states of the path."""
         batch, filling = len(noise), max((self.compiled_for or 0) - len(noise), 0)
-        noise = torch.cat([noise, noise[:1].expand(filling, -1, -1, -1)])
-        hidden, pooled = self.model.embed([*prompts, *prompts[:1] * filling])
-        text = self.model.joined(self.no_prompt, (hidden, pooled))
+        noise = filled(noise, filling)
+        hidden, pooled = self.model.embed(prompts)
+        whole = filled(hidden, filling), None if pooled is None else filled(pooled, filling)
+        text = self.model.joined(self.no_prompt, whole)
         scheduler = type(self.scheduler).from_config(self.scheduler.config)  # it holds state: one for each call
         scheduler.set_timesteps(self.num_steps)
         # A folder's own sampler may draw numbers: then the same ones in every call.
@@ -87,7 +88,7 @@ class Sampling:
             if self.compiled_for:
                 output = output.clone()  # a replayed graph writes to the same memory again
             x = scheduler.step(output, timestep, x, **draws, return_dict=False)[0]
-        return Sampled(x[:batch], (hidden[:batch], None if pooled is None else pooled[:batch]), kept)
+        return Sampled(x[:batch], (hidden, pooled), kept)
 
     def _compile(self, batch: int) -> None:
         """Compile the network for batches of this size, and call it once."""
@@ -131,6 +132,11 @@ def network_flops(model: "TextToImage") -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(noise, timestep, **text)
     return counter.get_total_flops()
+
+
+def filled(rows: Tensor, count: int) -> Tensor:
+    """With `count` more rows at the end, like the first one."""
+    return torch.cat([rows, *[rows[:1]] * count]) if count else rows
 
 
 def draws_noise(scheduler: Any) -> bool:

@@ -2,10 +2,12 @@ import numpy as np
 import pytest
 
 from instaflow.couplings.generate import Made, make_shard, stored_noise
+from instaflow.couplings.loader import Couplings
 from instaflow.couplings.noise import coupled_noise
 from instaflow.couplings.prompts import prompt_of
 from instaflow.couplings.records import read_extra
 from instaflow.couplings.shards import read_shard, read_sidecar
+from instaflow.couplings.verify import verify
 from instaflow.errors import DataError
 from tests.couplings.made import PROMPTS, at_once, contents, make_couplings, manifest_of, sample
 
@@ -120,9 +122,33 @@ def test_a_batch_is_begun_before_the_one_before_it_is_fetched(tmp_path):
     assert events == [("begin", 0), ("begin", 1), ("fetch", 0), ("begin", 2), ("fetch", 1), ("fetch", 2)]
 
 
+def test_a_few_records_may_all_be_left_out(tmp_path):
+    """A shard of one, say, the last of a stage; the loader and verify take it for what it is."""
+    manifest, bad = manifest_of(count=23, records_per_shard=2), stored_noise(manifest_of(), [2, 3, 22])
+
+    def spoil(noise, prompts):
+        latent = sample(noise, prompts)
+        spoilt = [any(np.array_equal(row, one) for one in bad.astype(np.float32)) for row in noise]
+        latent[spoilt] = np.nan
+        return latent
+
+    folder = make_couplings(tmp_path / "pairs", manifest, spoil)
+    assert [read_sidecar(folder, shard, manifest.plan).left_out for shard in (1, 11)] == [(2, 3), (22,)]
+    assert verify(folder) == []
+    indices = Couplings(folder, seed=0).batch(0, 20).indices
+    assert sorted(indices.tolist()) == [index for index in range(23) if index not in (2, 3, 22)]
+
+
+def test_couplings_that_were_all_left_out_are_refused(tmp_path):
+    nothing = make_couplings(tmp_path / "pairs", manifest_of(), lambda noise, prompts: noise * np.float32(np.nan))
+    with pytest.raises(DataError, match="holds not one coupling"):
+        Couplings(nothing, seed=0)
+
+
 def test_a_shard_without_a_finite_latent_is_an_error(tmp_path):
+    manifest = manifest_of(records_per_shard=8)
     with pytest.raises(DataError, match="the first is not finite") as caught:
-        make_shard(tmp_path, 0, manifest_of(), PROMPTS, at_once(lambda noise, prompts: noise * np.float32(np.nan)))
+        make_shard(tmp_path, 0, manifest, PROMPTS, at_once(lambda noise, prompts: noise * np.float32(np.nan)))
     assert "float32" in caught.value.hint and contents(tmp_path) == {}
 
 

@@ -108,6 +108,20 @@ def test_a_shard_that_is_done_by_the_time_its_lease_is_free_is_not_made_again(st
     assert list(Leases(stage).turns([0], never)) == []
 
 
+def test_a_bad_shard_is_unmarked_when_its_turn_has_come(stage):
+    make_couplings(stage, manifest_of())
+    with Leases(stage) as held:
+        turns = held.turns([1, 3], never, lambda shard: sidecar_path(stage, shard).unlink())
+        assert next(turns)[0] == 1
+        assert [sidecar_path(stage, shard).exists() for shard in range(5)] == [True, False, True, True, True]
+        assert next(turns)[0] == 3
+
+
+def test_a_lease_of_one_s_own_that_was_left_is_taken_up(stage):
+    put_lease(stage, 0)
+    assert Leases(stage)._take(0)
+
+
 def test_clearing_removes_every_lease_and_what_killed_workers_left(stage):
     put_lease(stage, 1, host="elsewhere")
     killed, lives = this_process(), f"elsewhere-{this_process().namespace}-7"

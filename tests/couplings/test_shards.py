@@ -189,6 +189,40 @@ def test_a_foreign_tar_is_refused_even_with_its_own_hash(tmp_path, data):
         read_shard(tmp_path, _vouched_for(tmp_path, data))
 
 
+def npy(header: str) -> bytes:
+    """A .npy file of this header, and little behind it."""
+    text = header.encode().ljust(118) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(64)
+
+
+GOOD = Shard(np.zeros((1, 1, 1, 1)), np.zeros((1, 1, 1, 1)), ["a"], [0])
+
+
+@pytest.mark.parametrize(
+    ("member", "content"),
+    [
+        ("json", b"[" * 200_000),
+        ("json", b'{"prompt": 5, "index": 0}'),
+        ("json", b'{"prompt": "a"}'),
+        ("noise.npy", npy("{'descr': '<f2', 'fortran_order': False, 'shape': (1000000000000,)}")),
+        ("noise.npy", npy("{'descr': '<f2', 'fortran_order': False, 'shape': (" + "9" * 30 + ",)}")),
+        ("noise.npy", npy("(" * 9000)),
+        ("latent.npy", npy("{'descr': '<c8', 'fortran_order': False, 'shape': (1, 1, 1)}")),
+        ("latent.npy", npy("{'descr': '<U1', 'fortran_order': False, 'shape': (1, 1, 1)}")),
+        ("latent.npy", npy("{'descr': '|b1', 'fortran_order': False, 'shape': (1, 1, 1)}")),
+    ],
+)
+def test_hostile_content_is_a_bad_shard_though_the_hash_is_right(tmp_path, member, content):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=io.BytesIO(encode(GOOD))) as good, tarfile.open(fileobj=buffer, mode="w") as tar:
+        for entry in good.getmembers():
+            data = content if entry.name.endswith(f".{member}") else good.extractfile(entry).read()
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    with pytest.raises(BadShard, match="cannot be decoded"):
+        read_shard(tmp_path, _vouched_for(tmp_path, buffer.getvalue()))
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -201,6 +235,7 @@ def test_a_foreign_tar_is_refused_even_with_its_own_hash(tmp_path, data):
         {"shard": 2},
         {"first_index": 0, "last_index": 4},
         {"last_index": 10**15},
+        {"last_index": 10**30},
         {"count": "5"},
         {"sha256": None},
         {"comment": ""},

@@ -107,16 +107,22 @@ def test_on_a_gpu_a_batch_is_queued_without_waiting_and_fetched_beside_the_next(
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
-def test_a_compiled_network_gives_the_same_and_is_compiled_once(folders, monkeypatch):
+def test_a_compiled_network_gives_the_same_and_is_compiled_once(folders):
     """A smaller batch, as a shard's last one, is filled up; its own records come back."""
     plain = Sampling(load(folders["teacher"]), num_steps=3, guidance_scale=3.0)
     compiled = Sampling(load(folders["teacher"]), num_steps=3, guidance_scale=3.0, compiled_for=3)
-    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
     for count in (3, 1, 2):
         prompts = ["the digit 7", "an odd digit", ""][:count]
-        expected = plain(noise(count), prompts)
-        torch.testing.assert_close(compiled(noise(count), prompts), expected, rtol=1e-4, atol=1e-4)
-        assert compiled(noise(count), prompts).shape == expected.shape
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            found = compiled(noise(count), prompts)
+        torch.testing.assert_close(found, plain(noise(count), prompts), rtol=1e-4, atol=1e-4)
+
+
+def test_what_fills_a_batch_up_is_not_counted_as_cut(teacher):
+    each = Sampling(teacher, num_steps=1, guidance_scale=1.0)
+    each.compiled_for = 8  # as if it were
+    each(noise(1), ["seven " * 200])
+    assert teacher.num_truncated == 1
 
 
 def test_without_a_compiler_the_error_says_what_it_takes(teacher, monkeypatch):

@@ -17,7 +17,7 @@ from instaflow.config import load_experiment
 from instaflow.couplings.manifest import read_manifest
 from instaflow.couplings.shards import read_shard, read_sidecar
 from instaflow.errors import InstaFlowError, Interrupted
-from instaflow.files import write_file
+from instaflow.files import write_file, write_json
 from instaflow.interruption import Stop
 from instaflow.models.export import save_model
 from instaflow.models.loading import load_model
@@ -98,14 +98,38 @@ def test_who_comes_second_does_not_mark_it_done_again(config, tmp_path, monkeypa
     assert "another worker was the first" in capsys.readouterr().out
 
 
+def test_the_shards_of_other_workers_count_as_progress(config, tmp_path, monkeypatch):
+    """Half of the stage is made by a first worker; the second begins where that one stopped, and ends at the whole."""
+    from pipelines import couple as module
+
+    couple(config, tmp_path, Worker(0, 2))
+    told = []
+    update = module.Progress.update
+    monkeypatch.setattr(module.Progress, "update", lambda self, done: told.append(done) or update(self, done))
+    make = module.make_records
+
+    def another_makes_the_last(folder, shard, *rest, **keywords):
+        records = make(folder, shard, *rest, **keywords)
+        if shard == 1:
+            couple(config, tmp_path, Worker(2, 3))
+        return records
+
+    monkeypatch.setattr(module, "make_records", another_makes_the_last)
+    couple(config, tmp_path)
+    assert told[0] == 0 and told[-1] == 20 and 8 + 4 + 4 in told
+
+
 def test_repair_waits_for_no_worker_but_refuses_to_mix_with_one(config, alone, tmp_path):
     couple(config, tmp_path)
     tar = tmp_path / "pairs" / "shards" / "00003.tar"
     tar.write_bytes(tar.read_bytes()[:-512])
     with locked(tmp_path / "pairs", shared=True), pytest.raises(InstaFlowError, match="is being worked on"):
         repair(tmp_path / "pairs")
+    done = tmp_path / "pairs" / "done.json"
+    before = done.read_bytes()
+    write_json(done, json.loads(before) | {"fingerprint": "of other bytes"})
     assert repair(tmp_path / "pairs") == [3]
-    assert shards(tmp_path) == alone
+    assert shards(tmp_path) == alone and json.loads(done.read_bytes()) == json.loads(before)
     assert not (tmp_path / "pairs" / "leases").exists()
 
 

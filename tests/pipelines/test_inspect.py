@@ -96,7 +96,10 @@ def test_where_there_is_no_model_kept_images_are_shown(tmp_path):
     (folder / "manifest.json").unlink()
     write_manifest(folder, manifest_of(keep=Kept(images=KeptImages(every=2, format="png", size=(4, 4)))))
     told = draw_sheet(folder, sheet, count=5)
-    assert told == f"{sheet}: 5 pairs, images as the shards keep them: the model is not at 'teacher'"
+    assert (
+        told
+        == f"{sheet}: 5 pairs, images as the shards keep them: the model is not at 'teacher' (--model says where it is)"
+    )
     across = 2 * TILE + GAP + MARGIN
     top = MARGIN + 3 * 24
     pixels = np.asarray(Image.open(sheet))[top, MARGIN + TILE + GAP :: across][:3, 0]

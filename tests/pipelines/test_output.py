@@ -77,6 +77,19 @@ def test_repair_makes_a_bad_shard_of_a_store_again(config, local, tmp_path):
     assert instaflow("verify", tmp_path / "pairs").stdout.endswith("6 shards, 44 couplings, all sound\n")
 
 
+def test_a_store_that_is_gone_costs_no_shard(config, local, tmp_path):
+    """As one that is not mounted: repair touches nothing, and all is there again when the store is."""
+    store, away = tmp_path / "store", tmp_path / "away"
+    run_one(with_output(config, tmp_path, f"file://{store}"), "pairs", Stop())
+    before = files(tmp_path / "pairs" / "shards")
+    store.rename(away)
+    with pytest.raises(InstaFlowError, match="has lost the shards") as caught:
+        repair(tmp_path / "pairs")
+    assert "mounted" in caught.value.hint and files(tmp_path / "pairs" / "shards") == before
+    away.rename(store)
+    assert repair(tmp_path / "pairs") == []
+
+
 def test_an_output_may_change_until_there_are_shards_and_is_reached_before_any_stage(config, tmp_path, monkeypatch):
     one, other = (f"file://{tmp_path}/{name}" for name in ("one", "other"))
     run_one(with_output(config, tmp_path, one), "pairs", Stop(), Worker(0, 2))
