@@ -1,6 +1,5 @@
 """The couple stage: (noise, latent) pairs of a model, in shards. Also what repairs them."""
 
-import hashlib
 import shlex
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,8 +16,8 @@ from instaflow.couplings.manifest import Manifest, make_anew, place_of_model, re
 from instaflow.couplings.output import close_output, open_output, settle_output, take_over
 from instaflow.couplings.prompts import KeptPrompts, save_prompts
 from instaflow.couplings.records import Shard
-from instaflow.couplings.shards import Sidecar, read_sidecar, shards_to_make, unmark_shard
-from instaflow.couplings.verify import Problem, bad_shards, verify
+from instaflow.couplings.shards import Sidecar, shards_to_make, unmark_shard
+from instaflow.couplings.verify import Problem, bad_shards, shards_fingerprint, verify
 from instaflow.errors import DataError, Interrupted
 from instaflow.files import write_json
 from instaflow.interruption import Stop, listening
@@ -79,7 +78,7 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str | None]:
             return None
         Leases(stage.folder).clear()
         close_output(stage.folder)
-        return shards_fingerprint(stage.folder, manifest)
+        return shards_fingerprint(stage.folder, manifest.plan)
 
     return fingerprint
 
@@ -263,16 +262,9 @@ def renew_done_mark(folder: Path, manifest: Manifest) -> None:
     """Let a done stage's mark tell what its shards hold now; what was built on other bytes will be refused."""
     file = folder / "done.json"
     if file.exists() and not shards_to_make(folder, manifest.plan):
-        mark, fingerprint = read_done(folder), shards_fingerprint(folder, manifest)
+        mark, fingerprint = read_done(folder), shards_fingerprint(folder, manifest.plan)
         if mark["fingerprint"] != fingerprint:
             write_json(file, mark | {"fingerprint": fingerprint})
-
-
-def shards_fingerprint(folder: Path, manifest: Manifest) -> str:
-    """The hash of all shards' hashes."""
-    plan = manifest.plan
-    hashes = [read_sidecar(folder, shard, plan).sha256 for shard in range(plan.num_shards)]
-    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def plain(config: dict) -> dict:

@@ -32,7 +32,7 @@ class Manifest(BaseModel):
     num_steps: int = Field(ge=1)
     guidance_scale: float
     timestep_spacing: str
-    dtype: str  # the model computes in it
+    dtype: Literal["float32", "bfloat16", "float16"]  # the model computes in it
     batch_size: int = Field(ge=1)
     compiled: bool = False  # the network, which changes the latents' last bits
     keep: Kept | None = None  # what records hold besides noise, latent and prompt

@@ -88,9 +88,9 @@ def test_who_comes_second_does_not_mark_it_done_again(config, tmp_path, monkeypa
 
     found = module.shards_fingerprint
 
-    def another_was_first(folder, manifest):
+    def another_was_first(folder, plan):
         write_file(folder / "done.json", json.dumps({"fingerprint": "theirs", "seconds": 1.0}))
-        return found(folder, manifest)
+        return found(folder, plan)
 
     monkeypatch.setattr(module, "shards_fingerprint", another_was_first)
     couple(config, tmp_path)
