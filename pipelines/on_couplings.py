@@ -1,5 +1,6 @@
 """What reflow and distill share: a network, couplings, checks before the start, training, two model folders."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -92,7 +93,8 @@ def prepare(stage: StageFolder, material: Material, make_loss: Callable[[View], 
         checks.append(
             StartCheck("loss of the initial model's own velocity", exact, "where an exact reading would begin")
         )
-        write_json(file, [asdict(entry) for entry in checks])
+        if all(math.isfinite(entry.value) for entry in checks):  # else there is no training, and a next time
+            write_json(file, [asdict(entry) for entry in checks])
         for entry in checks:
             print(f"{stage.name}: before the start, {entry.what}: {entry.value:.4g} ({entry.expected})", flush=True)
     model.unet.requires_grad_(True)

@@ -37,9 +37,10 @@ class KeptPrompts(Sequence[str]):
             raise DataError(f'"{path}" cannot be read: {error.strerror}', hint) from error
         except (ValueError, RecursionError) as error:
             raise DataError(f'"{path}" is not a list of prompts, one a line: {error}', hint) from error
-        self._count = sum(map(len, lengths))
-        sizes = np.add.reduceat(np.concatenate(lengths), range(0, self._count, STRIDE), dtype=np.int64)
-        self._starts = np.cumsum([2, *sizes])  # bytes; "[\n" comes first
+        sizes = np.concatenate(lengths)
+        self._count, whole = len(sizes), len(sizes) // STRIDE * STRIDE
+        strides = sizes[:whole].reshape(-1, STRIDE).sum(axis=1, dtype=np.int64)
+        self._starts = np.cumsum(np.concatenate([[2], strides, [sizes[whole:].sum()]]))  # bytes; "[\n" comes first
 
     def __len__(self) -> int:
         return self._count
