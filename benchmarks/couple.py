@@ -25,7 +25,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from instaflow.couplings.generate import Sampler, make_shard
+from instaflow.couplings.generate import Sampler, make_records, write_records
 from instaflow.couplings.manifest import Manifest
 from instaflow.couplings.prompts import prompt_of
 from instaflow.digits.captions import TRAINED
@@ -37,9 +37,8 @@ from instaflow.models.sampling import network_flops
 from instaflow.models.settings import ModelSettings
 from instaflow.models.text_to_image import TextToImage
 from instaflow.world import hardware
-from pipelines.couple import sampler
+from pipelines.couple import DTYPES, sampler
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PROMPTS = sorted(TRAINED)
 
 
@@ -109,9 +108,15 @@ def main(
             ).images.cpu()
 
     with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
 
         def ours(sample: Sampler) -> Callable[[int], object]:
-            return lambda turn: make_shard(Path(folder), turn, manifest, PROMPTS, sample)
+            def make(turn: int) -> None:
+                records = make_records(place, turn, manifest, PROMPTS, sample)
+                if records:
+                    write_records(place, turn, manifest, records)
+
+            return make
 
         seconds = in_turns({"ours": ours(plain), "compiled": ours(compiled), "stock": stock}, rounds)
         shares = shares_of_time(lambda: ours(compiled)(0)) if profile else {}

@@ -17,7 +17,8 @@ from instaflow.dialect import Dumper, parse_yaml
 from instaflow.errors import ConfigError
 from instaflow.files import is_utf8
 from instaflow.places import check_file, is_hub_name
-from instaflow.stages import KINDS, CoupleStage, Section, Stage
+from instaflow.sections import Section
+from instaflow.stages import KINDS, CoupleStage, Stage
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 RESERVED = ("evaluate", "sample")

@@ -17,7 +17,7 @@ import numpy as np
 from instaflow.errors import ConfigError
 from instaflow.files import is_utf8
 from instaflow.prompt_files import is_text, place_in, rows_of
-from instaflow.stages import PromptSource
+from instaflow.sections import PromptSource
 from instaflow.stores import reach
 
 Source = str | Path | list[str] | PromptSource

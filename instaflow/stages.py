@@ -8,8 +8,6 @@ import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     PositiveFloat,
@@ -19,55 +17,20 @@ from pydantic import (
     model_validator,
 )
 
-from instaflow.errors import ConfigError
+from instaflow.sections import (
+    EvaluatedModel,
+    Fraction,
+    Keep,
+    NonNegativeFloat,
+    Phase,
+    PromptSource,
+    Reference,
+    Section,
+    Steps,
+    form_of_prompts,
+)
 
 Parametrization = Literal["velocity", "epsilon"]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Steps = Annotated[int, Field(ge=1, le=1000)]
-"""Network steps of a sampler: a schedule has 1000 timesteps."""
-
-
-class Section(BaseModel):
-    """A mapping in the file; a key it does not know is an error."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class Phase(Section):
-    """A stretch of training with one batch size and learning rate (InstaFlow trained with 64, then 1024)."""
-
-    samples: PositiveInt
-    global_batch_size: PositiveInt
-    learning_rate: PositiveFloat
-    warmup_samples: NonNegativeInt = 0
-    schedule: Literal["constant", "cosine"] = "constant"
-    """After the warm-up: constant, or a half cosine from the learning rate to zero at the phase's end."""
-
-    @model_validator(mode="after")
-    def whole_batches(self) -> "Phase":
-        if self.samples < self.global_batch_size:
-            raise ValueError(f"samples ({self.samples}) is less than one global_batch_size ({self.global_batch_size})")
-        return self
-
-
-def share_of(phase: Phase, micro_batch_size: int | None, processes: int, where: str = "phases") -> int:
-    """The samples that one process takes through the network at a time, by default its whole share of a global batch.
-
-    A larger micro_batch_size is cut to the share. Raises ConfigError, naming `where`, if the batch cannot be shared.
-    """
-    size = phase.global_batch_size
-    share = size // processes
-    micro = min(micro_batch_size or share, share)
-    if micro < 1 or size % (micro * processes):
-        count = "one process" if processes == 1 else f"{processes} processes"
-        raise ConfigError(
-            f"'{where}': global_batch_size is {size}, which {count} with micro_batch_size {max(micro, 1)} cannot share "
-            "evenly",
-            f"Choose a multiple of {max(micro, 1) * processes}",
-        )
-    return micro
 
 
 class Stage(Section):
@@ -136,65 +99,6 @@ class TeacherStage(TrainingStage):
     num_steps: Steps = 25
     guidance_scale: NonNegativeFloat
     """With `num_steps`, the default that the model folder carries for sampling."""
-
-
-class PromptSource(Section):
-    """The prompts of a file, and which of them are taken."""
-
-    path: Annotated[str, Field(min_length=1)]
-    """A file, its form told by its ending: .csv, .tsv, .jsonl, .parquet, .json (COCO's captions), .tar (webdataset, as
-    img2dataset writes it), any other for text with a prompt a line. Or many: `{00000..00099}.tar`, a glob, a folder of
-    .tar files. A relative path starts at the experiment file; s3://... and all that fsspec knows are read in place."""
-    column: str | None = None
-    """Where the prompts are, in a table; in a webdataset a key of its .json, by default the .txt, else "caption"."""
-    min_length: PositiveInt = 1
-    max_length: PositiveInt | None = None
-    """In characters."""
-    score_column: str | None = None
-    min_score: float | None = None
-    """Prompts that score lower are left out, as with LAION's aesthetic score."""
-    deduplicate: bool = False
-    """Take each prompt the first time only."""
-
-    @model_validator(mode="after")
-    def adds_up(self) -> "PromptSource":
-        if (self.score_column is None) != (self.min_score is None):
-            raise ValueError("score_column and min_score go together")
-        if self.max_length is not None and self.max_length < self.min_length:
-            raise ValueError(f"max_length ({self.max_length}) is less than min_length ({self.min_length})")
-        return self
-
-
-def form_of_prompts(value: Any) -> str:
-    """Which of its forms `prompts` has; what is none of them is told to be a text."""
-    return "list[str]" if isinstance(value, list) else "mapping" if isinstance(value, dict | PromptSource) else "str"
-
-
-class KeepImages(Section):
-    """Which records keep their image, and in which format."""
-
-    every: PositiveInt
-    """Those whose index is a multiple of it: 1 keeps every image, 100 one in a hundred."""
-    format: Literal["webp", "png"] = "webp"
-
-
-class Keep(Section):
-    """What the records of a couple stage hold besides noise, latent and prompt."""
-
-    images: KeepImages | None = None
-    """The latent as the model's VAE decodes it, for people to look at."""
-    embeddings: bool = False
-    """The prompt as the network takes it; no prompt, guidance's other branch, lies once in `no-prompt.npz`."""
-    trajectory: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=1)] | None = None
-    """States of the sampler's path: x_t = (1-t) noise + t data, at the times that it visits nearest to these."""
-
-    @model_validator(mode="after")
-    def adds_up(self) -> "Keep":
-        if not (self.images or self.embeddings or self.trajectory):
-            raise ValueError("names nothing to keep; name images, embeddings or trajectory, or leave it out")
-        if self.trajectory and sorted(set(self.trajectory)) != self.trajectory:
-            raise ValueError(f"trajectory: the times must rise, and {self.trajectory} do not")
-        return self
 
 
 class CoupleStage(Stage):
@@ -308,22 +212,6 @@ class DistillStage(FlowStage):
     """Trains a one-step student on couplings (InstaFlow, Eq. 6)."""
 
     kind: Literal["distill"]
-
-
-class EvaluatedModel(Section):
-    """A model in the report, sampled with each number of steps."""
-
-    model: str
-    num_steps: Annotated[list[Steps], Field(min_length=1)]
-    guidance_scale: NonNegativeFloat | None = None
-    """By default what the model's folder recommends."""
-
-
-class Reference(Section):
-    """The images that every model's images of the same noise are compared with."""
-
-    model: str
-    num_steps: Steps
 
 
 class EvaluateStage(Stage):

@@ -16,8 +16,9 @@ from instaflow.couplings.manifest import Manifest, make_anew, place_of_model, re
 from instaflow.couplings.output import close_output, open_output, settle_output, take_over
 from instaflow.couplings.prompts import KeptPrompts, save_prompts
 from instaflow.couplings.records import Shard
-from instaflow.couplings.shards import Sidecar, shards_to_make, unmark_shard
-from instaflow.couplings.verify import Problem, bad_shards, shards_fingerprint, verify
+from instaflow.couplings.shards import Sidecar, shards_fingerprint, shards_to_make, unmark_shard
+from instaflow.couplings.verify import bad_shards, verify
+from instaflow.couplings.verify_shard import Problem
 from instaflow.errors import DataError, Interrupted
 from instaflow.files import write_json
 from instaflow.interruption import Stop, listening

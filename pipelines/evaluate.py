@@ -44,7 +44,7 @@ from instaflow.models.loading import load_model
 from instaflow.models.text_to_image import TextToImage
 from instaflow.progress import Progress
 from instaflow.rundir import StageFolder
-from instaflow.stages import EvaluatedModel
+from instaflow.sections import EvaluatedModel
 from instaflow.world import hardware, world
 
 GALLERY = 10

@@ -11,7 +11,8 @@ from instaflow.errors import ConfigError, InstaFlowError, Interrupted
 from instaflow.interruption import Stop
 from instaflow.places import find_model
 from instaflow.rundir import StageFolder, locked, stage_folders
-from instaflow.stages import CoupleStage, share_of
+from instaflow.sections import share_of
+from instaflow.stages import CoupleStage
 from instaflow.stores import Store
 from instaflow.world import ALONE, Worker
 

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from instaflow.couplings.generate import Made, Sampler
+from instaflow.couplings.output import NO_PROMPT
 from instaflow.couplings.records import Kept, KeptImages
 from instaflow.files import write_new
 from instaflow.models.sampling import Sampling, fetched
 from instaflow.models.states import nearest_states
 from instaflow.models.text_to_image import TextToImage
-from instaflow.stages import Keep
+from instaflow.sections import Keep
 
 
 def announced(keep: Keep | None, model: TextToImage, scheduler: Any, num_steps: int) -> Kept | None:
@@ -75,4 +76,4 @@ def keep_no_prompt(folder: Path, model: TextToImage) -> None:
         np.savez(content, embedding=embedding)
     else:
         np.savez(content, embedding=embedding, pooled=pooled[0].half().cpu().numpy())
-    write_new(folder / "no-prompt.npz", content.getvalue())
+    write_new(folder / NO_PROMPT, content.getvalue())

@@ -17,7 +17,7 @@ from instaflow.models.device import device
 from instaflow.models.export import save_model
 from instaflow.models.settings import ModelSettings
 from instaflow.rundir import StageFolder
-from instaflow.stages import Phase
+from instaflow.sections import Phase
 from instaflow.training.loop import Job, train
 from instaflow.world import world
 

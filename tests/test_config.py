@@ -8,7 +8,7 @@ import yaml
 from instaflow.config import apply_override, load_experiment
 from instaflow.dialect import parse_yaml
 from instaflow.errors import ConfigError, DataError
-from instaflow.stages import PromptSource
+from instaflow.sections import PromptSource
 from tests.experiments import PHASE, SMALL, write
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -13,7 +13,7 @@ from instaflow import prompt_sources
 from instaflow.errors import ConfigError
 from instaflow.files import sha256_of
 from instaflow.prompt_sources import Prompts, content_of, exists, prompts_hash
-from instaflow.stages import PromptSource
+from instaflow.sections import PromptSource
 
 CAPTIONS = ["a red bus", "two dogs, running", 'a "big" 七', "# a road", " a spaced one "]
 ROWS = [{"url": f"u{row}", "caption": caption, "score": row} for row, caption in enumerate(CAPTIONS)]

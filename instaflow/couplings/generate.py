@@ -33,25 +33,6 @@ Sampler = Callable[[Sequence[int], np.ndarray, list[str]], Callable[[], Made]]
 waits for the result and gives it."""
 
 
-def make_shard(
-    folder: Path,
-    shard: int,
-    manifest: Manifest,
-    prompts: Sequence[str],
-    sample: Sampler,
-    *,
-    again: Sampler | None = None,
-    stop: Callable[[], bool] = lambda: False,
-    report: Callable[[int], None] = lambda records: None,
-) -> Sidecar | None:
-    """Sample a shard's couplings and write them; the sidecar, or None where `stop` said so before the shard was full.
-
-    See `make_records`. Raises DataError also where the shard can't be written.
-    """
-    records = make_records(folder, shard, manifest, prompts, sample, again=again, stop=stop, report=report)
-    return None if records is None else write_records(folder, shard, manifest, records)
-
-
 def make_records(
     folder: Path,
     shard: int,

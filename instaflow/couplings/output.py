@@ -22,6 +22,8 @@ from instaflow.errors import ConfigError, DataError
 from instaflow.files import write_file, write_json
 from instaflow.stores import Store
 
+NO_PROMPT = "no-prompt.npz"
+BESIDE = (NO_PROMPT, "prompts.json", "manifest.json")  # the manifest last: where it is, the others are too
 FREE = {"model", "hardware", "compiled"}  # of a manifest: the model counts by its fingerprint, and machines differ
 
 
@@ -61,7 +63,7 @@ def open_output(folder: Path) -> None:
     elif len(shards_to_make(folder, manifest.plan)) < manifest.plan.num_shards:
         raise lost(store, folder)
     store.make_folder("shards")
-    for name in "no-prompt.npz", "prompts.json", "manifest.json":  # the manifest last: where it is, the others are too
+    for name in BESIDE:
         if name not in there and (folder / name).exists():
             store.put(name, folder / name)
     take_over(folder, manifest.plan)

@@ -218,6 +218,12 @@ def sidecar_of(content: bytes, shard: int, plan: ShardPlan) -> Sidecar:
     return sidecar
 
 
+def shards_fingerprint(folder: Path, plan: ShardPlan) -> str:
+    """The hash of all shards' hashes."""
+    hashes = [read_sidecar(folder, shard, plan).sha256 for shard in range(plan.num_shards)]
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
 def read_shard(folder: Path, sidecar: Sidecar) -> Shard:
     """The records of the shard that `sidecar` stands for; decodes only what its hash vouches for.
 

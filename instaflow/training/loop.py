@@ -15,7 +15,8 @@ from instaflow.errors import InstaFlowError, Interrupted
 from instaflow.interruption import Stop
 from instaflow.progress import Progress
 from instaflow.rundir import StageFolder
-from instaflow.stages import Phase, TrainingStage, share_of
+from instaflow.sections import Phase, share_of
+from instaflow.stages import TrainingStage
 from instaflow.training.checkpoint import (
     Checkpoint,
     complete_checkpoints,

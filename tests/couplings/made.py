@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from instaflow.couplings.generate import Made, make_shard
+from instaflow.couplings.generate import Made, make_records, write_records
 from instaflow.couplings.manifest import Manifest, write_manifest
 from instaflow.couplings.prompts import save_prompts
 from instaflow.couplings.shards import shards_to_make
@@ -43,6 +43,12 @@ def sample(noise: np.ndarray, prompts: list[str]) -> np.ndarray:
 def at_once(sampler):
     """A plain function from noise and prompts to latents as a `Sampler`."""
     return lambda indices, noise, prompts: lambda: Made(sampler(noise, prompts))
+
+
+def make_shard(folder: Path, shard: int, manifest: Manifest, prompts, sampler, **options):
+    """Sample a shard and write it, one after the other; its sidecar, or None where it was stopped."""
+    records = make_records(folder, shard, manifest, prompts, sampler, **options)
+    return None if records is None else write_records(folder, shard, manifest, records)
 
 
 def make_couplings(folder: Path, manifest: Manifest, sampler=sample) -> Path:

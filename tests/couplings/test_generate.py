@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from instaflow.couplings.generate import Made, make_shard, stored_noise
+from instaflow.couplings.generate import Made, stored_noise
 from instaflow.couplings.loader import Couplings
 from instaflow.couplings.noise import coupled_noise
 from instaflow.couplings.prompts import prompt_of
@@ -9,7 +9,7 @@ from instaflow.couplings.records import read_extra
 from instaflow.couplings.shards import read_shard, read_sidecar
 from instaflow.couplings.verify import verify
 from instaflow.errors import DataError
-from tests.couplings.made import PROMPTS, at_once, contents, make_couplings, manifest_of, sample
+from tests.couplings.made import PROMPTS, at_once, contents, make_couplings, make_shard, manifest_of, sample
 
 
 def test_a_record_is_its_index_noise_prompt_and_latent(tmp_path):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from instaflow import stores
-from instaflow.couplings.generate import Made, make_shard
+from instaflow.couplings.generate import Made
 from instaflow.couplings.loader import Couplings
 from instaflow.couplings.manifest import read_manifest, write_manifest
 from instaflow.couplings.output import close_output, open_output, settle_output, take_over
@@ -32,7 +32,7 @@ from instaflow.couplings.shards import (
 from instaflow.couplings.verify import bad_shards, verify
 from instaflow.errors import ConfigError, DataError
 from instaflow.stores import Store, StoreError
-from tests.couplings.made import PROMPTS, at_once, contents, make_couplings, manifest_of, sample
+from tests.couplings.made import PROMPTS, at_once, contents, make_couplings, make_shard, manifest_of, sample
 from tests.stores import WeakStore, ftp_server
 
 fork = multiprocessing.get_context("fork")

@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 
 from instaflow.couplings import shards
-from instaflow.couplings.generate import make_shard
 from instaflow.couplings.records import FIELDS, PICKLES, Shard, encode
 from instaflow.couplings.shards import (
     BadShard,
@@ -33,7 +32,7 @@ from instaflow.couplings.shards import (
 )
 from instaflow.couplings.verify import verify
 from instaflow.errors import DataError
-from tests.couplings.made import PROMPTS, at_once, contents, make_couplings, manifest_of, sample
+from tests.couplings.made import PROMPTS, at_once, contents, make_couplings, make_shard, manifest_of, sample
 
 fork = multiprocessing.get_context("fork")
 

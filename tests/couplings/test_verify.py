@@ -6,18 +6,16 @@ import tarfile
 import numpy as np
 import pytest
 
-from instaflow.couplings import shards
-from instaflow.couplings import verify as module
-from instaflow.couplings.generate import make_shard
+from instaflow.couplings import shards, verify_shard
 from instaflow.couplings.loader import Couplings
 from instaflow.couplings.manifest import read_manifest, write_manifest
 from instaflow.couplings.moments import Moments
 from instaflow.couplings.prompts import save_prompts
 from instaflow.couplings.records import Kept, KeptImages, Shard, write_extra
-from instaflow.couplings.shards import read_shard, read_sidecar, sidecar_path, tar_path, write_shard
-from instaflow.couplings.verify import bad_shards, shards_fingerprint, verify
+from instaflow.couplings.shards import read_shard, read_sidecar, shards_fingerprint, sidecar_path, tar_path, write_shard
+from instaflow.couplings.verify import bad_shards, verify
 from instaflow.errors import DataError, Interrupted
-from tests.couplings.made import PROMPTS, at_once, contents, make_couplings, manifest_of, sample
+from tests.couplings.made import PROMPTS, at_once, contents, make_couplings, make_shard, manifest_of, sample
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +271,7 @@ def test_the_shard_to_make_again_is_the_one_that_copied_though_it_comes_first(fo
 
 def test_the_moments_of_the_whole_set_find_what_no_shard_shows(folder, monkeypatch):
     monkeypatch.setattr(
-        module, "moments_of", lambda noise: Moments(noise.size, 8.0 * noise.size**0.5, 1.0 * noise.size)
+        verify_shard, "moments_of", lambda noise: Moments(noise.size, 8.0 * noise.size**0.5, 1.0 * noise.size)
     )
     problems = verify(folder)
     assert [problem.path for problem in problems] == [folder] and problems[0].shard is None

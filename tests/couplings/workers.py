@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 
 from instaflow.couplings import leases
-from instaflow.couplings.generate import make_shard
 from instaflow.couplings.leases import Leases
 from instaflow.couplings.manifest import Manifest, write_manifest
 from instaflow.couplings.prompts import save_prompts
 from instaflow.couplings.shards import read_shard, read_sidecar
-from tests.couplings.made import PROMPTS, at_once, sample
+from tests.couplings.made import PROMPTS, at_once, make_shard, sample
 
 TOUCHES = {"open", "write", "flush", "fsync", "close", "link", "replace", "unlink", "mkdir", "rmdir"}
 

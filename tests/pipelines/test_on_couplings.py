@@ -2,7 +2,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from instaflow.stages import DistillStage, Phase
+from instaflow.sections import Phase
+from instaflow.stages import DistillStage
 from instaflow.training.losses import DistillLoss
 from pipelines import on_couplings
 from tests.models.made import load, write_flow

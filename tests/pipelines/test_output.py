@@ -12,24 +12,7 @@ from instaflow.interruption import Stop
 from instaflow.world import Worker
 from pipelines.couple import repair
 from pipelines.experiment import run_all, run_one
-from tests.models.made import write_model
 from tests.pipelines.runs import instaflow
-
-TEXT = """
-run: unused
-stages:
-  pairs:
-    {kind: couple, model: MODEL, prompts: [a seven, an odd digit], count: 44, records_per_shard: 8, batch_size: 4,
-     num_steps: 2, guidance_scale: 2}
-"""
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("experiment")
-    path = folder / "pairs.yaml"
-    path.write_text(TEXT.replace("MODEL", str(write_model(folder / "teacher"))))
-    return str(path)
 
 
 @pytest.fixture(scope="module")

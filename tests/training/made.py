@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from instaflow.rundir import StageFolder
-from instaflow.stages import Phase, TrainingStage
+from instaflow.sections import Phase
+from instaflow.stages import TrainingStage
 from instaflow.training.loop import Job
 
 PHASES = [

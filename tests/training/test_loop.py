@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from instaflow.errors import ConfigError, InstaFlowError, Interrupted
-from instaflow.stages import Phase
+from instaflow.sections import Phase
 from instaflow.training import loop
 from instaflow.training.checkpoint import complete_checkpoints, load_checkpoint
 from instaflow.training.draws import draws

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from instaflow.errors import InstaFlowError, Interrupted
 from instaflow.files import write_json
-from instaflow.stages import Phase
+from instaflow.sections import Phase
 from instaflow.training import engine, loop
 from instaflow.world import leave, world
 from tests.training.made import StopAt, batch, figures, folder_of, job_of
