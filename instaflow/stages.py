@@ -56,14 +56,16 @@ class TrainingStage(Stage):
 
     gives: ClassVar[str] = "model"
     free_keys: ClassVar[frozenset[str]] = frozenset(
-        {"checkpoint_every", "gradient_checkpointing", "keep_checkpoint_every", "keep_checkpoints"}
-        | {"micro_batch_size", "offload_optimizer", "zero_stage"}
+        {"checkpoint_every", "compile", "gradient_checkpointing", "keep_checkpoint_every", "keep_checkpoints"}
+        | {"micro_batch_size", "offload_optimizer", "trackers", "zero_stage"}
     )
 
     phases: Annotated[list[Phase], Field(min_length=1)]
     micro_batch_size: PositiveInt | None = None
     """Samples that one process takes through the network at a time; by default its whole share of a global batch."""
     ema_decay: Fraction = 0.9999
+    optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
+    """8 bits hold AdamW's moments in a quarter of the memory (block-wise, by torchao, which is an extra to install)."""
     weight_decay: NonNegativeFloat = 0.01
     adam_beta2: Fraction = 0.999
     """Decay of AdamW's squared gradients; a short training wants a shorter memory."""
@@ -81,11 +83,20 @@ class TrainingStage(Stage):
     """So many of the last are kept."""
     keep_checkpoint_every: PositiveInt | None = None
     """Beside them, the first at or past each multiple of so many samples is kept for good."""
+    trackers: list[Literal["tensorboard", "wandb"]] = ["tensorboard"]  # noqa: RUF012  (pydantic copies it)
+    """Where the figures of stats.jsonl go besides: RUN/STAGE/tensorboard, or Weights & Biases (an extra to install)."""
+
+    def packages(self) -> dict[str, str]:
+        """What the settings need that only an extra installs: the package, and the setting that asks for it."""
+        asked = {"wandb": "trackers: wandb"} if "wandb" in self.trackers else {}
+        return asked | ({"torchao": "optimizer: adamw-8bit"} if self.optimizer == "adamw-8bit" else {})
 
     @model_validator(mode="after")
-    def offloaded_state_is_sharded(self) -> "TrainingStage":
+    def state_has_one_form(self) -> "TrainingStage":
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer goes with zero_stage 1, 2 or 3; on one process too, choose 1")
+        if self.optimizer == "adamw-8bit" and self.zero_stage:
+            raise ValueError("optimizer: adamw-8bit goes with zero_stage 0: such moments can't be sharded")
         return self
 
 
@@ -191,6 +202,14 @@ class FlowStage(TrainingStage):
     """Negate the last convolution of an epsilon teacher before training, as a flow of the paper's sign would see it."""
     gradient_checkpointing: bool = False
     """Compute a block's activations once more on the way back, in place of keeping them: less memory, more time."""
+    compile: bool = False
+    """Compile the network (torch.compile), which takes a minute or two and on a CPU a C++ compiler."""
+
+    @model_validator(mode="after")
+    def whole_graph(self) -> "FlowStage":
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile goes with zero_stage 0, 1 or 2: stage 3 gathers weights amid the network's graph")
+        return self
 
     @model_validator(mode="after")
     def sign_of_a_velocity(self) -> "FlowStage":

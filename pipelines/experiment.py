@@ -1,6 +1,7 @@
 """Which stages run, in which order, and what is said about those that wait."""
 
 import importlib
+import importlib.util
 import shlex
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from instaflow.interruption import Stop
 from instaflow.places import find_model
 from instaflow.rundir import StageFolder, locked, stage_folders
 from instaflow.sections import share_of
-from instaflow.stages import CoupleStage
+from instaflow.stages import CoupleStage, TrainingStage
 from instaflow.stores import Store
 from instaflow.world import ALONE, Worker
 
@@ -84,7 +85,7 @@ def run_first(experiment: Experiment, stages: dict[str, StageFolder], name: str)
 
 
 def check_inputs(stages: dict[str, StageFolder]) -> None:
-    """Look at prompts, models and batch sizes before the first stage starts. Raises ConfigError and DataError."""
+    """Look at prompts, models, packages and batch sizes before a stage starts. Raises ConfigError and DataError."""
     for name, stage in stages.items():
         if stage.is_done():
             continue
@@ -95,6 +96,9 @@ def check_inputs(stages: dict[str, StageFolder]) -> None:
         for parent in stage.stage.parents().values():
             if parent not in stage.stage_names and not Path(parent).is_dir():
                 find_model(parent)
+        for package, setting in stage.stage.packages().items() if isinstance(stage.stage, TrainingStage) else ():
+            if importlib.util.find_spec(package) is None:
+                raise ConfigError(f"'stages.{name}': {setting} needs {package}", f"pip install {package}")
         for key in ("autoencoder_phases", "phases"):
             for index, phase in enumerate(getattr(stage.stage, key, ())):
                 share_of(phase, stage.stage.micro_batch_size, world.world().size, f"stages.{name}.{key}.{index}")

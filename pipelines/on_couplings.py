@@ -18,6 +18,7 @@ from instaflow.models.device import device
 from instaflow.models.export import save_model
 from instaflow.models.loading import load_model
 from instaflow.models.samplers import flow_scheduler
+from instaflow.models.sampling import compiling
 from instaflow.models.settings import ModelSettings, read_settings
 from instaflow.models.text_to_image import TextToImage, negate_output
 from instaflow.rundir import StageFolder
@@ -111,6 +112,12 @@ def train_on(stage: StageFolder, stop: Stop, material: Material, loss: nn.Module
     settings, couplings = stage.stage, material.couplings
     if settings.gradient_checkpointing:
         material.model.unet.enable_gradient_checkpointing()
+    if settings.compile:
+        if world().leads:
+            print(f"{stage.name}: compiling the network, which may take a minute or two", flush=True)
+        with compiling(f"The network of '{material.model.name}'"):
+            torch.compile(torch.sin)(torch.zeros(8, device=material.model.device))
+        material.model.unet.compile(dynamic=False)
 
     def batch(position: int, size: int) -> tuple[Tensor, Tensor, list[str]]:
         records = couplings.batch(position, size)
@@ -129,6 +136,7 @@ def train_on(stage: StageFolder, stop: Stop, material: Material, loss: nn.Module
         describe=describe,
         phases=settings.phases,
         settings=settings,
+        by_time=getattr(loss, "by_time", None),
     )
     return train(job, stage, stop)
 

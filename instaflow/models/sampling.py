@@ -1,7 +1,8 @@
 """Sampling in earnest: batch after batch of one model with the same steps and guidance."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from typing import TYPE_CHECKING, Any
@@ -93,17 +94,10 @@ class Sampling:
     def _compile(self, batch: int) -> None:
         """Compile the network for batches of this size, and call it once."""
         model = self.model
-        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns where there is no GPU
         model.unet.to(memory_format=torch.channels_last)
-        model.unet.compile(dynamic=False, mode="reduce-overhead" if model.device.type == "cuda" else None)
-        try:
+        with compiling(f"The network of '{model.name}'"):
+            model.unet.compile(dynamic=False, mode="reduce-overhead" if model.device.type == "cuda" else None)
             self(torch.zeros(batch, *model.latent_shape), [""] * batch)
-        except Exception as error:  # the compiler's own kinds, and those of the compiler that it calls
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InstaFlowError(
-                f"The network of '{model.name}' cannot be compiled here: {reason}",
-                "On a CPU that takes a C++ compiler and Python's headers; or set compile: false",
-            ) from error
 
 
 def pays_to_compile(model: "TextToImage", calls: int) -> bool:
@@ -117,10 +111,25 @@ def pays_to_compile(model: "TextToImage", calls: int) -> bool:
     if model.device.type != "cpu" or calls * network_flops(model) < WORTH_COMPILING * torch.get_num_threads():
         return False
     try:
-        torch.compile(torch.sin)(torch.zeros(8))
-    except Exception:  # no C++ compiler, or no headers of Python's
+        with compiling("A sine"):
+            torch.compile(torch.sin)(torch.zeros(8))
+    except InstaFlowError:
         return False
     return True
+
+
+@contextmanager
+def compiling(what: str) -> Iterator[None]:
+    """What first calls something compiled. Raises InstaFlowError where it can't be."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns where there is no GPU
+    try:
+        yield
+    except Exception as error:  # the compiler's own kinds, and those of the compiler that it calls
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InstaFlowError(
+            f"{what} cannot be compiled here: {reason}",
+            "On a CPU that takes a C++ compiler and Python's headers; or set compile: false",
+        ) from error
 
 
 def network_flops(model: "TextToImage") -> int:

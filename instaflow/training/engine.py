@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -35,8 +36,8 @@ class Engine:
         self.module, self.stage = module, settings.zero_stage
         self.buffers = [name for name, value in self.tensors().items() if not isinstance(value, nn.Parameter)]
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        betas = (0.9, settings.adam_beta2)
-        self.adamw = torch.optim.AdamW(trained, lr=0.0, betas=betas, weight_decay=settings.weight_decay, fused=True)
+        self.in_8_bits = settings.optimizer == "adamw-8bit"
+        self.adamw = make_adamw(trained, settings)
         self.deepspeed = start_deepspeed(module, self.adamw, settings, batch)
         optimizer = self.deepspeed.optimizer
         self.masters: Sequence[Tensor] = {
@@ -47,11 +48,19 @@ class Engine:
         }[self.stage]()
         self.ema = Ema(self.averaged(), settings.ema_decay)
         for master, average in zip(self.masters, self.ema.averages, strict=False):
-            moments = {key: torch.zeros_like(master, memory_format=torch.preserve_format) for key in MOMENTS}
+            moments = {key: self.moment(master, key) for key in MOMENTS}
             step = torch.zeros((), device=master.device)  # with the parameter, where a fused optimizer keeps it
             self.adamw.state[master] = {"step": step, **moments, AVERAGE: average}
         if self.stage in (1, 2):
             optimizer._lazy_init_hp_params_optimizer_state()  # tells which part of the state is which parameter's
+
+    def moment(self, master: Tensor, key: str) -> Tensor:
+        """One of AdamW's moments before the first step."""
+        if self.in_8_bits:
+            signed = key == "exp_avg"
+            moment: Tensor = self.adamw._new_buffer(master, signed)  # type: ignore[attr-defined]
+            return moment
+        return torch.zeros_like(master, memory_format=torch.preserve_format)
 
     def set_batch(self, micro_batch_size: int, global_batch_size: int) -> None:
         """Change the batch size between two phases."""
@@ -71,7 +80,10 @@ class Engine:
         Where the norm is not finite, no weight is changed.
         """
         for group in self.adamw.param_groups:
-            group["lr"] = learning_rate
+            if isinstance(group["lr"], Tensor):  # where the step is compiled
+                group["lr"].fill_(learning_rate)
+            else:
+                group["lr"] = learning_rate
         norm = norm_of_gradients(self.module) if self.stage == 0 else 0.0
         if math.isfinite(norm):
             self.deepspeed.step()
@@ -79,6 +91,15 @@ class Engine:
         if math.isfinite(norm):
             self.ema.update(self.averaged())
         return norm
+
+    def ema_distance(self) -> float:
+        """||θ - ω|| / ||θ||: how far the weights are from their average, over all processes."""
+        squares = torch.zeros(2)
+        for master, average in zip(self.masters, self.ema.averages, strict=False):
+            squares += torch.stack([(master.detach() - average).square().sum(), master.detach().square().sum()]).cpu()
+        if self.stage:
+            dist.all_reduce(squares)
+        return float((squares[0] / squares[1]).sqrt())
 
     # --- weights and state --------------------------------------------------------------------------------------------
 
@@ -102,11 +123,15 @@ class Engine:
             yield name, self.whole(value, AVERAGE) if isinstance(value, nn.Parameter) else buffers[name]
 
     def optimizer_state(self) -> Iterator[tuple[str, Tensor]]:
-        """AdamW's state, whole: NAME/step, NAME/exp_avg and NAME/exp_avg_sq of each trained parameter."""
+        """AdamW's state, whole: NAME/step, NAME/exp_avg and NAME/exp_avg_sq of each trained parameter.
+
+        A moment in 8 bits is given by its parts, such as NAME/exp_avg/codes, for a resumed run to have the same bits.
+        """
         for name, parameter in self.trained():
             yield f"{name}/step", self.adamw.state[parameter if self.stage == 0 else self.masters[0]]["step"].clone()
             for key in MOMENTS:
-                yield f"{name}/{key}", self.whole(parameter, key)
+                for part, value in parts_of(self.whole(parameter, key)).items():
+                    yield f"{name}/{key}{part}", value
 
     def load(self, averages: dict[str, Tensor], updates: int, optimizer: dict[str, Tensor]) -> None:
         """Go on with an average, that is `updates` old, and AdamW's state as they were saved."""
@@ -118,7 +143,11 @@ class Engine:
             if f"{name}/step" not in optimizer:  # a parameter that never had a gradient
                 continue
             for key in MOMENTS:
-                self.put(parameter, key, optimizer[f"{name}/{key}"])
+                if self.in_8_bits:
+                    for part, own in parts_of(self.adamw.state[parameter][key]).items():
+                        own.copy_(optimizer[f"{name}/{key}{part}"])
+                else:
+                    self.put(parameter, key, optimizer[f"{name}/{key}"])
             for master in [parameter] if self.stage == 0 else self.masters:
                 self.adamw.state[master]["step"].copy_(optimizer[f"{name}/step"])
 
@@ -160,6 +189,24 @@ class Engine:
                 name: value if value is None else nn.Parameter(whole[id(value)], requires_grad=value.requires_grad)
                 for name, value in module._parameters.items()
             }
+
+
+def make_adamw(parameters: list[nn.Parameter], settings: TrainingStage) -> torch.optim.Optimizer:
+    """AdamW as the settings say; its learning rate is set at each step."""
+    betas, decay = (0.9, settings.adam_beta2), settings.weight_decay
+    if settings.optimizer == "adamw-8bit":
+        from torchao.optim import AdamW8bit
+
+        made: torch.optim.Optimizer = AdamW8bit(parameters, lr=0.0, betas=betas, weight_decay=decay)
+        return made
+    return torch.optim.AdamW(parameters, lr=0.0, betas=betas, weight_decay=decay, fused=True)
+
+
+def parts_of(value: Tensor) -> dict[str, Tensor]:
+    """The plain tensors that a tensor is made of, by what follows its name: itself, or codes and scales of 8 bits."""
+    if not hasattr(value, "__tensor_flatten__"):
+        return {"": value}
+    return {f"/{part}": getattr(value, part) for part in value.__tensor_flatten__()[0]}
 
 
 def start_deepspeed(

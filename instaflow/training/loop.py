@@ -25,6 +25,8 @@ from instaflow.training.checkpoint import (
 )
 from instaflow.training.draws import draws
 from instaflow.training.engine import Engine
+from instaflow.training.figures import Figures, LossByTime
+from instaflow.training.trackers import Trackers
 from instaflow.world import World, barrier, world
 
 LOG_LINES = 200  # in stats.jsonl, for one training run
@@ -45,6 +47,8 @@ class Job:
     phases: list[Phase]
     settings: TrainingStage
     """Everything else, as the experiment says it."""
+    by_time: LossByTime | None = None
+    """Where the loss notes its samples' losses by time, if it does."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +113,9 @@ def train(job: Job, folder: StageFolder, stop: Stop) -> Trained:
         job.loss.load_state_dict(saved.model)
     first = spans[0]
     engine = Engine(job.loss, job.settings, (first.micro_batch_size, first.phase.global_batch_size))
-    position, loss_sum, loss_count = 0, 0.0, 0
+    position, told = 0, None
     if saved:
-        position, loss_sum, loss_count = (saved.state[key] for key in ("samples_seen", "loss_sum", "loss_count"))
+        position, told = saved.state["samples_seen"], saved.state
         engine.load(saved.ema, saved.state["ema_updates"], saved.optimizer)
         del saved
     if place.leads:
@@ -121,12 +125,7 @@ def train(job: Job, folder: StageFolder, stop: Stop) -> Trained:
     def save() -> None:
         nonlocal last_saved
         if position > last_saved:
-            state = {
-                "samples_seen": position,
-                "loss_sum": loss_sum,
-                "loss_count": loss_count,
-                "ema_updates": engine.ema.updates,
-            }
+            state = {"samples_seen": position, "ema_updates": engine.ema.updates, **figures.state()}
             model, ema, optimizer = (
                 {name: value.cpu() for name, value in part if place.leads}
                 for part in (engine.weights(), engine.averages(), engine.optimizer_state())
@@ -139,7 +138,11 @@ def train(job: Job, folder: StageFolder, stop: Stop) -> Trained:
 
     # Steps
     job.loss.train()
-    with Progress(label, total=total, start=position, unit="samples", quiet=not place.leads) as progress:
+    with (
+        Progress(label, total=total, start=position, unit="samples", quiet=not place.leads) as progress,
+        Trackers(job.settings.trackers if place.leads else (), folder.folder, job.name, position) as trackers,
+    ):
+        figures = Figures(job.by_time, told)
         for span in spans:
             if position >= span.end:
                 continue
@@ -162,21 +165,21 @@ def train(job: Job, folder: StageFolder, stop: Stop) -> Trained:
                 if not math.isfinite(gradient_norm):
                     fail(label, job, position, size, gradient_norm, checkpoints, what="gradient's norm")
                 position += size
-                loss_sum, loss_count = loss_sum + loss, loss_count + 1
-                progress.update(position, loss=loss_sum / loss_count)
+                figures.add(loss, size)
+                progress.update(position, loss=figures.loss)
 
                 # Report
                 if (position - span.start) % log_every == 0 or position == span.end:
+                    line = {
+                        **figures.take(),
+                        "gradient_norm": gradient_norm,
+                        "learning_rate": rate,
+                        "ema_distance": engine.ema_distance(),
+                        "skipped_steps": engine.deepspeed.skipped_steps,
+                    }
                     if place.leads:
-                        folder.log(
-                            job=job.name,
-                            samples_seen=position,
-                            phase=spans.index(span),
-                            loss=loss_sum / loss_count,
-                            gradient_norm=gradient_norm,
-                            learning_rate=rate,
-                        )
-                    loss_sum, loss_count = 0.0, 0
+                        folder.log(job=job.name, samples_seen=position, phase=spans.index(span), **line)
+                        trackers.log(position, line)
 
                 # Checkpoint
                 if position - last_saved >= job.settings.checkpoint_every or position == total:

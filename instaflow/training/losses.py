@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from instaflow.flow.paths import velocity
 from instaflow.flow.views import View
+from instaflow.training.figures import LossByTime
 
 Encode = Callable[[Sequence[str | None]], dict[str, Any]]
 """Prompts, or None for no prompt, to the network's arguments, by the frozen text encoder."""
@@ -23,6 +24,7 @@ class ReflowLoss(nn.Module):
     def __init__(self, unet: nn.Module, view: View, encode: Encode, caption_dropout: float) -> None:
         super().__init__()
         self.unet, self.view, self.encode, self.caption_dropout = unet, view, encode, caption_dropout
+        self.by_time = LossByTime()
 
     def forward(self, noise: Tensor, data: Tensor, prompts: list[str], draws: np.ndarray) -> Tensor:
         """Scalar. noise, data: [B, C, H, W]; draws: [B, >= 2], the time's and the dropout's uniform numbers."""
@@ -30,7 +32,9 @@ class ReflowLoss(nn.Module):
         t = self.view.time(torch.as_tensor(draws[:, 0], dtype=torch.float32, device=noise.device))
         x, timestep = self.view.point(noise, data, t)
         output = self.unet(x, timestep, **self.encode(kept), return_dict=False)[0]
-        return (self.view.velocity(x, timestep, output) - velocity(noise, data)).square().mean()
+        squares = (self.view.velocity(x, timestep, output) - velocity(noise, data)).square()
+        self.by_time.add(t, squares.detach().mean((1, 2, 3)))
+        return squares.mean()
 
 
 class DistillLoss(nn.Module):

@@ -18,6 +18,7 @@ PHASES = [
 ]
 STEPS = 7 + 4
 TOTAL = 28 + 32
+TIMINGS = ("seconds", "samples_per_second", "peak_memory_gib")
 
 
 class Fit(nn.Module):
@@ -51,6 +52,7 @@ def job_of(loss: nn.Module, **changes) -> Job:
         "batch": batch,
         "describe": lambda position, size: f"samples {position} to {position + size - 1}",
         "phases": PHASES,
+        "by_time": None,
     }
     settings = {
         "ema_decay": 0.7,
@@ -84,5 +86,5 @@ class StopAt:
 
 
 def figures(folder: StageFolder) -> list[dict]:
-    """The lines of stats.jsonl without the time they took."""
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in folder.stats()]
+    """The lines of stats.jsonl without the time and memory that they took."""
+    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in folder.stats()]
