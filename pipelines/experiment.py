@@ -95,6 +95,9 @@ def check_inputs(stages: dict[str, StageFolder]) -> None:
         for parent in stage.stage.parents().values():
             if parent not in stage.stage_names and not Path(parent).is_dir():
                 find_model(parent)
+        for entry in getattr(stage.stage, "models", ()):
+            if entry.model not in stage.stage_names:
+                stage.locate_weights(entry.model, entry.weights)
         for key in ("autoencoder_phases", "phases"):
             for index, phase in enumerate(getattr(stage.stage, key, ())):
                 share_of(phase, stage.stage.micro_batch_size, world.world().size, f"stages.{name}.{key}.{index}")
