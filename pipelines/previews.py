@@ -3,6 +3,7 @@
 from copy import copy, deepcopy
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from instaflow.couplings.contact_sheet import Pair, contact_sheet
@@ -50,33 +51,26 @@ class Previews:
         latents = self.sample(weights)
         figures: dict[str, float | None] = {"preview_distance": None, "preview_frechet": None}
         if latents.isfinite().all():
-            figures = {
-                "preview_distance": rms_distance(latents, self.data),
-                "preview_frechet": frechet_distance(features(latents), features(self.data)),
-            }
+            figures["preview_distance"] = rms_distance(latents, self.data)
+            figures["preview_frechet"] = frechet_distance(features(latents), features(self.data))
         distance, frechet = (number(value) for value in figures.values())
+        found = f"over {len(latents):,} couplings, distance {distance}, Fréchet distance {frechet}"
+        title = f"{self.stage.name} at {samples_seen:,} samples"
         file = self.stage.folder / "previews" / f"{samples_seen:09d}.png"
         file.parent.mkdir(exist_ok=True)
-        drawn = self.model.pictures(latents[: len(self.images)])
-        pairs = [
-            Pair(int(index), prompt, left.cpu().numpy(), right.cpu().numpy())
-            for index, prompt, left, right in zip(
-                self.couplings.indices, self.couplings.prompts, self.images, drawn, strict=False
-            )
-        ]
-        count = f"{len(latents):,} couplings"
-        subtitle = (
-            f"Left the coupling's image, right the moving average's in {steps(self.num_steps)}.  Over {count}: "
-            f"distance {distance}, Fréchet distance {frechet}"
-        )
-        sheet = contact_sheet(f"{self.stage.name} at {samples_seen:,} samples", subtitle, pairs)
-        write_file(file, encoded(sheet, file))
-        print(
-            f"{self.stage.name}: at {samples_seen:,} samples, {steps(self.num_steps)}, {count}: distance {distance}, "
-            f"Fréchet distance {frechet} ({file})",
-            flush=True,
-        )
+        write_file(file, encoded(self.picture(latents, title, found), file))
+        print(f"{title}: {found}; {file}", flush=True)
         return figures
+
+    def picture(self, latents: Tensor, title: str, found: str) -> Image.Image:
+        """The first couplings' images, each beside the one that was sampled."""
+        drawn = self.model.pictures(latents[: len(self.images)])
+        rows = zip(self.couplings.indices, self.couplings.prompts, self.images, drawn, strict=False)
+        pairs = [
+            Pair(int(index), prompt, left.cpu().numpy(), right.cpu().numpy()) for index, prompt, left, right in rows
+        ]
+        seen = "Left the coupling's image, right what the averaged weights make of its noise"
+        return contact_sheet(title, f"{seen}.  {steps(self.num_steps).capitalize()}; {found}", pairs)
 
     def sample(self, weights: dict[str, Tensor]) -> Tensor:
         """The latents [N, C, H, W] of the couplings' noises and prompts, float32, on the CPU."""

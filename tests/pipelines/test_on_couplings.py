@@ -14,10 +14,12 @@ def test_gradient_checkpointing_is_what_the_setting_says(tmp_path, monkeypatch, 
     model = load(write_flow(tmp_path / "model", "velocity"))
     loss = DistillLoss(model.unet, model.view(), model.encode)
     phases = [Phase(samples=8, global_batch_size=4, learning_rate=1e-3)]
-    settings = DistillStage(kind="distill", init="2rf", couplings="pairs", phases=phases, gradient_checkpointing=wanted)
+    settings = DistillStage(
+        kind="distill", init="2rf", couplings="pairs", phases=phases, gradient_checkpointing=wanted, preview=None
+    )
     jobs = []
     monkeypatch.setattr(on_couplings, "train", lambda job, stage, stop: jobs.append(job))
     material = on_couplings.Material(model, SimpleNamespace(), model.view())
-    on_couplings.train_on(SimpleNamespace(stage=settings), None, material, loss)
+    on_couplings.train_on(SimpleNamespace(stage=settings), None, material, loss, model.settings)
     assert model.unet.is_gradient_checkpointing is wanted
-    assert jobs[0].settings is settings and jobs[0].loss is loss
+    assert jobs[0].settings is settings and jobs[0].loss is loss and jobs[0].preview is jobs[0].preview_every is None

@@ -51,6 +51,8 @@ def job_of(loss: nn.Module, **changes) -> Job:
         "batch": batch,
         "describe": lambda position, size: f"samples {position} to {position + size - 1}",
         "phases": PHASES,
+        "preview_every": None,
+        "preview": None,
     }
     settings = {
         "ema_decay": 0.7,
