@@ -282,7 +282,10 @@ def gallery(protocol: DigitsProtocol, measured: list[Measured], rows: list[Row])
 
 
 def gaps(protocol: DigitsProtocol, measured: list[Measured], rows: list[Row], reference: Measured) -> Gaps | None:
-    """The one-step students' distances to the reference's images; the worst of the last student after reflow."""
+    """The one-step students' distances to the reference's images; the worst of the last student after reflow.
+
+    Raw weights are left out where any student has its moving average.
+    """
     one_step = {
         m.label: (row.kind, m)
         for m, row in zip(measured, rows, strict=True)
@@ -290,8 +293,10 @@ def gaps(protocol: DigitsProtocol, measured: list[Measured], rows: list[Row], re
     }
     if not one_step:
         return None
-    averaged = [label for label, (_, m) in one_step.items() if m.weights == "ema"] or list(one_step)
-    student = next((label for label in reversed(averaged) if one_step[label][0] == "student"), averaged[0])
+    one_step = {label: found for label, found in one_step.items() if found[1].weights == "ema"} or one_step
+    student = next(
+        (label for label, (kind, _) in reversed(one_step.items()) if kind == "student"), next(iter(one_step))
+    )
     far = {label: distances(m.images, reference.images) for label, (_, m) in one_step.items()}
     _, shown = one_step[student]
     worst = np.argsort(-far[student], kind="stable")[:WORST]

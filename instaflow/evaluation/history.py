@@ -69,8 +69,8 @@ def preview_curves(stage: StageFolder, stages: list[Stage]) -> list[PreviewCurve
     """How near each flow's samples came to its couplings while it trained, from the stages' stats."""
     curves = []
     for entry in stages:
-        lines = [line for line in read_stats(stage.run / entry.name / "stats.jsonl") if line.get("preview_distance")]
-        if lines:
+        lines = read_stats(stage.run / entry.name / "stats.jsonl")
+        if lines := [line for line in lines if line.get("preview_distance") is not None]:
             curves.append(
                 PreviewCurve(
                     stage=entry.name,

@@ -196,9 +196,10 @@ def _cost(report: Report, colours: Colours) -> str:
     caption = "Losses as logged (thin) and averaged over neighbours (bold). Those of different stages do not compare."
     previews = "".join(f'<figure class="panel">{plot}</figure>' for plot in preview_plots(report.previews, colours))
     seen = (
-        "While a flow trains, its moving average draws the same few couplings again and again; lower is nearer to the "
-        "couplings’ own images. Measured in latents, in few steps: figures for progress, not for quality. The pictures "
-        "are in the folder previews of each stage."
+        "While a flow trains, its moving average draws the noises and prompts of the same few couplings again and "
+        "again. Left, the root mean square difference of its latents and the coupled ones; right, the Fréchet distance "
+        "of the two sets, in latents averaged over 4×4 cells; lower is nearer. This is progress within a stage, not "
+        "quality: the couplings of different stages differ. The pictures are in the folder previews of each."
     )
     checks = [(f"{c.stage}: {c.what}", _check(c.value, c.expected)) for c in report.checks]
     return section(
