@@ -54,12 +54,12 @@ class Previews:
             figures["preview_distance"] = rms_distance(latents, self.data)
             figures["preview_frechet"] = frechet_distance(features(latents), features(self.data))
         distance, frechet = (number(value) for value in figures.values())
-        found = f"over {len(latents):,} couplings, distance {distance}, Fréchet distance {frechet}"
+        found = f"distance {distance}, Fréchet distance {frechet} over {len(latents):,} couplings"
         title = f"{self.stage.name} at {samples_seen:,} samples"
         file = self.stage.folder / "previews" / f"{samples_seen:09d}.png"
         file.parent.mkdir(exist_ok=True)
         write_file(file, encoded(self.picture(latents, title, found), file))
-        print(f"{title}: {found}; {file}", flush=True)
+        print(f"{title}, {steps(self.num_steps)}: {found}; {file}", flush=True)
         return figures
 
     def picture(self, latents: Tensor, title: str, found: str) -> Image.Image:
@@ -69,8 +69,10 @@ class Previews:
         pairs = [
             Pair(int(index), prompt, left.cpu().numpy(), right.cpu().numpy()) for index, prompt, left, right in rows
         ]
-        seen = "Left the coupling's image, right what the averaged weights make of its noise"
-        return contact_sheet(title, f"{seen}.  {steps(self.num_steps).capitalize()}; {found}", pairs)
+        seen = (
+            f"Left the coupling's image, right what the averaged weights make of its noise in {steps(self.num_steps)}"
+        )
+        return contact_sheet(title, f"{seen}: {found}", pairs)
 
     def sample(self, weights: dict[str, Tensor]) -> Tensor:
         """The latents [N, C, H, W] of the couplings' noises and prompts, float32, on the CPU."""

@@ -185,7 +185,7 @@ def train(job: Job, folder: StageFolder, stop: Stop) -> Trained:
                 # Preview
                 every = job.preview_every
                 if every and (position // every > (position - size) // every or position == total):
-                    averages = {name: value for name, value in engine.averages() if place.leads}
+                    averages = {name: value.cpu() for name, value in engine.averages() if place.leads}
                     if job.preview:
                         folder.log(job=job.name, samples_seen=position, **job.preview(averages, position))
                     del averages
