@@ -72,6 +72,19 @@ class StageFolder:
         folder = self.run / parent
         return str(folder / "model" if (folder / "model").is_dir() else folder)
 
+    def locate_weights(self, parent: str, weights: str) -> str:
+        """A model with its moving average, weights "ema", or with its "raw" ones. Raises ConfigError if it has none."""
+        if weights == "ema":
+            return self.locate(parent)
+        folder = Path(self.locate(parent))
+        raw = folder.with_name("model-raw")
+        if folder.name != "model" or not raw.is_dir():
+            raise ConfigError(
+                f"Stage '{self.name}': '{parent}' has no raw weights: there is no '{raw}' beside a folder 'model'",
+                "Training stages of this toolkit leave both; for any other model leave out weights: raw",
+            )
+        return str(raw)
+
     def relative(self, parent: str) -> str:
         """A parent's payload as this stage's folder sees it; a hub name as it stands."""
         place = self.locate(parent)

@@ -113,17 +113,43 @@ class Keep(Section):
         return self
 
 
+class Preview(Section):
+    """When a flow in training samples its moving average, and how much, from the first couplings' noises and prompts.
+
+    A preview calls the network images × num_steps times, twice that under guidance, and decodes `grid` images. Where a
+    training sample counts as three calls, the defaults cost a quarter of a percent of one process's work, half a
+    percent under guidance. The leading process does it while the others wait: with many, choose a larger `every`.
+    """
+
+    every: PositiveInt = 65536
+    """Training samples between two previews; the last is at the training's end."""
+    images: Annotated[int, Field(ge=2)] = 128
+    """So many are sampled and measured."""
+    grid: PositiveInt = 12
+    """So many of them are seen on the picture."""
+    num_steps: Steps = 4
+    """Or the stage's own, where they are fewer: a student takes one. Few show best whether the paths are straight."""
+
+    @model_validator(mode="after")
+    def grid_is_sampled(self) -> "Preview":
+        if self.grid > self.images:
+            raise ValueError(f"grid ({self.grid}) is more than the images ({self.images})")
+        return self
+
+
 class EvaluatedModel(Section):
     """A model in the report, sampled with each number of steps."""
 
     model: str
+    weights: Literal["ema", "raw"] = "ema"
+    """The moving average, which a training stage's model/ holds, or the weights of its model-raw/."""
     num_steps: Annotated[list[Steps], Field(min_length=1)]
     guidance_scale: NonNegativeFloat | None = None
     """By default what the model's folder recommends."""
 
 
 class Reference(Section):
-    """The images that every model's images of the same noise are compared with."""
+    """The images, of a model's moving average, that every model's images of the same noise are compared with."""
 
     model: str
     num_steps: Steps

@@ -23,6 +23,7 @@ from instaflow.sections import (
     Keep,
     NonNegativeFloat,
     Phase,
+    Preview,
     PromptSource,
     Reference,
     Section,
@@ -194,6 +195,7 @@ class FlowStage(TrainingStage):
     """What reflow and distillation share: a network trained on couplings."""
 
     parent_keys: ClassVar[dict[str, str]] = {"init": "model", "couplings": "couplings"}
+    free_keys: ClassVar[frozenset[str]] = TrainingStage.free_keys | {"preview"}
 
     init: str
     couplings: str
@@ -204,6 +206,8 @@ class FlowStage(TrainingStage):
     """Compute a block's activations once more on the way back, in place of keeping them: less memory, more time."""
     compile: bool = False
     """Compile the network (torch.compile), which takes a minute or two and on a CPU a C++ compiler."""
+    preview: Preview | None = Preview()
+    """What the moving average draws on the way, kept as a picture and two figures; null for none."""
 
     @model_validator(mode="after")
     def whole_graph(self) -> "FlowStage":
@@ -250,13 +254,14 @@ class EvaluateStage(Stage):
 
     @model_validator(mode="after")
     def reference_is_measured(self) -> "EvaluateStage":
-        rows = {(entry.model, steps) for entry in self.models for steps in entry.num_steps}
+        averaged = [entry for entry in self.models if entry.weights == "ema"]
+        rows = {(entry.model, steps) for entry in averaged for steps in entry.num_steps}
         if (self.reference.model, self.reference.num_steps) not in rows:
             raise ValueError(
                 f"reference: '{self.reference.model}' at {self.reference.num_steps} steps is not among the models"
             )
-        if len({entry.model for entry in self.models}) < len(self.models):
-            raise ValueError("models: a model stands twice; give its step counts in one list")
+        if len({(entry.model, entry.weights) for entry in self.models}) < len(self.models):
+            raise ValueError("models: a model stands twice with the same weights; give its step counts in one list")
         return self
 
 

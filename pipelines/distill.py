@@ -15,11 +15,12 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     material = open_material(stage)
     model = material.model
     loss = prepare(stage, material, lambda view: DistillLoss(model.unet, view, model.encode))
-    trained = train_on(stage, stop, material, loss)
+    exported = ModelSettings(kind="student", parametrization=settings.parametrization, num_steps=1, guidance_scale=1.0)
+    trained = train_on(stage, stop, material, loss, exported)
     return save_both(
         stage,
         material,
         trained,
-        ModelSettings(kind="student", parametrization=settings.parametrization, num_steps=1, guidance_scale=1.0),
+        exported,
         summary=f"one-step student, {trained.samples_seen:,} training samples from {settings.couplings}",
     )

@@ -18,7 +18,7 @@ from instaflow.couplings.noise import coupled_noise
 from instaflow.digits.protocol import DigitsProtocol, distances, features, unrelated_distance
 from instaflow.errors import InstaFlowError, Interrupted
 from instaflow.evaluation.frechet import Gaussian, frechet_distance
-from instaflow.evaluation.history import loss_curves, stages_so_far, start_checks
+from instaflow.evaluation.history import loss_curves, preview_curves, stages_so_far, start_checks
 from instaflow.evaluation.page import write_page
 from instaflow.evaluation.report import (
     Floors,
@@ -32,6 +32,7 @@ from instaflow.evaluation.report import (
     Stage,
     StraightnessProfile,
     Trajectories,
+    labelled,
     model_kind,
     report_json,
 )
@@ -57,7 +58,7 @@ LIBRARIES = ("torch", "diffusers", "transformers", "deepspeed", "numpy", "scikit
 class Measured:
     """One model at one number of steps: its images and what was found."""
 
-    model: str
+    entry: EvaluatedModel
     num_steps: int
     guidance_scale: float
     weights: str
@@ -66,6 +67,10 @@ class Measured:
     features: np.ndarray
     readings: list[int]
 
+    @property
+    def label(self) -> str:
+        return labelled(self.entry.model, self.weights)
+
 
 def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     """Sample, measure, and write the report; one process does it."""
@@ -73,8 +78,9 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
         return str
     settings = stage.stage
     protocol = DigitsProtocol(settings.num_samples)
-    models = {entry.model: load_model(stage.locate(entry.model), device=device()) for entry in settings.models}
-    shapes = {model.latent_shape for model in models.values()}
+    places = [stage.locate_weights(entry.model, entry.weights) for entry in settings.models]
+    models = [load_model(place, device=device()) for place in places]
+    shapes = {model.latent_shape for model in models}
     if len(shapes) > 1:
         raise InstaFlowError(f"The models of '{stage.name}' make latents of different shapes: {sorted(shapes)}")
     noise = torch.from_numpy(coupled_noise(stage.seed, "evaluate", range(settings.num_samples), shapes.pop()))
@@ -84,19 +90,18 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
 
     # Figures
     stages = stages_so_far(stage)
-    reference = next(
-        m for m in measured if (m.model, m.num_steps) == (settings.reference.model, settings.reference.num_steps)
-    )
-    straight = {name: straightness(path) for name, path in paths.items()}
+    wanted = (settings.reference.model, "ema", settings.reference.num_steps)
+    reference = next(m for m in measured if (m.entry.model, m.entry.weights, m.num_steps) == wanted)
+    straight = {label: straightness(path) for label, path in paths.items()}
     real, taught = Gaussian.of(features(protocol.real_images)), Gaussian.of(reference.features)
     rows = []
     for m in measured:
         accuracy = protocol.accuracy(m.readings)
-        found = straight.get(m.model)
+        found = straight.get(m.label)
         rows.append(
             Row(
-                model=m.model,
-                kind=model_kind(m.model, stages),
+                model=m.entry.model,
+                kind=model_kind(m.entry.model, stages),
                 num_steps=m.num_steps,
                 guidance_scale=m.guidance_scale,
                 weights=m.weights,
@@ -121,13 +126,14 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
         rows=rows,
         versions={"Python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         peak_memory=float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
-        floors=floors(protocol, models[reference.model]),
+        floors=floors(protocol, models[settings.models.index(reference.entry)]),
         stages=[*stages, evaluation_stage(stage, sum(len(m.images) for m in measured))],
         losses=loss_curves(stage, stages),
+        previews=preview_curves(stage, stages),
         checks=start_checks(stage, stages),
         gallery=gallery(protocol, measured, rows),
         gaps=gaps(protocol, measured, rows, reference),
-        straightness=[profile_of(name, found) for name, found in straight.items()],
+        straightness=[profile_of(label, found) for label, found in straight.items()],
         trajectories=trajectories(paths),
     )
     content = report_json(report)
@@ -137,15 +143,15 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
 
 
 def measure(
-    stage: StageFolder, stop: Stop, protocol: DigitsProtocol, models: dict[str, TextToImage], noise: Tensor
+    stage: StageFolder, stop: Stop, protocol: DigitsProtocol, models: list[TextToImage], noise: Tensor
 ) -> list[Measured]:
     """Every model's images at every number of steps, from the same noise [N, C, H, W]."""
     settings = stage.stage
     measured: list[Measured] = []
     total = len(noise) * sum(len(entry.num_steps) for entry in settings.models)
     with Progress(stage.name, total=total, unit="images") as progress:
-        for entry in settings.models:
-            model, scale = models[entry.model], guidance_of(entry, models)
+        for entry, model in zip(settings.models, models, strict=True):
+            scale = guidance_of(entry, model)
             for num_steps in entry.num_steps:
                 seconds, parts = 0.0, []
                 for start in range(0, len(noise), settings.batch_size):
@@ -159,10 +165,15 @@ def measure(
                     seconds += time.perf_counter() - began
                     progress.update(progress.done + len(parts[-1]))
                 images = torch.cat(parts)
-                stage.log(model=entry.model, num_steps=num_steps, seconds_per_image=seconds / len(noise))
+                stage.log(
+                    model=entry.model,
+                    weights=model.settings.weights,
+                    num_steps=num_steps,
+                    seconds_per_image=seconds / len(noise),
+                )
                 measured.append(
                     Measured(
-                        model=entry.model,
+                        entry=entry,
                         num_steps=num_steps,
                         guidance_scale=scale,
                         weights=model.settings.weights,
@@ -176,34 +187,35 @@ def measure(
 
 
 def simulate_paths(
-    stage: StageFolder, stop: Stop, protocol: DigitsProtocol, models: dict[str, TextToImage], noise: Tensor
+    stage: StageFolder, stop: Stop, protocol: DigitsProtocol, models: list[TextToImage], noise: Tensor
 ) -> dict[str, Trajectory]:
-    """Euler's finely simulated paths of each model that is sampled in several steps."""
+    """Euler's finely simulated paths of each model that is sampled in several steps, by its label."""
     settings = stage.stage
     count = min(settings.straightness_samples, len(noise))
     paths = {}
-    curved = [entry for entry in settings.models if max(entry.num_steps) > 1]
+    entries = zip(settings.models, models, strict=True)
+    curved = [(entry, model) for entry, model in entries if max(entry.num_steps) > 1]
     with Progress(f"{stage.name} straightness", total=count * len(curved), unit="paths") as progress:
-        for entry in curved:
+        for entry, model in curved:
             parts = []
             for start in range(0, count, settings.batch_size):
                 leave_if(stop, stage)
                 batch = slice(start, min(start + settings.batch_size, count))
-                part = models[entry.model].trajectory(
+                part = model.trajectory(
                     noise[batch],
                     protocol.prompts[batch],
                     num_steps=settings.straightness_steps,
-                    guidance_scale=guidance_of(entry, models),
+                    guidance_scale=guidance_of(entry, model),
                 )
                 parts.append(part)
                 progress.update(progress.done + len(part.states[0]))
-            paths[entry.model] = Trajectory.joined(parts)
+            paths[labelled(entry.model, model.settings.weights)] = Trajectory.joined(parts)
     return paths
 
 
-def guidance_of(entry: EvaluatedModel, models: dict[str, TextToImage]) -> float:
+def guidance_of(entry: EvaluatedModel, model: TextToImage) -> float:
     """The guidance scale that a model is sampled with: the experiment's, or what its folder recommends."""
-    return models[entry.model].settings.guidance_scale if entry.guidance_scale is None else entry.guidance_scale
+    return model.settings.guidance_scale if entry.guidance_scale is None else entry.guidance_scale
 
 
 def leave_if(stop: Stop, stage: StageFolder) -> None:
@@ -230,24 +242,24 @@ def protocol_card(stage: StageFolder, protocol: DigitsProtocol, reference: Measu
         noise=f"Philox, keyed by seed {stage.seed} and 'evaluate': no training stage saw it; the same for every model",
         features="the image's grey pixels at 8×8, 64 dimensions, in [-1, 1]",
         reference_real=f"all {len(protocol.real_images):,} digits of scikit-learn's copy of the UCI set",
-        reference_teacher=f"the images of {reference.model} at {reference.num_steps} steps, "
+        reference_teacher=f"the images of {reference.label} at {reference.num_steps} steps, "
         f"guidance {reference.guidance_scale:g}, for the same prompts and noise",
         reader="a support vector machine trained on two thirds of the real digits; for an open prompt any digit that "
         "it names counts",
         straightness=f"{min(settings.straightness_samples, settings.num_samples)} noises, "
         f"{settings.straightness_steps} Euler steps of the guided velocity",
         timing=f"batches of {settings.batch_size}, text encoder and decoder included, {hardware()}",
-        weights="EMA" if reference.weights == "ema" else "raw",
+        weights="their moving average (EMA); raw, as the optimizer left them, where a name says so",
     )
 
 
 def evaluation_stage(stage: StageFolder, images: int) -> Stage:
-    parents = [entry.model for entry in stage.stage.models if entry.model in stage.stage_names]
+    parents = dict.fromkeys(entry.model for entry in stage.stage.models if entry.model in stage.stage_names)
     return Stage(
         name=stage.name,
         kind="evaluate",
         description="all models, all figures of this page",
-        parents=parents,
+        parents=list(parents),
         seconds=stage.seconds(),
         samples=images,
     )
@@ -263,30 +275,36 @@ def gallery(protocol: DigitsProtocol, measured: list[Measured], rows: list[Row])
     return Gallery(
         prompts=[protocol.prompts[place] for place in places],
         rows=[
-            GalleryRow(model=m.model, kind=row.kind, num_steps=m.num_steps, images=pictures(m.images[places]))
+            GalleryRow(model=m.label, kind=row.kind, num_steps=m.num_steps, images=pictures(m.images[places]))
             for m, row in zip(measured, rows, strict=True)
         ],
     )
 
 
 def gaps(protocol: DigitsProtocol, measured: list[Measured], rows: list[Row], reference: Measured) -> Gaps | None:
-    """The one-step students' distances to the reference's images; the worst of the last student after reflow."""
+    """The one-step students' distances to the reference's images; the worst of the last student after reflow.
+
+    Raw weights are left out where any student has its moving average.
+    """
     one_step = {
-        m.model: (row.kind, m)
+        m.label: (row.kind, m)
         for m, row in zip(measured, rows, strict=True)
         if m.num_steps == 1 and row.kind in ("student", "direct")
     }
     if not one_step:
         return None
-    student = next((name for name, (kind, _) in reversed(one_step.items()) if kind == "student"), next(iter(one_step)))
-    far = {name: distances(m.images, reference.images) for name, (_, m) in one_step.items()}
+    one_step = {label: found for label, found in one_step.items() if found[1].weights == "ema"} or one_step
+    student = next(
+        (label for label, (kind, _) in reversed(one_step.items()) if kind == "student"), next(iter(one_step))
+    )
+    far = {label: distances(m.images, reference.images) for label, (_, m) in one_step.items()}
     _, shown = one_step[student]
     worst = np.argsort(-far[student], kind="stable")[:WORST]
     return Gaps(
         student=student,
-        teacher=reference.model,
+        teacher=reference.label,
         measure="root mean squared pixel difference, pixels in [-1, 1]",
-        distances={name: values.tolist() for name, values in far.items()},
+        distances={label: values.tolist() for label, values in far.items()},
         worst=[
             Gap(
                 prompt=protocol.prompts[place],
@@ -302,11 +320,11 @@ def gaps(protocol: DigitsProtocol, measured: list[Measured], rows: list[Row], re
     )
 
 
-def profile_of(name: str, found: Straightness) -> StraightnessProfile:
+def profile_of(label: str, found: Straightness) -> StraightnessProfile:
     """Where along its time a flow bends, relative as its S(Z) is."""
     ratio = found.relative / found.value if found.value else 0.0
     return StraightnessProfile(
-        model=name, times=[t for t, _ in found.profile], values=[value * ratio for _, value in found.profile]
+        model=label, times=[t for t, _ in found.profile], values=[value * ratio for _, value in found.profile]
     )
 
 

@@ -99,6 +99,9 @@ def check_inputs(stages: dict[str, StageFolder]) -> None:
         for package, setting in stage.stage.packages().items() if isinstance(stage.stage, TrainingStage) else ():
             if importlib.util.find_spec(package) is None:
                 raise ConfigError(f"'stages.{name}': {setting} needs {package}", f"pip install {package}")
+        for entry in getattr(stage.stage, "models", ()):
+            if entry.model not in stage.stage_names:
+                stage.locate_weights(entry.model, entry.weights)
         for key in ("autoencoder_phases", "phases"):
             for index, phase in enumerate(getattr(stage.stage, key, ())):
                 share_of(phase, stage.stage.micro_batch_size, world.world().size, f"stages.{name}.{key}.{index}")

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from instaflow.couplings.contact_sheet import Pair, contact_sheet
+from instaflow.couplings.contact_sheet import Pair, colours, contact_sheet
 from instaflow.couplings.manifest import Manifest, place_of_model, read_manifest
 from instaflow.couplings.records import Shard, read_extra
 from instaflow.couplings.shards import BadShard, read_shard, read_sidecar, shards_to_make
@@ -46,7 +46,7 @@ def draw_sheet(folder: Path, output: Path, *, count: int, model: str | None = No
         images = decoded_images(place, np.concatenate([record.latent for record in records]))
         told = "images by the model's own VAE"
     pairs = [
-        Pair(record.indices[0], record.prompts[0], record.noise[0], image)
+        Pair(record.indices[0], record.prompts[0], colours(record.noise[0]), image)
         for record, image in zip(records, images, strict=True)
     ]
     sheet = contact_sheet(str(folder), summary(manifest), pairs)

@@ -26,6 +26,7 @@ from instaflow.training.draws import draws
 from instaflow.training.loop import Job, Trained, as_tensors, train
 from instaflow.training.start_checks import StartCheck, coupling_distance, parity
 from instaflow.world import world
+from pipelines.previews import Previews
 
 CHECK_SIZE = 256  # couplings that the checks before the start look at
 FEW = 16  # of them are sampled
@@ -107,8 +108,8 @@ def mean_loss(loss: nn.Module, arguments: tuple[Any, ...]) -> float:
         return float(loss(*arguments))
 
 
-def train_on(stage: StageFolder, stop: Stop, material: Material, loss: nn.Module) -> Trained:
-    """Train the loss's network on the couplings."""
+def train_on(stage: StageFolder, stop: Stop, material: Material, loss: nn.Module, exported: ModelSettings) -> Trained:
+    """Train the loss's network on the couplings, with previews of the model that will be `exported`."""
     settings, couplings = stage.stage, material.couplings
     if settings.gradient_checkpointing:
         material.model.unet.enable_gradient_checkpointing()
@@ -129,6 +130,8 @@ def train_on(stage: StageFolder, stop: Stop, material: Material, loss: nn.Module
         shards = sorted({int(index) // couplings.manifest.records_per_shard for index in indices})
         return f"records of shards {', '.join(f'{shard:05d}' for shard in shards)} of '{settings.couplings}'"
 
+    preview = settings.preview
+    previews = Previews(stage, material.model, couplings, exported) if preview and world().leads else None
     job = Job(
         name="",
         loss=loss,
@@ -137,6 +140,8 @@ def train_on(stage: StageFolder, stop: Stop, material: Material, loss: nn.Module
         phases=settings.phases,
         settings=settings,
         by_time=getattr(loss, "by_time", None),
+        preview_every=preview.every if preview else None,
+        preview=previews,
     )
     return train(job, stage, stop)
 

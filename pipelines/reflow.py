@@ -15,16 +15,17 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     material = open_material(stage)
     model = material.model
     loss = prepare(stage, material, lambda view: ReflowLoss(model.unet, view, model.encode, settings.caption_dropout))
-    trained = train_on(stage, stop, material, loss)
+    exported = ModelSettings(
+        kind="flow",
+        parametrization=settings.parametrization,
+        num_steps=settings.num_steps,
+        guidance_scale=settings.guidance_scale,
+    )
+    trained = train_on(stage, stop, material, loss, exported)
     return save_both(
         stage,
         material,
         trained,
-        ModelSettings(
-            kind="flow",
-            parametrization=settings.parametrization,
-            num_steps=settings.num_steps,
-            guidance_scale=settings.guidance_scale,
-        ),
+        exported,
         summary=f"rectified flow, {trained.samples_seen:,} training samples from {settings.couplings}",
     )

@@ -243,7 +243,9 @@ def test_prompts_that_yaml_1_1_would_change_stay_prompts(tmp_path):
         ("stages.2rf.offload_optimizer=true", "'stages.2rf': offload_optimizer goes with zero_stage 1, 2 or 3"),
         ("stages.2rf.zero_stage=4", "'stages.2rf.zero_stage' should be 0, 1, 2 or 3, not 4"),
         ("stages.report.reference.num_steps=8", "'teacher' at 8 steps is not among the models"),
-        ("stages.report.models.1.model=teacher", "a model stands twice"),
+        ("stages.report.models.1.model=teacher", "a model stands twice with the same weights"),
+        ("stages.report.models.0.weights=raw", "'teacher' at 25 steps is not among the models"),
+        ("stages.2rf.preview={grid: 12, images: 8}", "'stages.2rf.preview': grid (12) is more than the images (8)"),
         ("stages.report.num_samples=1", "greater than or equal to 2, not 1"),
     ],
 )
@@ -298,6 +300,12 @@ def test_the_paper_s_sign_needs_a_velocity(tmp_path):
         ("stages.pairs.prompts.1=a=b", lambda found: found.stages["pairs"].prompts == ["a seven", "a=b"]),
         ("stages.pairs.prompts.0=no", lambda found: found.stages["pairs"].prompts[0] == "no"),
         ("stages.pairs.prompts.0='7'", lambda found: found.stages["pairs"].prompts[0] == "7"),
+        (
+            "stages.report.models.1={model: teacher, weights: raw, num_steps: [1]}",
+            lambda found: [entry.weights for entry in found.stages["report"].models] == ["ema", "raw"],
+        ),
+        ("stages.2rf.preview=null", lambda found: found.stages["2rf"].preview is None),
+        ("stages.2rf.preview={every: 9}", lambda found: found.stages["2rf"].preview.every == 9),
         ("stages.2rf.micro_batch_size=null", lambda found: found.stages["2rf"].micro_batch_size is None),
         ("stages.report.models.0.num_steps=[25]", lambda found: found.stages["report"].models[0].num_steps == [25]),
         (f"stages.new={{{HUB}, prompts: [a], count: 1, guidance_scale: 1}}", lambda found: "new" in found.stages),

@@ -86,6 +86,32 @@ def test_what_does_not_change_the_result_may_change(config, run, override):
     folders(config, f"stages.teacher.{override}", run=run)["teacher"].check_identity()
 
 
+def test_previews_may_come_and_go(config, run):
+    stages = folders(config, run=run)
+    for name in ("teacher", "pairs", "2rf"):
+        mark_done(stages[name])
+    for change in ("null", "{every: 8}"):
+        folders(config, f"stages.2rf.preview={change}", run=run)["2rf"].check_identity()
+
+
+def test_raw_weights_lie_beside_the_model(config, run, tmp_path):
+    stages = folders(config, run=run)
+    mark_done(stages["teacher"])
+    report = stages["report"]
+    outside = str(run / "teacher" / "model")
+    for model in ("teacher", outside):
+        assert report.locate_weights(model, "ema") == outside
+        with pytest.raises(ConfigError, match=f"'report': '{model}' has no raw weights: there is no '{outside}-raw'"):
+            report.locate_weights(model, "raw")
+    (run / "teacher" / "model-raw").mkdir()
+    for model in ("teacher", outside):
+        assert report.locate_weights(model, "raw") == f"{outside}-raw"
+    for model in (f"{outside}-raw", "owner/name", str(run / "teacher")):
+        assert report.locate_weights(model, "ema") == model
+        with pytest.raises(ConfigError, match="beside a folder 'model'"):
+            report.locate_weights(model, "raw")
+
+
 def test_a_parent_that_was_made_anew_is_noticed(config, run):
     stages = folders(config, run=run)
     mark_done(stages["teacher"])

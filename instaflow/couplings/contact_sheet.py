@@ -1,4 +1,4 @@
-"""A contact sheet of couplings: noise and image side by side, with index and prompt."""
+"""A contact sheet: images in pairs, side by side, with index and prompt."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-TILE = 256  # pixels of a noise's or an image's longer side, at most
+TILE = 256  # pixels of an image's longer side
 GAP, MARGIN = 8, 40  # pixels between the two of a pair, and around pairs
 LINE = 24  # pixels of a line of text
 LINES = 2  # of a prompt
@@ -17,18 +17,18 @@ PAPER, INK, FAINT = "#ffffff", "#1b1b1b", "#8a8a8a"
 
 @dataclass(frozen=True)
 class Pair:
-    """A coupling to look at."""
+    """A coupling to look at: its noise and image, say, or its image and another."""
 
     index: int
     prompt: str
-    noise: np.ndarray  # [C, h, w], unit variance
-    image: np.ndarray  # [H, W, 3] uint8
+    left: np.ndarray  # [H, W, 3] uint8
+    right: np.ndarray  # [H, W, 3] uint8, perhaps of another size
 
 
 def contact_sheet(title: str, subtitle: str, pairs: list[Pair]) -> Image.Image:
     """The pairs in rows of up to three, under a title and a fainter line on what is seen."""
     columns = min(COLUMNS, len(pairs))
-    tiles = [(fitted(colours(pair.noise)), fitted(pair.image)) for pair in pairs]
+    tiles = [(fitted(pair.left), fitted(pair.right)) for pair in pairs]
     side = max(tile.width for both in tiles for tile in both)
     height = max(tile.height for both in tiles for tile in both)
     numbers = [f"{pair.index:,}  " for pair in pairs]
@@ -43,10 +43,10 @@ def contact_sheet(title: str, subtitle: str, pairs: list[Pair]) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     draw.text((MARGIN, MARGIN - 8), title, INK, font(26))
     draw.text((MARGIN, MARGIN + 26), subtitle, FAINT, font(16))
-    for place, (noise, image) in enumerate(tiles):
+    for place, (left, right) in enumerate(tiles):
         x, y = MARGIN + place % columns * (across + MARGIN), top + place // columns * down
-        sheet.paste(noise, (x, y))
-        sheet.paste(image, (x + side + GAP, y))
+        sheet.paste(left, (x, y))
+        sheet.paste(right, (x + side + GAP, y))
         y += height + GAP
         draw.text((x, y), numbers[place], FAINT, font(16))
         for line, text in enumerate(captions[place] or ["no prompt"]):

@@ -67,26 +67,26 @@ def headline(report: Report) -> list[str]:
     """What was reached: quality, accuracy, speed. One sentence each."""
     best, teacher = result(report), reference(report)
     if best is None:
-        return [] if teacher is None else [f"This report shows {named(teacher.model)} alone."]
+        return [] if teacher is None else [f"This report shows {named(teacher.label)} alone."]
     found = []
     if measured := distances(best):
         target, (reached,) = measured
         taken = "one step" if best.num_steps == 1 else steps(best.num_steps)
-        origin = f", made from the diffusion model {named(teacher.model)}," if teacher else ""
-        text = f"{named(best.model)}{origin} draws an image in {taken}, at a Fréchet distance of {number(reached)} "
+        origin = f", made from the diffusion model {named(teacher.label)}," if teacher else ""
+        text = f"{named(best.label)}{origin} draws an image in {taken}, at a Fréchet distance of {number(reached)} "
         text += f"from {target}"
         if teacher and (both := distances(best, teacher)) and both[0] == target:
-            text += f"; {named(teacher.model)} reaches {number(both[1][1])} in {steps(teacher.num_steps)}"
+            text += f"; {named(teacher.label)} reaches {number(both[1][1])} in {steps(teacher.num_steps)}"
             as_few = [row for row in rows_of(report, "teacher") if row.num_steps == best.num_steps < teacher.num_steps]
             text += "".join(f" and {number(both[1][1])} in {taken}" for row in as_few if (both := distances(best, row)))
         found.append(f"{text}.")
     if best.prompt_accuracy is not None:
         compared = teacher and teacher.prompt_accuracy is not None
-        beside = f" ({named(teacher.model)}: {percent(teacher.prompt_accuracy)})" if teacher and compared else ""
+        beside = f" ({named(teacher.label)}: {percent(teacher.prompt_accuracy)})" if teacher and compared else ""
         found.append(f"{percent(best.prompt_accuracy)} of its images show what the prompt asks for{beside}.")
     if best.seconds_per_image and teacher and teacher.seconds_per_image:
         ratio = teacher.seconds_per_image / best.seconds_per_image
-        than = f"{named(teacher.model)} at {steps(teacher.num_steps)}"
+        than = f"{named(teacher.label)} at {steps(teacher.num_steps)}"
         each = f"An image takes {duration(best.seconds_per_image)}"
         slower = f"takes {times(ratio)} as long" if ratio > 1.05 else "takes no longer"
         found.append(f"{each}; {than} {slower}.")
@@ -124,10 +124,10 @@ def reflow(report: Report) -> list[str]:
     flows, teacher, found = flow_rows(report), reference(report), []
     if not flows or not teacher:
         return []
-    flow = named(flows[0].model)
-    bent, straight = (_straightness(report, model) for model in (teacher.model, flows[0].model))
+    flow = named(flows[0].label)
+    bent, straight = (_straightness(report, row) for row in (teacher, flows[0]))
     if math.isfinite(bent) and math.isfinite(straight):
-        values = f"{number(bent)} for {named(teacher.model)}, {number(straight)} for {flow}"
+        values = f"{number(bent)} for {named(teacher.label)}, {number(straight)} for {flow}"
         changes = ("straighter", "as straight as before", "no straighter: reflow missed its aim here")
         change = changes[1 + comparison(straight, bent)]
         found.append(f"Straightness, relative (0 is straight): {values}; the paths are {change}.")
@@ -140,7 +140,7 @@ def reflow(report: Report) -> list[str]:
             "reflow cost nothing there.",
             "the flow falls short of its teacher there; longer training, or more couplings, may bring it nearer.",
         )
-        values = f"{number(after)} for {flow} at {steps(most.num_steps)}, {number(before)} for {named(teacher.model)}"
+        values = f"{number(after)} for {flow} at {steps(most.num_steps)}, {number(before)} for {named(teacher.label)}"
         found.append(f"With many steps: {values}; {verdicts[1 + comparison(after, before)]}")
     return found
 
@@ -161,7 +161,7 @@ def _one_step_gain(before: Row | None, after: Row | None, what: str) -> list[str
         f"{what} changes it by less than {TIE:.0%}",
         f"{what} makes it worse here",
     )
-    values = f"{number(old)} for {named(before.model)}, {number(new)} for {named(after.model)}"
+    values = f"{number(old)} for {named(before.label)}, {number(new)} for {named(after.label)}"
     return [f"Fréchet distance of one step to {target}: {values}; {verdicts[1 + comparison(new, old)]}."]
 
 
@@ -170,7 +170,7 @@ def control(report: Report) -> list[str]:
     student, direct, found = one_step(report, "student"), one_step(report, "direct"), []
     if not student or not direct:
         return []
-    names = named(student.model), named(direct.model)
+    names = named(student.label), named(direct.label)
     if measured := distances(student, direct):
         target, (ours, other) = measured
         verdicts = (
@@ -215,8 +215,26 @@ def accuracy(report: Report) -> list[str]:
     best = result(report)
     if best and best.prompt_accuracy is not None and best.prompt_accuracy_unseen is not None:
         unseen, overall = percent(best.prompt_accuracy_unseen), percent(best.prompt_accuracy)
-        right = f"{named(best.model)} is right on {unseen} ({overall} overall)"
+        right = f"{named(best.label)} is right on {unseen} ({overall} overall)"
         found.append(f"On the caption template that no stage trained on, {right}.")
+    return found
+
+
+def averaging(report: Report) -> list[str]:
+    """What the moving average of the weights changed, for each row that also has the raw ones."""
+    found = []
+    for raw in (row for row in report.rows if row.weights == "raw"):
+        at = (raw.model, "ema", raw.num_steps)
+        own = next((row for row in report.rows if (row.model, row.weights, row.num_steps) == at), None)
+        measured = distances(own, raw) if own else None
+        if measured:
+            target, (average, as_left) = measured
+            verdicts = ("the average is the nearer", f"the same within {TIE:.0%}", "the raw weights are the nearer")
+            verdict = verdicts[1 + comparison(average, as_left)]
+            values = f"{number(average)} with the moving average of its weights, {number(as_left)} with the raw ones"
+            found.append(
+                f"{named(raw.model)} at {steps(raw.num_steps)}, Fréchet distance to {target}: {values}; {verdict}."
+            )
     return found
 
 
@@ -264,9 +282,9 @@ def _road(report: Report, model: str) -> Sequence[Stage]:
     return list(found.values())
 
 
-def _straightness(report: Report, model: str) -> float:
+def _straightness(report: Report, of: Row) -> float:
     for row in report.rows:
-        if row.model == model and row.straightness_relative is not None:
+        if row.label == of.label and row.straightness_relative is not None:
             return row.straightness_relative
     return math.nan
 

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from instaflow.evaluation.report import LossCurve, Stage, StartCheck
+from instaflow.evaluation.report import LossCurve, PreviewCurve, Stage, StartCheck
 from instaflow.rundir import StageFolder, read_stats
 
 
@@ -60,6 +60,23 @@ def loss_curves(stage: StageFolder, stages: list[Stage]) -> list[LossCurve]:
                     stage=f"{name} {job}".strip(),
                     samples_seen=[line["samples_seen"] for line in own],
                     loss=[line["loss"] for line in own],
+                )
+            )
+    return curves
+
+
+def preview_curves(stage: StageFolder, stages: list[Stage]) -> list[PreviewCurve]:
+    """How near each flow's samples came to its couplings while it trained, from the stages' stats."""
+    curves = []
+    for entry in stages:
+        lines = read_stats(stage.run / entry.name / "stats.jsonl")
+        if lines := [line for line in lines if line.get("preview_distance") is not None]:
+            curves.append(
+                PreviewCurve(
+                    stage=entry.name,
+                    samples_seen=[line["samples_seen"] for line in lines],
+                    distance=[line["preview_distance"] for line in lines],
+                    frechet_distance=[line["preview_frechet"] for line in lines],
                 )
             )
     return curves

@@ -21,7 +21,7 @@ from instaflow.evaluation.parts import (
     section,
     stage_bars,
 )
-from instaflow.evaluation.plots import Colours, gap_plot, loss_plot, quality_plots
+from instaflow.evaluation.plots import Colours, gap_plot, loss_plot, preview_plots, quality_plots
 from instaflow.evaluation.report import Floors, Report, Row
 from instaflow.evaluation.story import contributions, idea
 from instaflow.evaluation.style import LIGHT, STYLE
@@ -70,12 +70,13 @@ def _finite(part: Part) -> Part:
 
 
 def model_colours(report: Report) -> Colours:
-    """A colour per model: teacher, flow, student and direct always the same ones, the others in turn."""
-    kinds = {row.model: row.kind for row in report.rows}
+    """A colour per label: teacher, flow, student and direct always the same ones, the others and raw ones in turn."""
+    averaged_first = sorted(report.rows, key=lambda row: row.weights == "raw")
+    kinds = {row.label: row.kind for row in averaged_first}
     if report.gallery:
-        kinds = {row.model: row.kind for row in report.gallery.rows} | kinds
+        kinds |= {row.model: row.kind for row in report.gallery.rows if row.model not in kinds}
     extra = [profile.model for profile in report.straightness] + [one.model for one in report.trajectories]
-    extra += [curve.stage for curve in report.losses]
+    extra += [curve.stage for curve in report.losses] + [curve.stage for curve in report.previews]
     extra += list(report.gaps.distances) if report.gaps else []
     usual = {"teacher": 0, "flow": 1, "student": 2, "direct": 3}
     colours: Colours = {}
@@ -99,10 +100,10 @@ def _header(report: Report) -> str:
         cards.append(f'<div>{inside}<div class="small soft">{escape(beside)}</div></div>')
 
     def of_teacher(value: str) -> str:
-        return f"{teacher.model}, {steps(teacher.num_steps)}: {value}" if teacher else ""
+        return f"{teacher.label}, {steps(teacher.num_steps)}: {value}" if teacher else ""
 
     if best and best.model != (teacher and teacher.model):
-        at = f"{best.model}, {steps(best.num_steps)}"
+        at = f"{best.label}, {steps(best.num_steps)}"
         if best.frechet_distance_real is not None:
             beside = of_teacher(number(teacher.frechet_distance_real)) if teacher else ""
             card(number(best.frechet_distance_real), f"Fréchet distance, {at}", beside)
@@ -153,7 +154,7 @@ def _quality(report: Report, colours: Colours) -> str:
     plots = "".join(
         f'<figure class="panel">{plot}</figure>' for plot in quality_plots(report.rows, report.floors, colours)
     )
-    names = list(dict.fromkeys(row.model for row in report.rows))
+    names = list(dict.fromkeys(row.label for row in report.rows))
     best = "Marked: the best of the one-step rows." if sum(row.num_steps == 1 for row in report.rows) > 1 else ""
     return section(
         "Quality against steps",
@@ -163,6 +164,7 @@ def _quality(report: Report, colours: Colours) -> str:
         else "",
         figure(f'<div class="scroll">{rows_table(report, colours)}</div>', best),
         paragraph(findings.accuracy(report)),
+        paragraph(findings.averaging(report)),
     )
 
 
@@ -192,6 +194,13 @@ def _cost(report: Report, colours: Colours) -> str:
     plots = [(curve.stage, loss_plot(curve, colours[curve.stage])) for curve in report.losses]
     losses = "".join(f'<figure class="panel"><h3>{escape(name)}</h3>{plot}</figure>' for name, plot in plots if plot)
     caption = "Losses as logged (thin) and averaged over neighbours (bold). Those of different stages do not compare."
+    previews = "".join(f'<figure class="panel">{plot}</figure>' for plot in preview_plots(report.previews, colours))
+    seen = (
+        "While a flow trains, its moving average draws the noises and prompts of the same few couplings again and "
+        "again. Left, the root mean square difference of its latents and the coupled ones; right, the Fréchet distance "
+        "of the two sets, in latents averaged over 4×4 cells; lower is nearer. This is progress within a stage, not "
+        "quality: the couplings of different stages differ. The pictures are in the folder previews of each."
+    )
     checks = [(f"{c.stage}: {c.what}", _check(c.value, c.expected)) for c in report.checks]
     return section(
         "How it was made",
@@ -199,6 +208,10 @@ def _cost(report: Report, colours: Colours) -> str:
         if report.stages
         else "",
         f'<div class="two">{losses}</div><p class="small soft">{caption}</p>' if losses else "",
+        f"<h3>Progress</h3>{legend([curve.stage for curve in report.previews], colours)}"
+        f'<div class="two">{previews}</div><p class="small soft">{seen}</p>'
+        if previews
+        else "",
         f'<h3>Checks before the first update</h3><div class="panel">{pairs_list(checks)}</div>' if checks else "",
     )
 

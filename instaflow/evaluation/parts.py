@@ -104,13 +104,11 @@ def gap_grid(gaps: Gaps) -> str:
 def rows_table(report: Report, colours: Colours) -> str:
     """All rows; the best one-step value of each column is marked. A column that says nothing is left out."""
     rows = list(report.rows)
-    several_weights = len({row.weights for row in rows}) > 1
     several_counts = len({row.num_samples for row in rows}) > 1
     columns = [
         # heading, texts, values of which the smallest is best
         ("Steps", [str(row.num_steps) for row in rows], None),
         ("Guidance", ["" if row.guidance_scale is None else f"{row.guidance_scale:g}" for row in rows], None),
-        ("Weights", [row.weights if several_weights else "" for row in rows], None),
         ("Samples", [f"{row.num_samples:,}" if several_counts else "" for row in rows], None),
         _numbers("Fréchet distance to real", [row.frechet_distance_real for row in rows]),
         _numbers("Fréchet distance to teacher", [row.frechet_distance_teacher for row in rows]),
@@ -130,17 +128,17 @@ def rows_table(report: Report, colours: Colours) -> str:
         for title, texts, _ in columns:
             text = "itself" if title.endswith("to teacher") and row is own and texts[i] == "–" else texts[i]
             cells.append(f'<td><span class="best">{text}</span></td>' if i in marked[title] else f"<td>{text}</td>")
-        style = " ".join(name for name, on in (("new", row.model != before), ("one", row.num_steps == 1)) if on)
-        name = f"{sign(colours[row.model])}{escape(row.model)}" if row.model != before else ""
+        style = " ".join(name for name, on in (("new", row.label != before), ("one", row.num_steps == 1)) if on)
+        name = f"{sign(colours[row.label])}{escape(row.label)}" if row.label != before else ""
         lines.append(f'<tr class="{style}"><td>{name}</td>{"".join(cells)}</tr>')
-        before = row.model
+        before = row.label
     return f"<table><thead><tr><th>Model</th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
 def _once_a_model(rows: Sequence[Row], values: list[float | None]) -> list[str]:
     """The texts of a figure that belongs to the model, not to its number of steps."""
-    named = [(row.model, row.weights, value) for row, value in zip(rows, values, strict=True)]
-    return ["" if one[2] is None or one in named[:i] else number(one[2]) for i, one in enumerate(named)]
+    named = [(row.label, value) for row, value in zip(rows, values, strict=True)]
+    return ["" if one[1] is None or one in named[:i] else number(one[1]) for i, one in enumerate(named)]
 
 
 def _numbers(title: str, values: list[float | None]) -> tuple:

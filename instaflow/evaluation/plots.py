@@ -10,6 +10,7 @@ from instaflow.evaluation.report import (
     Floors,
     Gaps,
     LossCurve,
+    PreviewCurve,
     Row,
     StraightnessProfile,
     Trajectories,
@@ -18,7 +19,7 @@ from instaflow.evaluation.report import (
 from instaflow.evaluation.svg import Axis, Point, Series, axis_over, chart, polyline
 from instaflow.evaluation.wording import number, percent, steps
 
-Colours = dict[str, int]  # model's name -> index of the page's palette
+Colours = dict[str, int]  # model's label -> index of the page's palette
 
 
 def quality_plots(rows: Sequence[Row], floors: Floors, colours: Colours) -> list[str]:
@@ -66,16 +67,16 @@ def _quality_plot(
         return ""
     share = label.startswith("Prompts")
     series = []
-    single = [model for model in colours if sum(row.model == model for row, _ in found) == 1]
-    for model in dict.fromkeys(row.model for row, _ in found):
-        own = sorted((pair for pair in found if pair[0].model == model), key=lambda pair: pair[0].num_steps)
+    single = [model for model in colours if sum(row.label == model for row, _ in found) == 1]
+    for model in dict.fromkeys(row.label for row, _ in found):
+        own = sorted((pair for pair in found if pair[0].label == model), key=lambda pair: pair[0].num_steps)
         series.append(
             Series(
                 name=model,
                 colour=colours[model],
                 points=[(row.num_steps if x else 1000 * (row.seconds_per_image or 0), value) for row, value in own],
                 look="marked",
-                titles=[f"{row.model}, {steps(row.num_steps)}: {percent(v) if share else number(v)}" for row, v in own],
+                titles=[f"{row.label}, {steps(row.num_steps)}: {percent(v) if share else number(v)}" for row, v in own],
                 shift=14 * (single.index(model) - (len(single) - 1) / 2) if model in single else 0,
             )
         )
@@ -105,6 +106,27 @@ def loss_plot(curve: LossCurve, colour: int) -> str:
     x = Axis(label="training samples seen", low=0, high=max(max(x for x, *_ in points), 1))
     y = axis_over(y_values, "Loss, log scale" if log else "Loss", log=log)
     return chart(series, x=x, y=y, title=f"Loss of {curve.stage}", marks=marks)
+
+
+def preview_plots(curves: Sequence[PreviewCurve], colours: Colours) -> list[str]:
+    """Distance and Fréchet distance to the couplings against samples seen, one line a stage."""
+    labels = {"distance": "Distance to the coupled latents", "frechet_distance": "Fréchet distance to them"}
+    plots = []
+    for key, label in labels.items():
+        series = []
+        for curve in curves:
+            pairs = zip(curve.samples_seen, getattr(curve, key), strict=True)
+            points = [(float(x), float(y)) for x, y in pairs if y > 0]
+            titles = [f"{curve.stage} at {x:,.0f} samples: {number(y)}" for x, y in points]
+            series.append(
+                Series(name=curve.stage, colour=colours[curve.stage], points=points, look="marked", titles=titles)
+            )
+        points = [point for one in series for point in one.points]
+        if points:
+            x = Axis(label="training samples seen", low=0, high=max(x for x, _ in points))
+            y = axis_over([y for _, y in points], label, log=True)
+            plots.append(chart([one for one in series if one.points], x=x, y=y, title=f"{label} over training"))
+    return plots
 
 
 def _thinned(points: Sequence[Point], most: int) -> list[Point]:

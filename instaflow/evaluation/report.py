@@ -38,6 +38,10 @@ class Row:
     straightness_relative: float | None = None
     prompt_accuracy_unseen: float | None = None
 
+    @property
+    def label(self) -> str:
+        return labelled(self.model, self.weights)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Floors:
@@ -72,6 +76,16 @@ class LossCurve:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PreviewCurve:
+    """How near the moving average's samples came to the couplings on the way: in latents, for the same few noises."""
+
+    stage: str
+    samples_seen: Sequence[float]
+    distance: Sequence[float]  # root mean square difference of a latent and the coupled one
+    frechet_distance: Sequence[float]  # of the two sets, in latents averaged over 4×4 cells
+
+
+@dataclass(frozen=True, kw_only=True)
 class StartCheck:
     """A check before a stage's first update: what was measured, its value, what it should be."""
 
@@ -91,7 +105,7 @@ class GalleryRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """The same prompts and the same noise in every row."""
+    """The same prompts and the same noise in every row; models by their label, as in all parts that follow."""
 
     prompts: Sequence[str]
     rows: Sequence[GalleryRow]
@@ -176,11 +190,17 @@ class Report:
     floors: Floors = field(default_factory=Floors)
     stages: Sequence[Stage] = ()
     losses: Sequence[LossCurve] = ()
+    previews: Sequence[PreviewCurve] = ()
     checks: Sequence[StartCheck] = ()
     gallery: Gallery | None = None
     gaps: Gaps | None = None
     straightness: Sequence[StraightnessProfile] = ()
     trajectories: Sequence[Trajectories] = ()
+
+
+def labelled(model: str, weights: str) -> str:
+    """A model's name as the page shows it: raw weights are said, the moving average goes without saying."""
+    return f"{model} (raw)" if weights == "raw" else model
 
 
 def model_kind(name: str, stages: Sequence[Stage]) -> str:

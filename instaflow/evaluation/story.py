@@ -80,7 +80,7 @@ def contributions(report: Report, colours: Colours) -> str:
         ),
     ]
     kinds = {row.kind for row in report.rows} | ({"couple"} if couplings else set())
-    slots = {row.kind: colours[row.model] for row in reversed(report.rows)}
+    slots = {kind: colours[findings.rows_of(report, kind)[0].label] for kind in kinds - {"couple"}}
     items = []
     for kind, title, text, found in parts:
         if kind in kinds and (found or kind in ("teacher", "couple")):

@@ -73,7 +73,7 @@ path { fill: none; }
 
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 0.92rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 5px 12px; text-align: right; white-space: nowrap; }
+th, td { padding: 5px 10px; text-align: right; white-space: nowrap; }
 th { font-weight: 500; color: var(--soft); font-size: 0.82rem; line-height: 1.25; vertical-align: bottom; }
 th.wrap { white-space: normal; min-width: 84px; }
 th:first-child, td:first-child, .left { text-align: left; }

@@ -1,7 +1,7 @@
 """The training loop, the same for every stage that trains a network: progress is counted in samples."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,10 @@ class Job:
     """Everything else, as the experiment says it."""
     by_time: LossByTime | None = None
     """Where the loss notes its samples' losses by time, if it does."""
+    preview_every: int | None = None
+    """Samples between two previews, the last of them at the end; None for no previews."""
+    preview: Callable[[dict[str, Tensor], int], Mapping[str, float | None]] | None = None
+    """The leader's: (moving average of `loss`'s state dict, samples seen) to the figures of a preview."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +184,17 @@ def train(job: Job, folder: StageFolder, stop: Stop) -> Trained:
                     if place.leads:
                         folder.log(job=job.name, samples_seen=position, phase=spans.index(span), **line)
                         trackers.log(position, line)
+
+                # Preview
+                every = job.preview_every
+                if every and (position // every > (position - size) // every or position == total):
+                    averages = {name: value.cpu() for name, value in engine.averages() if place.leads}
+                    if job.preview:
+                        seen = job.preview(averages, position)
+                        folder.log(job=job.name, samples_seen=position, **seen)
+                        trackers.log(position, dict(seen))
+                    del averages
+                    barrier()  # the others have nothing to do until the leader is back
 
                 # Checkpoint
                 if position - last_saved >= job.settings.checkpoint_every or position == total:

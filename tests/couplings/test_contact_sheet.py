@@ -17,7 +17,7 @@ from instaflow.couplings.contact_sheet import (
 
 def pair(index=0, prompt="a seven", size=8, shape=(64, 96, 3)):
     noise = np.random.default_rng(index).standard_normal((4, size, size * shape[1] // shape[0])).astype(np.float16)
-    return Pair(index, prompt, noise, np.full(shape, 100 + index, np.uint8))
+    return Pair(index, prompt, colours(noise), np.full(shape, 100 + index, np.uint8))
 
 
 @pytest.mark.parametrize(("count", "columns", "rows"), [(1, 1, 1), (2, 2, 1), (3, 3, 1), (4, 3, 2), (7, 3, 3)])
@@ -30,7 +30,7 @@ def test_each_pair_has_its_place(count, columns, rows):
         x, y = MARGIN + place % 3 * across, top + place // 3 * down
         noise, image = sheet[y : y + height, x : x + TILE], sheet[y : y + height, x + TILE + GAP :][:, :TILE]
         assert (image == 100 + place).all()
-        np.testing.assert_array_equal(noise, np.asarray(fitted(colours(pair(place).noise))))
+        np.testing.assert_array_equal(noise, np.asarray(fitted(pair(place).left)))
 
 
 def test_prompt_and_index_are_written_beneath():

@@ -11,6 +11,7 @@ from instaflow.evaluation.report import (
     Gap,
     Gaps,
     LossCurve,
+    PreviewCurve,
     Protocol,
     Report,
     Row,
@@ -85,6 +86,10 @@ def full_report() -> Report:
         floors=Floors(real_halves=0.118, autoencoder=0.094, teacher_again=0.041, reader_accuracy=0.9889),
         stages=STAGES,
         losses=[LossCurve(stage="2rf", samples_seen=samples, loss=[1 / s for s in samples], phases=["l2"] * 30)],
+        previews=[
+            PreviewCurve(stage="2rf", samples_seen=[640, 1280], distance=[0.7, 0.4], frechet_distance=[0.2, 0.0]),
+            PreviewCurve(stage="student", samples_seen=[640], distance=[0.33], frechet_distance=[0.011]),
+        ],
         checks=[StartCheck(stage="2rf", what="distance to DDIM", value=3e-6, expected="below 0.0001")],
         gallery=Gallery(
             prompts=prompts,

@@ -102,6 +102,20 @@ def test_ema_rows_speak_for_a_model_that_also_has_raw_ones():
     assert best is not None and best.frechet_distance_real == 0.312
 
 
+@pytest.mark.parametrize(
+    ("raw", "verdict"),
+    [(0.4, "the average is the nearer"), (0.313, "the same within 5%"), (0.2, "the raw weights are the nearer")],
+)
+def test_raw_weights_are_compared_with_their_average(raw, verdict):
+    rows = [*ROWS, replace(ROWS[5], weights="raw", frechet_distance_real=raw)]
+    text = told(findings.averaging(replace(full_report(), rows=rows)))
+    assert text == (
+        "`student` at 1 step, Fréchet distance to the real images: 0.312 with the moving average of its weights, "
+        f"{raw:.3f} with the raw ones; {verdict}."
+    )
+    assert findings.averaging(full_report()) == []
+
+
 def test_the_worst_gaps_are_put_in_proportion():
     text = told(findings.gaps(full_report()))
     assert "Of 100 images of `student`, half lie within 0.505 of the teacher’s and 95 % within 0.951" in text

@@ -137,6 +137,28 @@ def test_the_best_of_the_one_step_rows_is_marked_whoever_it_is():
     assert marked(replace(full_report(), rows=ROWS[:1])) == []
 
 
+@pytest.mark.parametrize("place", [0, len(ROWS)])
+def test_raw_rows_are_called_so_wherever_they_stand(place):
+    """In table, legend and plot; the moving average keeps its name, its colour and the story."""
+    raw = replace(ROWS[5], weights="raw", frechet_distance_real=0.219)
+    report = replace(full_report(), rows=[*ROWS[:place], raw, *ROWS[place:]])
+    content = page(report)
+    cells = re.findall(r"<tr[^>]*><td>(?:<svg.*?</svg>)?([^<]*)</td>", content)
+    assert cells.count("student (raw)") == 1 and cells.count("student") == 1
+    assert "student (raw), 1 step: 0.219" in content
+    assert re.search(r"<li>(?:<svg.*?</svg>)student \(raw\)</li>", content)
+    colours = model_colours(report)
+    assert colours["student"] == 2 and len(set(colours.values())) == len(colours)
+    assert "draws an image in one step, at a Fréchet distance of 0.312" in Reader(content).text
+
+
+def test_the_progress_of_each_flow_is_drawn():
+    text = page(full_report())
+    for title in ("2rf at 640 samples: 0.700", "2rf at 1,280 samples: 0.400", "student at 640 samples: 0.0110"):
+        assert title in text
+    assert "2rf at 1,280 samples: 0<" not in text  # zero has no place on a logarithmic axis
+
+
 def test_the_story_follows_the_figures():
     assert "student  is the nearer" in Reader(page(full_report())).text
     assert "direct  is the nearer" in Reader(page(with_distance("student", 0.9))).text

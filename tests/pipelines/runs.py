@@ -27,6 +27,8 @@ def cut_to_a_tenth() -> list[str]:
         for key in ("count", "records_per_shard", "num_samples"):
             if key in settings:
                 options += ["--set", f"stages.{name}.{key}={settings[key] // 10}"]
+        if settings.get("preview"):
+            options += ["--set", f"stages.{name}.preview.every={settings['preview']['every'] // 10}"]
         if settings["kind"] == "couple":
             options += ["--set", f"stages.{name}.batch_size={settings['records_per_shard'] // 20}"]
     return options

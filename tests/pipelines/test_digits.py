@@ -40,7 +40,9 @@ def report(whole_run: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def rows(report: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
-    return {(row["model"], row["num_steps"]): row for row in report["rows"]}
+    """By model and number of steps; the moving average's, but for "student (raw)"."""
+    names = {"ema": "", "raw": " (raw)"}
+    return {(row["model"] + names[row["weights"]], row["num_steps"]): row for row in report["rows"]}
 
 
 def test_one_step_of_the_student_is_nearly_as_good_as_the_teacher(rows: dict) -> None:
@@ -51,16 +53,19 @@ def test_one_step_of_the_student_is_nearly_as_good_as_the_teacher(rows: dict) ->
     assert student["frechet_distance_teacher"] < 0.5 * rows["teacher", 2]["frechet_distance_teacher"]
 
 
-def test_the_reports_figures_are_those_of_noise_that_no_training_stage_saw(whole_run: Path, rows: dict) -> None:
+@pytest.mark.parametrize(("folder", "name"), [("model", "student"), ("model-raw", "student (raw)")])
+def test_the_reports_figures_are_those_of_noise_that_no_training_stage_saw(
+    whole_run: Path, rows: dict, folder: str, name: str
+) -> None:
     protocol = DigitsProtocol(2000)
     noise = torch.from_numpy(coupled_noise(0, "evaluate", range(2000), (4, 8, 8)))
-    model = load_model(whole_run / "student" / "model", device=torch.device("cpu"))
+    model = load_model(whole_run / "student" / folder, device=torch.device("cpu"))
     images = []
     for start in range(0, 2000, 100):
         batch = slice(start, start + 100)
         images.append(model.decode(model.sample(noise[batch], protocol.prompts[batch])))
     sampled, real = Gaussian.of(features(torch.cat(images))), Gaussian.of(features(protocol.real_images))
-    row = rows["student", 1]
+    row = rows[name, 1]
     assert row["frechet_distance_real"] == pytest.approx(frechet_distance(sampled, real), rel=1e-3)
     assert row["prompt_accuracy"] == protocol.accuracy(protocol.readings(torch.cat(images))).all
 
@@ -78,12 +83,11 @@ def test_reflow_straightens(rows: dict) -> None:
 
 def test_the_report_holds_every_row_and_floor(rows: dict, report: dict[str, Any]) -> None:
     expected = {("teacher", n) for n in (25, 8, 4, 2, 1)} | {("2rf", n) for n in (25, 4, 2, 1)}
-    assert set(rows) == expected | {("student", 1), ("direct", 1)}
+    assert set(rows) == expected | {("student", 1), ("student (raw)", 1), ("direct", 1)}
     for key, row in rows.items():
         assert set(row) >= KEYS
         assert row["num_samples"] == 2000
-        assert row["weights"] == "ema"
-        assert (row["straightness"] is None) == (key[0] in ("student", "direct"))
+        assert (row["straightness"] is None) == (key[0] not in ("teacher", "2rf"))
         assert all(np.isfinite(row[name]) for name in KEYS - {"model", "weights", "straightness"})
     floors = report["floors"]
     assert 0 < floors["autoencoder"] < rows["teacher", 25]["frechet_distance_real"]
@@ -99,6 +103,14 @@ def test_the_page_stands_alone(whole_run: Path) -> None:
     page = (whole_run / "report" / "report.html").read_text()
     assert not re.search(r"""(?:src|href)\s*=\s*["'](?!data:|#)""", page)
     assert page.count("data:image/") > 100  # the gallery and the gaps
+
+
+def test_what_a_flow_draws_comes_nearer_to_its_couplings_while_it_trains(whole_run: Path) -> None:
+    for stage, count in (("2rf", 5), ("student", 4), ("direct", 5)):
+        lines = [json.loads(line) for line in (whole_run / stage / "stats.jsonl").read_text().splitlines()]
+        distances = [line["preview_distance"] for line in lines if "preview_distance" in line]
+        assert len(distances) == len(list((whole_run / stage / "previews").glob("*.png"))) == count
+        assert distances[-1] < distances[0]
 
 
 def test_every_stage_tells_its_seconds(whole_run: Path) -> None:

@@ -116,6 +116,18 @@ def test_a_stage_held_by_another_process_is_not_touched(config, worked):
     assert [path.name for path in stage.folder.iterdir()] == [".lock"]
 
 
+def test_raw_weights_that_are_nowhere_are_missed_before_the_first_stage(config, worked, tmp_path):
+    (tmp_path / "other" / "model").mkdir(parents=True)
+    entry = f"{{model: {tmp_path}/other/model, weights: raw, num_steps: [1]}}"
+    found = load_experiment(config, [f"stages.report.models.1={entry}"])
+    with pytest.raises(InstaFlowError, match=r"'report': '.*other/model' has no raw weights"):
+        experiment.run_all(found, Stop())
+    assert worked[0] == []
+    (tmp_path / "other" / "model-raw").mkdir()
+    experiment.run_all(found, Stop())
+    assert worked[0][-1] == "report"
+
+
 def test_one_stage_runs_alone(config, worked):
     mark_done(folders(config)["teacher"])
     experiment.run_one(load_experiment(config), "pairs", Stop())

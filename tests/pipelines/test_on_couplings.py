@@ -1,18 +1,12 @@
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import torch
-from pydantic import ValidationError
 
-from instaflow.couplings.loader import Batch
-from instaflow.errors import InstaFlowError
 from instaflow.sections import Phase
 from instaflow.stages import DistillStage
 from instaflow.training.losses import DistillLoss
 from pipelines import on_couplings
-from tests.models.made import load, noise, write_flow
-from tests.training.made import StopAt, folder_of
+from tests.models.made import load, write_flow
 
 PHASES = [Phase(samples=8, global_batch_size=4, learning_rate=1e-3)]
 
@@ -21,62 +15,12 @@ PHASES = [Phase(samples=8, global_batch_size=4, learning_rate=1e-3)]
 def test_gradient_checkpointing_is_what_the_setting_says(tmp_path, monkeypatch, wanted):
     model = load(write_flow(tmp_path / "model", "velocity"))
     loss = DistillLoss(model.unet, model.view(), model.encode)
-    settings = DistillStage(kind="distill", init="2rf", couplings="pairs", phases=PHASES, gradient_checkpointing=wanted)
+    settings = DistillStage(
+        kind="distill", init="2rf", couplings="pairs", phases=PHASES, gradient_checkpointing=wanted, preview=None
+    )
     jobs = []
     monkeypatch.setattr(on_couplings, "train", lambda job, stage, stop: jobs.append(job))
     material = on_couplings.Material(model, SimpleNamespace(), model.view())
-    on_couplings.train_on(SimpleNamespace(stage=settings), None, material, loss)
+    on_couplings.train_on(SimpleNamespace(stage=settings), None, material, loss, model.settings)
     assert model.unet.is_gradient_checkpointing is wanted
-    assert jobs[0].settings is settings and jobs[0].loss is loss
-
-
-class Pairs:
-    """Couplings of noise alone."""
-
-    def batch(self, position, size):
-        latents = (noise(size, seed=position), noise(size, seed=position + 1))
-        return Batch(*(part.numpy() for part in latents), ["the digit 7"] * size, np.arange(size))
-
-
-def distilled(folder, **settings):
-    model = load(write_flow(folder / "model", "velocity"))
-    model.unet.requires_grad_(True)
-    stage = folder_of(folder)
-    stage.stage = DistillStage(kind="distill", init="2rf", couplings="pairs", phases=PHASES, **settings)
-    loss = DistillLoss(model.unet, model.view(), model.encode)
-    return on_couplings.train_on(stage, StopAt(), on_couplings.Material(model, Pairs(), model.view()), loss), model
-
-
-@pytest.mark.slow
-def test_a_compiled_network_trains_as_it_does_uncompiled(tmp_path, monkeypatch):
-    """But for the C++ code, which would take a minute to make: PyTorch runs the graphs that it finds."""
-    compiler = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function: compiler(function, backend="aot_eager"))
-    monkeypatch.setattr(
-        torch.nn.Module,
-        "compile",
-        lambda module, **options: setattr(
-            module, "_compiled_call_impl", compiler(module._call_impl, backend="aot_eager", **options)
-        ),
-    )
-    plain, _ = distilled(tmp_path / "plain")
-    compiled, model = distilled(tmp_path / "compiled", compile=True)
-    assert model.unet._compiled_call_impl is not None
-    assert compiled.raw.keys() == plain.raw.keys()
-    for name, value in compiled.raw.items():
-        torch.testing.assert_close(value, plain.raw[name], rtol=1e-2, atol=1e-5)
-
-
-def test_without_a_compiler_it_says_so_before_training(tmp_path, monkeypatch):
-    def refuse(*arguments, **keywords):
-        raise RuntimeError("No working C++ compiler found")
-
-    monkeypatch.setattr(torch, "compile", lambda function: refuse)
-    with pytest.raises(InstaFlowError, match="cannot be compiled here: No working") as caught:
-        distilled(tmp_path, compile=True)
-    assert "compile: false" in caught.value.hint and not (tmp_path / "2rf" / "checkpoints").exists()
-
-
-def test_stage_3_and_compiling_do_not_go_together():
-    with pytest.raises(ValidationError, match="compile goes with zero_stage 0, 1 or 2"):
-        DistillStage(kind="distill", init="2rf", couplings="pairs", phases=PHASES, compile=True, zero_stage=3)
+    assert jobs[0].settings is settings and jobs[0].loss is loss and jobs[0].preview is jobs[0].preview_every is None

@@ -30,7 +30,15 @@ def shards(run: Path, stage: str) -> dict[str, str]:
 
 def losses(run: Path, stage: str) -> list[tuple[str, int, float]]:
     lines = [json.loads(line) for line in (run / stage / "stats.jsonl").read_text().splitlines()]
-    return [(line["job"], line["samples_seen"], line["loss"]) for line in lines]
+    return [(line["job"], line["samples_seen"], line["loss"]) for line in lines if "loss" in line]
+
+
+def previews(run: Path, stage: str) -> list[tuple[float, ...] | str]:
+    """The figures of a stage's previews, and their pictures' hashes."""
+    lines = [json.loads(line) for line in (run / stage / "stats.jsonl").read_text().splitlines()]
+    found = [line for line in lines if "preview_distance" in line]
+    figures = [(line["samples_seen"], line["preview_distance"], line["preview_frechet"]) for line in found]
+    return [*figures, *(sha256_of(file) for file in sorted((run / stage / "previews").iterdir()))]
 
 
 def weights(run: Path, stage: str) -> dict[str, str]:
@@ -83,6 +91,7 @@ def test_training_resumes_exactly(
     assert json.loads((run / stage / "state.json").read_text())["state"] == "interrupted"
     instaflow(*arguments)
     assert losses(run, stage) == losses(small_run, stage)
+    assert previews(run, stage) == previews(small_run, stage)
     assert weights(run, stage) == weights(small_run, stage)
 
 
@@ -121,6 +130,9 @@ def test_two_processes_train_the_same_up_to_rounding(small_run: Path, tmp_path: 
     together, alone = losses(run, "2rf"), losses(small_run, "2rf")
     assert [entry[:2] for entry in together] == [entry[:2] for entry in alone]
     np.testing.assert_allclose([loss for *_, loss in together], [loss for *_, loss in alone], rtol=1e-4)
+    shown = [[entry for entry in previews(place, "2rf") if isinstance(entry, tuple)] for place in (run, small_run)]
+    assert len(shown[0]) == 5
+    np.testing.assert_allclose(*shown, rtol=1e-2)
 
 
 def test_damaged_shards_are_named_and_made_again(small_run: Path, tmp_path: Path) -> None:

@@ -163,6 +163,9 @@ def test_weights_and_biases_is_told_too_under_one_id(tmp_path, monkeypatch):
 
 
 def test_without_an_account_the_error_says_what_to_do(tmp_path, monkeypatch):
+    import wandb
+
+    wandb.teardown()  # what another test has told it
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("HOME", str(tmp_path))

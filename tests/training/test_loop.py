@@ -42,6 +42,18 @@ def whole(tmp_path_factory):
     return folder, train_in(folder)
 
 
+def previewed(folder, **changes):
+    """A preview's figure at each position, with the weights that it was of, of a run that is trained in a folder."""
+    seen = {}
+
+    def preview(averages, samples_seen):
+        seen[samples_seen] = {name: value.clone() for name, value in averages.items()}
+        return {"level": float(averages["net.0.bias"].sum())}
+
+    trained = train_in(folder, preview=preview, preview_every=10, **changes)
+    return trained, seen
+
+
 def final(folder):
     return load_checkpoint(folder / "2rf" / "checkpoints" / "fit")
 
@@ -209,6 +221,37 @@ def test_a_finished_run_is_taken_from_its_checkpoint(whole):
 def test_another_seed_is_another_run(whole, tmp_path):
     other = train(job_of(Fit()), folder_of(tmp_path, seed=1), StopAt())
     assert not same(other.raw, whole[1].raw)
+
+
+# --- previews ---------------------------------------------------------------------------------------------------------
+
+
+def test_previews_are_of_the_average_at_each_multiple_and_at_the_end(whole, tmp_path):
+    """Batches of 4, then 8: the first position at or past each multiple of 10, and the last, 60, once."""
+    trained, seen = previewed(tmp_path, checkpoint_every=1)
+    assert list(seen) == [12, 20, 36, 44, 52, 60]
+    assert same(trained.raw, whole[1].raw) and same(seen[60], trained.ema)
+    assert same(trained.ema, whole[1].ema) and not same(seen[60], trained.raw)
+    saved = tmp_path / "2rf" / "checkpoints" / "fit" / f"{52:012d}" / "ema.safetensors"
+    assert same(seen[52], load_file(saved))
+    lines = figures(folder_of(tmp_path))
+    assert [line for line in lines if "loss" in line] == figures(folder_of(whole[0]))
+    levels = {line["samples_seen"]: line["level"] for line in lines if "level" in line}
+    assert levels == {position: float(average["net.0.bias"].sum()) for position, average in seen.items()}
+
+
+@pytest.mark.parametrize("killed_at", [12, 16, 36, 52])
+def test_a_preview_stands_once_wherever_a_run_was_killed(tmp_path, killed_at):
+    def deadly(position, size):
+        if position >= killed_at:
+            raise Killed
+        return batch(position, size)
+
+    previewed(tmp_path / "whole")
+    with pytest.raises(Killed):
+        previewed(tmp_path / "killed", batch=deadly, checkpoint_every=12)
+    previewed(tmp_path / "killed")
+    assert figures(folder_of(tmp_path / "killed")) == figures(folder_of(tmp_path / "whole"))
 
 
 # --- losses that are not finite ---------------------------------------------------------------------------------------
