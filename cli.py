@@ -95,9 +95,13 @@ def start(
         click.echo(experiment.resolved(), nl=False)
         return
     from instaflow.interruption import listening
-    from instaflow.world import ALONE, worker
+    from instaflow.world import ALONE, together_under_srun, worker
 
-    me = worker(worker_index, worker_count) if kind == "couple" else ALONE
+    me = ALONE
+    if kind == "couple":
+        me = worker(worker_index, worker_count)
+    else:
+        together_under_srun()
     with listening() as stop:
         from pipelines.experiment import run_all, run_kind, run_one
 
