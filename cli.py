@@ -21,6 +21,7 @@ class Commands(click.Group):
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__)
+@click.option("--local_rank", hidden=True, expose_value=False, help="Put there by the DeepSpeed launcher.")
 def cli() -> None:
     """Turn a text-to-image diffusion model into a one-step generator.
 
@@ -47,7 +48,6 @@ def experiment_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--stage", metavar="NAME", help="Run only this stage."),
         click.option("--dry-run", is_flag=True, help="Show the experiment with every default, and write nothing."),
-        click.option("--local_rank", hidden=True, expose_value=False, help="Put there by the DeepSpeed launcher."),
     ]
     for option in reversed(options):
         command = option(command)

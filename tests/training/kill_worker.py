@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-import deepspeed  # noqa: F401
+import deepspeed  # noqa: F401  it and the next are what a start would spend its time on
 from safetensors.torch import save_file
 
 from instaflow.files import write_json
@@ -22,11 +22,8 @@ from instaflow.training.loop import train
 from instaflow.world import leave, world
 from tests.training.made import Fit, StopAt, folder_of, job_of
 
-PHASES = [
-    Phase(samples=400, global_batch_size=4, learning_rate=1e-2, warmup_samples=8),
-    Phase(samples=800, global_batch_size=8, learning_rate=4e-3, schedule="cosine"),
-]
-TOTAL = 1200
+STEPS = {1: 200, 2: 50}
+"""How many steps a run of so many processes has, half of them in each phase."""
 
 fork = multiprocessing.get_context("fork")
 
@@ -45,7 +42,11 @@ def train_as(rank: int, size: int, port: int, run: Path, keep: int) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     stage = 0 if size == 1 else 1  # whose weights are gathered to be saved
-    job = job_of(Fit(), phases=PHASES, checkpoint_every=4, keep_checkpoints=keep, zero_stage=stage)
+    phases = [
+        Phase(samples=4 * STEPS[size] // 2, global_batch_size=4, learning_rate=1e-2, warmup_samples=8),
+        Phase(samples=8 * STEPS[size] // 2, global_batch_size=8, learning_rate=4e-3, schedule="cosine"),
+    ]
+    job = job_of(Fit(), phases=phases, checkpoint_every=4, keep_checkpoints=keep, zero_stage=stage)
     trained = train(job, folder_of(run), StopAt())
     if world().leads:
         save_file(trained.raw, run / "raw.safetensors")
@@ -64,7 +65,7 @@ def start(size: int, run: Path, keep: int = 2) -> list[multiprocessing.Process]:
 
 
 def end(processes: list[multiprocessing.Process]) -> list[int | None]:
-    """Their exit codes; whoever lost another process gives up by itself."""
+    """Their exit codes, None if one hangs: whoever lost another process gives up by itself."""
     for process in processes:
         process.join(120)
     return [process.exitcode for process in processes]
@@ -74,8 +75,9 @@ def kill(run: Path, size: int, moments: random.Random) -> dict:
     """Start, kill one process at a random moment, and tell how things were before and after."""
     processes = start(size, run)
     victim = moments.choice(processes)
-    goal, early = newest(run) + 4 * moments.randint(1, 8), moments.random() < 0.2
-    deadline = time.monotonic() + (moments.uniform(0, 0.5) if early else 120)  # in the start, or at work
+    goal = newest(run) + 4 * moments.randint(1, STEPS[size] // 25)
+    early = size == 1 and moments.random() < 0.2  # one of several would be waited for: to end it is the launcher's part
+    deadline = time.monotonic() + (moments.uniform(0, 0.5) if early else 120)
     while newest(run) < goal and time.monotonic() < deadline:
         time.sleep(0.001)
     time.sleep(moments.uniform(0, 0.03))
