@@ -12,7 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-import deepspeed  # noqa: F401  it and the next are what a start would spend its time on
+import deepspeed  # noqa: F401
+import torch._dynamo  # noqa: F401  the optimizer's first line would load it, for seconds
 from safetensors.torch import save_file
 
 from instaflow.files import write_json

@@ -39,7 +39,7 @@ def test_a_run_that_was_killed_again_and_again_equals_one_that_never_was(tmp_pat
     for kill in told:
         assert -signal.SIGKILL in kill["codes"] and 0 not in kill["codes"] and None not in kill["codes"]
     assert all(kill["after"] < 6 * STEPS[processes] for kill in told)
-    assert sum(bool(kill["torn"]) for kill in told) > 0 if processes == 2 else 3
+    assert sum(bool(kill["torn"]) for kill in told) >= kills // 8
 
     # What was complete before a kill is there after it, and is what the other run had at this point.
     whole, last = checkpoints_of(tmp_path / "whole"), 0
