@@ -331,7 +331,7 @@ def main() -> None:
     """Run the command; turn what the user can mend into `Error:` and `Hint:`."""
     from instaflow.errors import InstaFlowError, of_the_system
 
-    if os.environ.get("LOCAL_WORLD_SIZE", "1") != "1":
+    if any(os.environ.get(name, "1") != "1" for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")):  # torchrun's, DeepSpeed's
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # several processes share the cores: don't spin
     try:
         cli(prog_name="instaflow", standalone_mode=False)
