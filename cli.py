@@ -21,6 +21,7 @@ class Commands(click.Group):
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__)
+@click.option("--local_rank", hidden=True, expose_value=False, help="Put there by the DeepSpeed launcher.")
 def cli() -> None:
     """Turn a text-to-image diffusion model into a one-step generator.
 
@@ -47,7 +48,6 @@ def experiment_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--stage", metavar="NAME", help="Run only this stage."),
         click.option("--dry-run", is_flag=True, help="Show the experiment with every default, and write nothing."),
-        click.option("--local_rank", hidden=True, expose_value=False, help="Put there by the DeepSpeed launcher."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -95,9 +95,13 @@ def start(
         click.echo(experiment.resolved(), nl=False)
         return
     from instaflow.interruption import listening
-    from instaflow.world import ALONE, worker
+    from instaflow.world import ALONE, together_under_srun, worker
 
-    me = worker(worker_index, worker_count) if kind == "couple" else ALONE
+    me = ALONE
+    if kind == "couple":
+        me = worker(worker_index, worker_count)
+    else:
+        together_under_srun()
     with listening() as stop:
         from pipelines.experiment import run_all, run_kind, run_one
 
@@ -327,7 +331,7 @@ def main() -> None:
     """Run the command; turn what the user can mend into `Error:` and `Hint:`."""
     from instaflow.errors import InstaFlowError, of_the_system
 
-    if os.environ.get("LOCAL_WORLD_SIZE", "1") != "1":
+    if any(os.environ.get(name, "1") != "1" for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")):  # torchrun's, DeepSpeed's
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # several processes share the cores: don't spin
     try:
         cli(prog_name="instaflow", standalone_mode=False)

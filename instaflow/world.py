@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -23,7 +24,7 @@ class World:
 
 
 def world() -> World:
-    """This process's place as torchrun or the DeepSpeed launcher says; alone where no launcher speaks."""
+    """This process's place as torchrun, the DeepSpeed launcher or `together_under_srun` says; alone where none does."""
     try:
         place = World(
             rank=int(os.environ.get("RANK", "0")),
@@ -37,6 +38,38 @@ def world() -> World:
     if not 0 <= place.rank < place.size:
         raise InstaFlowError(f"RANK is {place.rank}, but WORLD_SIZE is {place.size}", "Unset both, or use torchrun")
     return place
+
+
+def together_under_srun() -> None:
+    """Make the tasks of one `srun` processes that work together: say what torchrun would, from Slurm's variables.
+
+    Task 0 runs on the first node of the step, where the others find it at a port that follows from job and step;
+    MASTER_ADDR and MASTER_PORT come first where they are set, as does a launcher that `srun` started. Raises
+    InstaFlowError.
+    """
+    # SLURM_STEP_NUM_TASKS is srun's own: a batch script without srun is one process, whatever SLURM_NTASKS says.
+    tasks = number("SLURM_STEP_NUM_TASKS") or 1
+    if "RANK" in os.environ or tasks == 1:
+        return
+    rank, local_rank, nodes = number("SLURM_PROCID"), number("SLURM_LOCALID"), os.environ.get("SLURM_STEP_NODELIST", "")
+    if rank is None or local_rank is None or not (nodes or "MASTER_ADDR" in os.environ):
+        raise InstaFlowError(
+            f"srun started {tasks} tasks, but SLURM_PROCID, SLURM_LOCALID or SLURM_STEP_NODELIST is missing",
+            "Unset SLURM_STEP_NUM_TASKS if this is no task of srun's; else use torchrun",
+        )
+    if gpus := os.environ.get("CUDA_VISIBLE_DEVICES"):  # --gpus-per-task lets each task see its own alone
+        local_rank %= len(gpus.split(","))
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(tasks), "LOCAL_RANK": str(local_rank)}
+    alone = number("SLURM_STEP_NUM_NODES") == 1
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1" if alone else first_node(nodes))
+    job, step = number("SLURM_JOB_ID") or 0, number("SLURM_STEP_ID") or 0
+    os.environ.setdefault("MASTER_PORT", str(10_000 + (7 * job + step) % 20_000))  # below those that systems hand out
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # several processes share the cores: don't spin
+
+
+def first_node(nodes: str) -> str:
+    """The first name in a Slurm node list such as "node[01-03,7],login"."""
+    return re.sub(r"\[(\d+)[^]]*\]", r"\1", nodes).partition(",")[0]
 
 
 @dataclass(frozen=True)
@@ -91,7 +124,6 @@ def slurm_worker() -> Worker:
                 "Give --worker-index and --worker-count, or submit a range such as --array=0-7",
             )
         index, count = (task - first) // step, tasks
-    # SLURM_STEP_NUM_TASKS is srun's own: a batch script without srun is one process, whatever SLURM_NTASKS says.
     process, processes = number("SLURM_PROCID"), number("SLURM_STEP_NUM_TASKS")
     if process is not None and processes is not None and "RANK" not in os.environ:
         index, count = index * processes + process, count * processes
@@ -125,6 +157,11 @@ def join() -> None:
     if place.size == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     else:
+        if missing := sorted({"MASTER_ADDR", "MASTER_PORT"} - {*os.environ}):
+            raise InstaFlowError(
+                f"WORLD_SIZE is {place.size}, but {' and '.join(missing)}, where the first process listens, is not set",
+                "Use torchrun, the DeepSpeed launcher or srun",
+            )
         dist.init_process_group(backend, timeout=timedelta(days=7))  # a stage on one process may keep the rest waiting
 
 

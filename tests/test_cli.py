@@ -269,6 +269,10 @@ def test_any_other_failure_keeps_its_traceback(typed, tmp_path, monkeypatch):
         typed("run", write(tmp_path))
 
 
+def test_the_deepspeed_launcher_s_local_rank_is_let_pass(typed, tmp_path):
+    assert typed("--local_rank=1", "run", write(tmp_path), "--dry-run") == typed("run", write(tmp_path), "--dry-run")
+
+
 def test_a_bad_launcher_is_an_error(typed, tmp_path, monkeypatch):
     stages = folders(write(tmp_path), run=tmp_path / "run")
     mark_done(stages["teacher"])

@@ -5,13 +5,26 @@ import sys
 import pytest
 
 from instaflow.errors import InstaFlowError
-from instaflow.world import Worker, World, as_the_leader_sees, barrier, worker, world
+from instaflow.world import (
+    Worker,
+    World,
+    as_the_leader_sees,
+    barrier,
+    first_node,
+    join,
+    together_under_srun,
+    worker,
+    world,
+)
+
+LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch):
     for name in os.environ:
-        if name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "JOB_COMPLETION_INDEX") or name.startswith("SLURM_"):
+        others = ("JOB_COMPLETION_INDEX", "CUDA_VISIBLE_DEVICES", "OMP_WAIT_POLICY")
+        if name in LAUNCHERS or name in others or name.startswith("SLURM_"):
             monkeypatch.delenv(name)
 
 
@@ -126,3 +139,88 @@ def test_a_worker_that_cannot_be_is_refused_with_a_way_out(monkeypatch, variable
 def test_a_worker_s_options_mean_it_again(me):
     words = [int(word) for word in me.options()[1::2]]
     assert worker(*words) == me
+
+
+# --- the tasks of srun as processes that work together --------------------------------------------------------------
+
+# What Slurm 22.05 gave task 1 of `srun -N2 -n2`, as far as it is about tasks and nodes.
+TASK = {
+    "SLURM_JOB_ID": "8",
+    "SLURM_JOB_NODELIST": "node[01-02]",
+    "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "1",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NODELIST": "node[01-02]",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+    "SLURM_TASKS_PER_NODE": "1(x2)",
+}
+BATCH = {name: value for name, value in TASK.items() if "STEP" not in name} | {"SLURM_PROCID": "0"}
+
+
+def told(monkeypatch, variables):
+    """What a launcher's variables say under these of Slurm's."""
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "environ", {**os.environ, **variables})
+        together_under_srun()
+        return {name: os.environ[name] for name in LAUNCHERS if name in os.environ}
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        (TASK, ("1", "2", "0", "node01", "10056")),
+        (TASK | {"SLURM_PROCID": "0", "SLURM_NODEID": "0"}, ("0", "2", "0", "node01", "10056")),
+        (TASK | {"SLURM_STEP_ID": "3"}, ("1", "2", "0", "node01", "10059")),  # two steps of a job at once
+        (TASK | {"SLURM_JOB_ID": "4000000"}, ("1", "2", "0", "node01", "10000")),
+        (TASK | {"SLURM_STEP_NODELIST": "here", "SLURM_STEP_NUM_NODES": "1", "SLURM_LOCALID": "1"},
+         ("1", "2", "1", "127.0.0.1", "10056")),
+        (TASK | {"SLURM_LOCALID": "3", "CUDA_VISIBLE_DEVICES": "0"}, ("1", "2", "0", "node01", "10056")),
+        (TASK | {"SLURM_LOCALID": "3", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}, ("1", "2", "3", "node01", "10056")),
+        (TASK | {"MASTER_ADDR": "ib-01", "MASTER_PORT": "29500"}, ("1", "2", "0", "ib-01", "29500")),
+        (TASK | {"RANK": "5", "WORLD_SIZE": "8"}, ("5", "8")),  # torchrun, started by srun
+        (TASK | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, ()),
+        (BATCH, ()),
+        ({}, ()),
+    ],
+)  # fmt: skip
+def test_srun_s_tasks_are_told_what_torchrun_would_tell(monkeypatch, variables, expected):
+    assert tuple(told(monkeypatch, variables).values()) == expected
+
+
+@pytest.mark.parametrize("missing", ["SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NODELIST"])
+def test_tasks_that_cannot_find_each_other_are_refused_with_a_way_out(monkeypatch, missing):
+    variables = {name: value for name, value in TASK.items() if name != missing}
+    with pytest.raises(InstaFlowError, match=f"srun started 2 tasks, but.*{missing}.* is missing") as caught:
+        told(monkeypatch, variables)
+    assert "torchrun" in caught.value.hint
+
+
+@pytest.mark.parametrize("missing", ["MASTER_ADDR", "MASTER_PORT"])
+def test_processes_that_know_no_first_one_are_refused_with_a_way_out(monkeypatch, missing):
+    launched(monkeypatch, RANK="1", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
+    monkeypatch.delenv(missing)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: False)  # by another test's training
+    with pytest.raises(InstaFlowError, match=f"WORLD_SIZE is 2, but {missing}") as caught:
+        join()
+    assert "torchrun" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("node01", "node01"),
+        ("node[01-03,7]", "node01"),
+        ("node[7,9-11],login", "node7"),
+        ("login,node[01-03]", "login"),
+        ("rack[2-3]-node[08-10],x", "rack2-node08"),
+        ("gpu-a100[004]", "gpu-a100004"),
+        ("n[1-2].cluster.org,n7.cluster.org", "n1.cluster.org"),
+    ],
+)
+def test_the_first_of_slurm_s_nodes(nodes, first):
+    assert first_node(nodes) == first

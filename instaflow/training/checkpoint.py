@@ -5,10 +5,12 @@ CHECKPOINTS/000064000/{model,ema,optimizer}.safetensors and state.json; the fold
 
 import json
 import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -16,32 +18,62 @@ from instaflow.errors import DataError
 from instaflow.files import replace_folder, write_json
 
 
+class OneByOne(Mapping[str, Tensor]):
+    """The tensors of a safetensors file, each read anew when it is asked for: no two need be in memory together."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = safe_open(file, framework="pt", backend="pread")
+        self.names = self.file.keys()
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.names:
+            raise KeyError(name)
+        tensor: Tensor = self.file.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Everything that training needs to go on as if it had never stopped."""
 
-    model: dict[str, Tensor]
-    ema: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
+    model: Mapping[str, Tensor]
+    """Mapped from the disk: processes of one machine share its memory."""
+    ema: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
     """"NAME/exp_avg", "NAME/exp_avg_sq" and "NAME/step" for each parameter."""
     state: dict[str, Any]
     """samples_seen and whatever else the loop counts."""
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2, keep_every: int | None = None) -> Path:
+def save_checkpoint(
+    folder: Path,
+    parts: Mapping[str, Iterable[tuple[str, Tensor]]],
+    state: dict[str, Any],
+    *,
+    keep: int = 2,
+    keep_every: int | None = None,
+) -> Path:
     """Write a checkpoint and drop all but the last `keep`, and the first at or past each `keep_every` samples.
 
+    `parts`: name and entries of "model", "ema" and "optimizer", gone through in this order; memory holds one at a time.
     Returns its folder.
     """
-    final = folder / f"{checkpoint.state['samples_seen']:012d}"
+    final = folder / f"{state['samples_seen']:012d}"
     temporary = folder / f".{final.name}.tmp"
     for unfinished in folder.glob(".*.tmp"):  # of a killed run
         shutil.rmtree(unfinished)
     temporary.mkdir(parents=True)
-    for name in ("model", "ema", "optimizer"):
-        tensors = {key: value.detach().contiguous() for key, value in getattr(checkpoint, name).items()}
-        save_file(tensors, temporary / f"{name}.safetensors")
-    write_json(temporary / "state.json", checkpoint.state)
+    for part, entries in parts.items():
+        tensors = {name: value.detach().cpu().contiguous() for name, value in entries}
+        save_file(tensors, temporary / f"{part}.safetensors")
+        del tensors
+    write_json(temporary / "state.json", state)
     replace_folder(temporary, final)
     marks = 0
     for old in complete_checkpoints(folder)[:-keep]:
@@ -58,14 +90,18 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint, or None where there is none. Raises DataError if it is damaged."""
+    """The newest checkpoint, or None where there is none. Raises DataError if it is damaged, whichever file is."""
     found = complete_checkpoints(folder)
     if not found:
         return None
     newest = found[-1]
     try:
-        parts = {name: load_file(newest / f"{name}.safetensors") for name in ("model", "ema", "optimizer")}
-        return Checkpoint(**parts, state=json.loads((newest / "state.json").read_text()))
+        return Checkpoint(
+            load_file(newest / "model.safetensors"),
+            OneByOne(newest / "ema.safetensors"),
+            OneByOne(newest / "optimizer.safetensors"),
+            json.loads((newest / "state.json").read_text()),
+        )
     except Exception as error:  # safetensors raises its own kinds
         raise DataError(
             f"The checkpoint '{newest}' is damaged: {error}", f"Delete it to go on from the one before: rm -r {newest}"

@@ -9,7 +9,7 @@ it is sharded, gathered, saved and put back alike.
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -133,7 +133,7 @@ class Engine:
                 for part, value in parts_of(self.whole(parameter, key)).items():
                     yield f"{name}/{key}{part}", value
 
-    def load(self, averages: dict[str, Tensor], updates: int, optimizer: dict[str, Tensor]) -> None:
+    def load(self, averages: Mapping[str, Tensor], updates: int, optimizer: Mapping[str, Tensor]) -> None:
         """Go on with an average, that is `updates` old, and AdamW's state as they were saved."""
         self.ema.updates = updates
         for name, average in zip(self.buffers, self.ema.averages[len(self.masters) :], strict=True):

@@ -1,6 +1,7 @@
 """The training loop, the same for every stage that trains a network: progress is counted in samples."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,7 @@ from instaflow.progress import Progress
 from instaflow.rundir import StageFolder
 from instaflow.sections import Phase, share_of
 from instaflow.stages import TrainingStage
-from instaflow.training.checkpoint import (
-    Checkpoint,
-    complete_checkpoints,
-    load_checkpoint,
-    save_checkpoint,
-)
+from instaflow.training.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
 from instaflow.training.draws import draws
 from instaflow.training.engine import Engine
 from instaflow.training.figures import Figures, LossByTime
@@ -130,13 +126,13 @@ def train(job: Job, folder: StageFolder, stop: Stop) -> Trained:
         nonlocal last_saved
         if position > last_saved:
             state = {"samples_seen": position, "ema_updates": engine.ema.updates, **figures.state()}
-            model, ema, optimizer = (
-                {name: value.cpu() for name, value in part if place.leads}
-                for part in (engine.weights(), engine.averages(), engine.optimizer_state())
-            )
+            parts = {"model": engine.weights(), "ema": engine.averages(), "optimizer": engine.optimizer_state()}
             if place.leads:
                 keep, every = job.settings.keep_checkpoints, job.settings.keep_checkpoint_every
-                save_checkpoint(checkpoints, Checkpoint(model, ema, optimizer, state), keep=keep, keep_every=every)
+                save_checkpoint(checkpoints, parts, state, keep=keep, keep_every=every)
+            else:
+                for part in parts.values():
+                    deque(part, maxlen=0)  # every process takes part in the gathering
             barrier()  # a launcher ends them all when the first one leaves, and the leader may still be writing
         last_saved = position
 

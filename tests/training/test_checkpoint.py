@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import torch
 
@@ -6,8 +8,8 @@ from instaflow.training import checkpoint
 from instaflow.training.checkpoint import Checkpoint, complete_checkpoints, load_checkpoint, save_checkpoint
 
 
-def checkpoint_at(samples, value=None):
-    tensor = torch.full((2, 3), float(samples if value is None else value))
+def checkpoint_at(samples):
+    tensor = torch.full((2, 3), float(samples))
     whole = torch.tensor(7)
     return Checkpoint(
         {"net.weight": tensor.T, "count": whole},  # not contiguous
@@ -15,6 +17,11 @@ def checkpoint_at(samples, value=None):
         {"net.weight/exp_avg": tensor + 2},
         {"samples_seen": samples, "loss_sum": 0.1 + samples},
     )
+
+
+def save(folder, checkpoint, **keywords):
+    parts = {name: getattr(checkpoint, name).items() for name in ("model", "ema", "optimizer")}
+    return save_checkpoint(folder, parts, checkpoint.state, **keywords)
 
 
 def equal(one, other):
@@ -30,10 +37,29 @@ def test_round_trip(tmp_path):
     folder = tmp_path / "checkpoints"
     assert load_checkpoint(folder) is None
     for samples in (64, 128, 1_000_000, 2_000_000_000):
-        place = save_checkpoint(folder, checkpoint_at(samples))
+        place = save(folder, checkpoint_at(samples))
         assert equal(load_checkpoint(folder), checkpoint_at(samples))
         assert complete_checkpoints(folder)[-1] == place
     assert [int(path.name) for path in complete_checkpoints(folder)] == [1_000_000, 2_000_000_000]  # the last two
+
+
+def test_saving_holds_one_part_and_loading_one_tensor_at_a_time(tmp_path):
+    alive = weakref.WeakSet()
+
+    def entries(part):
+        assert not alive  # the part before is let go
+        for number in range(3):
+            alive.add(tensor := torch.full((5,), float(number)))
+            yield f"{part}.{number}", tensor
+
+    save_checkpoint(tmp_path, {part: entries(part) for part in ("model", "ema", "optimizer")}, {"samples_seen": 0})
+    saved = load_checkpoint(tmp_path)
+    for part in ("ema", "optimizer"):
+        tensors = getattr(saved, part)
+        assert sorted(tensors) == [f"{part}.{number}" for number in range(3)] and len(tensors) == 3
+        tensors[f"{part}.2"].zero_()  # nobody keeps it
+        assert torch.equal(tensors[f"{part}.2"], torch.full((5,), 2.0))
+        assert f"{part}.3" not in tensors and tensors.get(f"{part}.3") is None
 
 
 @pytest.mark.parametrize(
@@ -48,7 +74,7 @@ def test_round_trip(tmp_path):
 )
 def test_checkpoints_that_stay(tmp_path, keep, every, left):
     for samples in range(0, 71, 10):
-        save_checkpoint(tmp_path, checkpoint_at(samples), keep=keep, keep_every=every)
+        save(tmp_path, checkpoint_at(samples), keep=keep, keep_every=every)
     assert [int(path.name) for path in complete_checkpoints(tmp_path)] == left
 
 
@@ -71,8 +97,8 @@ WRITES = [
 @pytest.mark.parametrize("write", WRITES)
 def test_a_kill_between_writes_leaves_the_former(tmp_path, monkeypatch, write):
     name, count = write.split()
-    save_checkpoint(tmp_path, checkpoint_at(0))
-    save_checkpoint(tmp_path, checkpoint_at(1))
+    save(tmp_path, checkpoint_at(0))
+    save(tmp_path, checkpoint_at(1))
     calls = []
     place = {"rename": checkpoint.Path, "rmtree": checkpoint.shutil}.get(name, checkpoint)
     real = getattr(place, name)
@@ -86,20 +112,20 @@ def test_a_kill_between_writes_leaves_the_former(tmp_path, monkeypatch, write):
     with monkeypatch.context() as patch:
         patch.setattr(place, name, deadly)
         with pytest.raises(Killed):
-            save_checkpoint(tmp_path, checkpoint_at(2))
+            save(tmp_path, checkpoint_at(2))
     newest = 2 if write in ("rename 0", "rmtree 2") else 1  # those clear up after the new one is complete
     for path in complete_checkpoints(tmp_path):
         assert len(list(path.iterdir())) == 4
     assert equal(load_checkpoint(tmp_path), checkpoint_at(newest))
-    save_checkpoint(tmp_path, checkpoint_at(3))
+    save(tmp_path, checkpoint_at(3))
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{newest:012d}", f"{3:012d}"]  # nothing lies about
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", ["missing", "cut"])
 def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path, name, damage):
-    save_checkpoint(tmp_path, checkpoint_at(1))
-    newest = save_checkpoint(tmp_path, checkpoint_at(2))
+    save(tmp_path, checkpoint_at(1))
+    newest = save(tmp_path, checkpoint_at(2))
     file = newest / name
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:-10])

@@ -69,9 +69,10 @@ def finish(run: Path, case: str, loss: nn.Module, **changes) -> list[dict[str, T
     steps: list[dict[str, Tensor]] = []
     save = loop.save_checkpoint
 
-    def keep(folder, checkpoint, **keywords):
-        steps.append({name: value.clone() for name, value in checkpoint.model.items()})
-        return save(folder, checkpoint, **keywords)
+    def keep(folder, parts, state, **keywords):
+        model = [(name, value.clone()) for name, value in parts["model"]]
+        steps.append(dict(model))
+        return save(folder, parts | {"model": model}, state, **keywords)
 
     loop.save_checkpoint = keep
     try:
