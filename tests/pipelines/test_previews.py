@@ -20,6 +20,7 @@ from instaflow.sections import Preview
 from pipelines.previews import Previews
 from tests.models.made import load, write_model
 from tests.pipelines.runs import instaflow, torchrun
+from tests.training.made import TIMINGS
 
 pytestmark = pytest.mark.slow
 TEXT = """
@@ -58,8 +59,9 @@ def run(config, tmp_path_factory) -> Path:
 
 
 def lines(run, stage="2rf"):
-    """What a stage logged, without its seconds."""
-    return [{key: line[key] for key in line if key != "seconds"} for line in read_stats(run / stage / "stats.jsonl")]
+    """What a stage logged, without the time and memory that it took."""
+    stats = read_stats(run / stage / "stats.jsonl")
+    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in stats]
 
 
 def figures(run, stage="2rf"):
