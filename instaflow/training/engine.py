@@ -32,7 +32,7 @@ class Engine:
     """
 
     def __init__(self, module: nn.Module, settings: TrainingStage, batch: tuple[int, int]) -> None:
-        self.module, self.stage = module, settings.zero_stage
+        self.module, self.stage, self.clipping = module, settings.zero_stage, settings.gradient_clipping
         self.buffers = [name for name, value in self.tensors().items() if not isinstance(value, nn.Parameter)]
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         betas = (0.9, settings.adam_beta2)
@@ -72,7 +72,7 @@ class Engine:
         """
         for group in self.adamw.param_groups:
             group["lr"] = learning_rate
-        norm = norm_of_gradients(self.module) if self.stage == 0 else 0.0
+        norm = clip_gradients(self.module, self.clipping) if self.stage == 0 else 0.0
         if math.isfinite(norm):
             self.deepspeed.step()
             norm = norm if self.stage == 0 else float(self.deepspeed.get_global_grad_norm())
@@ -187,7 +187,7 @@ def start_deepspeed(
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "train_batch_size": global_batch_size,
-        "gradient_clipping": settings.gradient_clipping,
+        "gradient_clipping": settings.gradient_clipping if settings.zero_stage else 0.0,  # else `step` has done so
         "steps_per_print": None,
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,  # PyTorch's fused AdamW is as good on a CPU, and needs no compiler
@@ -200,7 +200,11 @@ def start_deepspeed(
     return engine
 
 
-def norm_of_gradients(module: nn.Module) -> float:
-    """The L2 norm of all gradients together, before clipping."""
+def clip_gradients(module: nn.Module, most: float) -> float:
+    """Scale all gradients together to an L2 norm of at most `most`; the norm that they had."""
     gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-    return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+    if not gradients:
+        return 0.0
+    norm = torch.stack(torch._foreach_norm(gradients)).square().sum().sqrt()
+    torch._foreach_mul_(gradients, (torch.full_like(norm, most) / (norm + 1e-6)).clamp(max=1.0))
+    return float(norm)
