@@ -17,7 +17,7 @@ def run(program: str, words: list[str], folder: Path) -> tuple[str, dict[str, An
         capture_output=True,
         text=True,
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**{key: value for key, value in os.environ.items() if key != "LOCAL_RANK"}, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads((folder / "result.json").read_text())
