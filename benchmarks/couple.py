@@ -1,7 +1,7 @@
 """Couplings a second, against the loop that a user of diffusers would write.
 
-    python benchmarks/couple.py                          the digits' architecture, on this machine
-    python benchmarks/couple.py --architecture sd15      Stable Diffusion 1.5's, at random weights
+    python -m benchmarks.couple                          the digits' architecture, on this machine
+    python -m benchmarks.couple --architecture sd15      Stable Diffusion 1.5's, at random weights
 
 All sides sample the same prompts with the same network, scheduler, steps, guidance, batch and precision, in turns, in
 one process. The user's side is `StableDiffusionPipeline.__call__` with `output_type="latent"` and nothing written; ours
@@ -22,15 +22,12 @@ from typing import Any
 
 import click
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
 
+from benchmarks.measuring import build, in_turns, matmul_flops, profiler, ratios_to, shares_of, timed
 from instaflow.couplings.generate import Sampler, make_records, write_records
 from instaflow.couplings.manifest import Manifest
 from instaflow.couplings.prompts import prompt_of
 from instaflow.digits.captions import TRAINED
-from instaflow.digits.networks import build_autoencoder, build_scheduler, build_text_encoder, build_unet
-from instaflow.digits.tokenizer import build_tokenizer
 from instaflow.models.device import device, set_up_cpu
 from instaflow.models.samplers import coupling_scheduler
 from instaflow.models.sampling import network_flops
@@ -110,7 +107,7 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
 
-        def ours(sample: Sampler) -> Callable[[int], object]:
+        def ours(sample: Sampler) -> Callable[[int], None]:
             def make(turn: int) -> None:
                 records = make_records(place, turn, manifest, PROMPTS, sample)
                 if records:
@@ -118,13 +115,15 @@ def main(
 
             return make
 
-        seconds = in_turns({"ours": ours(plain), "compiled": ours(compiled), "stock": stock}, rounds)
-        shares = shares_of_time(lambda: ours(compiled)(0)) if profile else {}
+        sides = {"ours": ours(plain), "compiled": ours(compiled), "stock": stock}
+        seconds = in_turns({name: timed(side) for name, side in sides.items()}, rounds)
+        shares: dict[str, float] = {}
+        if profile:
+            with profiler() as found:
+                sides["compiled"](0)
+            shares = shares_of(found)
     rates = {name: per_round / statistics.median(taken) for name, taken in seconds.items()}
-    ratios = {
-        name: statistics.median(theirs / own for own, theirs in zip(seconds[name], seconds["stock"], strict=True))
-        for name in ("ours", "compiled")
-    }
+    ratios = ratios_to("stock", seconds)
     result: dict[str, Any] = {
         "architecture": architecture,
         "hardware": hardware(),
@@ -155,86 +154,10 @@ def main(
         output.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def build(architecture: str) -> StableDiffusionPipeline:
-    """A pipeline of the architecture with random weights."""
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer()
-    if architecture == "digits":
-        unet, vae, text_encoder = build_unet(), build_autoencoder(), build_text_encoder(tokenizer)
-    else:
-        tokenizer.model_max_length = 77
-        unet, vae, text_encoder = sd15_networks()
-    return StableDiffusionPipeline(
-        unet=unet,
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        scheduler=build_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-
-
-def sd15_networks() -> tuple[UNet2DConditionModel, AutoencoderKL, CLIPTextModel]:
-    """U-Net, autoencoder and text encoder of Stable Diffusion 1.5."""
-    unet = UNet2DConditionModel(
-        sample_size=64,
-        block_out_channels=(320, 640, 1280, 1280),
-        attention_head_dim=8,
-        cross_attention_dim=768,
-    )
-    vae = AutoencoderKL(
-        sample_size=512,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(128, 256, 512, 512),
-        layers_per_block=2,
-    )
-    text = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-    return unet, vae, CLIPTextModel(text)
-
-
-def in_turns(sides: dict[str, Callable[[int], object]], rounds: int) -> dict[str, list[float]]:
-    """Each side's seconds a round; the first round is not counted, and who begins alternates."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(rounds + 1):
-        for name in list(sides)[:: 1 if turn % 2 else -1]:
-            began = time.perf_counter()
-            sides[name](turn)
-            if turn:
-                seconds[name].append(time.perf_counter() - began)
-    return seconds
-
-
 def matmul_fraction(model: TextToImage, rate: float, num_steps: int, guidance_scale: float) -> float:
     """The U-Net's floating-point operations at `rate` pairs a second, as a share of what one large product reaches."""
     flops = network_flops(model) * num_steps * (2 if guidance_scale > 1 else 1) * rate
-    size, repeats = 8192, 20
-    a = torch.randn(size, size, device=model.device, dtype=model.dtype)
-    for _ in range(3):
-        a @ a
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    for _ in range(repeats):
-        a @ a
-    torch.cuda.synchronize()
-    return flops / (2 * size**3 * repeats / (time.perf_counter() - began))
-
-
-def shares_of_time(work: Callable[[], object]) -> dict[str, float]:
-    """The operations that take most of the device's time, each with its share, the largest first."""
-    from torch.profiler import ProfilerActivity, profile
-
-    on_gpu = torch.cuda.is_available()
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as found:
-        work()
-    times = {
-        event.key[:60]: event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        for event in found.key_averages()
-    }
-    largest = sorted(times, key=lambda name: times[name], reverse=True)[:12]
-    return {name: times[name] / sum(times.values()) for name in largest}
+    return flops / matmul_flops(model.device, model.dtype)
 
 
 if __name__ == "__main__":

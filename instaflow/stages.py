@@ -22,6 +22,7 @@ from instaflow.sections import (
     Fraction,
     Keep,
     NonNegativeFloat,
+    NonNegativeInt,
     Phase,
     Preview,
     PromptSource,
@@ -58,7 +59,7 @@ class TrainingStage(Stage):
     gives: ClassVar[str] = "model"
     free_keys: ClassVar[frozenset[str]] = frozenset(
         {"checkpoint_every", "compile", "gradient_checkpointing", "keep_checkpoint_every", "keep_checkpoints"}
-        | {"micro_batch_size", "offload_optimizer", "trackers", "zero_stage"}
+        | {"loader_workers", "micro_batch_size", "offload_optimizer", "trackers", "zero_stage"}
     )
 
     phases: Annotated[list[Phase], Field(min_length=1)]
@@ -204,6 +205,8 @@ class FlowStage(TrainingStage):
     """Negate the last convolution of an epsilon teacher before training, as a flow of the paper's sign would see it."""
     gradient_checkpointing: bool = False
     """Compute a block's activations once more on the way back, in place of keeping them: less memory, more time."""
+    loader_workers: NonNegativeInt = 4
+    """Threads that read the next shards while a process trains; with 0 a shard is read when its first record is due."""
     compile: bool = False
     """Compile the network (torch.compile), which takes a minute or two and on a CPU a C++ compiler."""
     preview: Preview | None = Preview()

@@ -45,7 +45,7 @@ def open_material(stage: StageFolder) -> Material:
     """Load the initial model and open the couplings. Raises ConfigError if they do not go together."""
     settings = stage.stage
     model = load_model(stage.locate(settings.init), device=device())
-    couplings = Couplings(Path(stage.locate(settings.couplings)), stage.seed)
+    couplings = Couplings(Path(stage.locate(settings.couplings)), stage.seed, settings.loader_workers)
     if tuple(couplings.manifest.latent_shape) != model.latent_shape:
         raise ConfigError(
             f"Stage '{stage.name}': the couplings '{settings.couplings}' hold latents of shape "

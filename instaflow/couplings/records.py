@@ -117,17 +117,18 @@ def decode(data: bytes, indices: list[int]) -> Shard:
     """
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
         members = tar.getmembers()
-    contents: dict[str, dict[int, bytes]] = {name: {} for name in IN_ORDER}
+    contents: dict[str, dict[int, memoryview]] = {name: {} for name in IN_ORDER}
+    whole = memoryview(data)
     for member, (index, name) in zip(members, _places(members, indices), strict=True):
-        contents[name][index] = data[member.offset_data : member.offset_data + member.size]
-    texts = [json.loads(content) for content in contents["json"].values()]
+        contents[name][index] = whole[member.offset_data : member.offset_data + member.size]
+    texts = [json.loads(bytes(content)) for content in contents["json"].values()]
     if [text["index"] for text in texts] != indices:
         raise ValueError("its records' indices are not those of its sidecar")
     if not all(isinstance(text["prompt"], str) for text in texts):
         raise ValueError("it holds a prompt that is no text")
     latent = _stacked(contents["latent.npy"])
     noise = _stacked(contents["noise.npy"])
-    extras = {name: contents[name] for name in EXTRAS if contents[name]}
+    extras = {name: {i: bytes(file) for i, file in contents[name].items()} for name in EXTRAS if contents[name]}
     return Shard(noise, latent, [text["prompt"] for text in texts], indices, extras)
 
 
@@ -166,15 +167,24 @@ def _npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _array(content: bytes) -> np.ndarray:
+def _array(content: bytes | memoryview) -> np.ndarray:
     return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
 
 
-def _stacked(contents: dict[int, bytes]) -> np.ndarray:
+def _stacked(contents: dict[int, memoryview]) -> np.ndarray:
     """The arrays of all records as one, [N, C, H, W]."""
     if not contents:  # all of them were left out
         return np.empty((0, 0, 0, 0), np.float16)
-    arrays = np.stack([_array(content) for content in contents.values()])
+    files = list(contents.values())
+    opened = io.BytesIO(files[0])
+    first = np.lib.format.read_array(opened, allow_pickle=False)
+    header = opened.tell() - first.nbytes
+    if first.flags.c_contiguous and all(file[:header] == files[0][:header] for file in files):  # as we write them
+        arrays = np.empty((len(files), *first.shape), first.dtype)
+        for row, file in enumerate(files):
+            arrays[row] = np.frombuffer(file, first.dtype, first.size, header).reshape(first.shape)
+    else:
+        arrays = np.stack([_array(file) for file in files])
     if arrays.dtype.kind != "f":
         raise ValueError(f"it holds {arrays.dtype} where floating-point numbers are due")
     return arrays

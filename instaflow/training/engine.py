@@ -33,7 +33,7 @@ class Engine:
     """
 
     def __init__(self, module: nn.Module, settings: TrainingStage, batch: tuple[int, int]) -> None:
-        self.module, self.stage = module, settings.zero_stage
+        self.module, self.stage, self.clipping = module, settings.zero_stage, settings.gradient_clipping
         self.buffers = [name for name, value in self.tensors().items() if not isinstance(value, nn.Parameter)]
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.in_8_bits = settings.optimizer == "adamw-8bit"
@@ -84,7 +84,7 @@ class Engine:
                 group["lr"].fill_(learning_rate)
             else:
                 group["lr"] = learning_rate
-        norm = norm_of_gradients(self.module) if self.stage == 0 else 0.0
+        norm = clip_gradients(self.module, self.clipping) if self.stage == 0 else 0.0
         if math.isfinite(norm):
             self.deepspeed.step()
             norm = norm if self.stage == 0 else float(self.deepspeed.get_global_grad_norm())
@@ -95,11 +95,26 @@ class Engine:
     def ema_distance(self) -> float:
         """||θ - ω|| / ||θ||: how far the weights are from their average, over all processes."""
         squares = torch.zeros(2)
-        for master, average in zip(self.masters, self.ema.averages, strict=False):
-            squares += torch.stack([(master.detach() - average).square().sum(), master.detach().square().sum()]).cpu()
+        for weights, average in self.own_parts():
+            squares += torch.stack([(weights - average).square().sum(), weights.square().sum()]).cpu()
         if self.stage:
             dist.all_reduce(squares)
         return float((squares[0] / squares[1]).sqrt())
+
+    def own_parts(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The weights that this process steps, each with its average."""
+        if self.stage < 3:
+            yield from (
+                (master.detach(), average) for master, average in zip(self.masters, self.ema.averages, strict=False)
+            )
+            return
+        from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+
+        for _, parameter in self.trained():
+            size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+            real = parameter.ds_numel - world().rank * size  # type: ignore[attr-defined]  # what follows only fills up
+            parts = safe_get_local_fp32_param(parameter), safe_get_local_optimizer_state(parameter, AVERAGE)
+            yield tuple(part.flatten()[: max(0, real)] for part in parts)
 
     # --- weights and state --------------------------------------------------------------------------------------------
 
@@ -234,7 +249,7 @@ def start_deepspeed(
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "train_batch_size": global_batch_size,
-        "gradient_clipping": settings.gradient_clipping,
+        "gradient_clipping": settings.gradient_clipping if settings.zero_stage else 0.0,  # else `step` has done so
         "steps_per_print": None,
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,  # PyTorch's fused AdamW is as good on a CPU, and needs no compiler
@@ -247,7 +262,11 @@ def start_deepspeed(
     return engine
 
 
-def norm_of_gradients(module: nn.Module) -> float:
-    """The L2 norm of all gradients together, before clipping."""
+def clip_gradients(module: nn.Module, most: float) -> float:
+    """Scale all gradients together to an L2 norm of at most `most`; the norm that they had."""
     gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-    return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+    if not gradients:
+        return 0.0
+    norm = torch.stack(torch._foreach_norm(gradients)).square().sum().sqrt()
+    torch._foreach_mul_(gradients, (torch.full_like(norm, most) / (norm + 1e-6)).clamp(max=1.0))
+    return float(norm)

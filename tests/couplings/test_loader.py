@@ -39,6 +39,19 @@ def stream(folder):
     return [int(Couplings(folder, seed=0).batch(position, 1).indices[0]) for position in range(200)]
 
 
+def reads_of(place, monkeypatch):
+    """The shards that are read from now on in a folder."""
+    read, read_shard = [], loader.read_shard
+
+    def watch(folder, sidecar):
+        if folder == place:  # others' reading ahead may not have ended
+            read.append(sidecar.shard)
+        return read_shard(folder, sidecar)
+
+    monkeypatch.setattr(loader, "read_shard", watch)
+    return read
+
+
 def test_each_epoch_holds_each_record_once(folder, stream):
     present = sorted(set(range(53)) - set(LEFT_OUT))
     assert len(Couplings(folder, seed=0)) == 49
@@ -58,16 +71,31 @@ def test_any_position_is_read_at_once(folder, stream, position):
     assert Couplings(folder, seed=0).batch(position, 31).indices.tolist() == stream[position : position + 31]
 
 
+@pytest.mark.parametrize("workers", [0, 1, 2])
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_ranks_share_the_stream(folder, stream, world):
-    ranks = [Couplings(folder, seed=0) for _ in range(world)]
+def test_ranks_share_the_stream(folder, stream, world, workers):
+    ranks = [Couplings(folder, seed=0, workers=workers) for _ in range(world)]
     read = [
-        index
-        for position in range(0, 120, 12)
+        int(index)
+        for position in range(0, 147, 12)  # three epochs of 49, and a batch over each one's end
         for rank in range(world)
         for index in ranks[rank].batch(position + rank * (12 // world), 12 // world).indices
     ]
-    assert read == stream[:120]
+    assert read == stream[: len(read)]
+    for epoch in range(3):
+        assert sorted(read[epoch * 49 : (epoch + 1) * 49]) == sorted(set(range(53)) - set(LEFT_OUT))
+
+
+def test_without_workers_a_shard_is_read_when_it_is_due(folder, stream, tmp_path, monkeypatch):
+    copy = shutil.copytree(folder, tmp_path / "pairs")
+    read = reads_of(copy, monkeypatch)
+    couplings = Couplings(copy, seed=0, workers=0)
+    due: list[int] = []
+    for position in range(49):
+        couplings.batch(position, 1)
+        due += [shard for shard in [stream[position] // 5] if shard not in due]
+        assert read == due
+    assert len(read) == 11
 
 
 def test_a_batch_holds_the_records_of_its_indices(folder):
@@ -97,14 +125,8 @@ def test_the_order_is_frozen(stream):
 
 
 def test_an_epoch_reads_each_shard_once_and_keeps_two_windows(folder, tmp_path, monkeypatch):
-    read, read_shard, copy = [], loader.read_shard, shutil.copytree(folder, tmp_path / "pairs")
-
-    def watch(folder, sidecar):
-        if folder == copy:  # others' reading ahead may not have ended
-            read.append(sidecar.shard)
-        return read_shard(folder, sidecar)
-
-    monkeypatch.setattr(loader, "read_shard", watch)
+    copy = shutil.copytree(folder, tmp_path / "pairs")
+    read = reads_of(copy, monkeypatch)
     couplings = Couplings(copy, seed=0)
     assert read == []
     for position in range(0, 49, 7):

@@ -11,6 +11,7 @@ from instaflow.couplings.records import (
     Kept,
     KeptImages,
     Shard,
+    _stacked,
     decode,
     encode,
     read_extra,
@@ -115,6 +116,27 @@ def test_what_is_kept_is_read_without_this_package(tmp_path, reader, form):
         arrays |= {"latent.npy": records.latent[row], "noise.npy": records.noise[row]}
         expected.append({name: value.tolist() for name, value in arrays.items()})
     assert json.loads(done.stdout) == expected and f"image.{form}" in expected[0]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        np.asfortranarray,
+        lambda array: array.astype(np.float32),
+        lambda array: array[::-1],
+    ],
+    ids=["Fortran's order", "another dtype", "reversed"],
+)
+@pytest.mark.parametrize("place", [0, 1])
+def test_arrays_that_others_laid_out_are_read_as_they_are(odd, place):
+    arrays = [values.reshape(2, 4) for values in latents()[:2]]
+    arrays[place] = odd(arrays[place])
+    files = {}
+    for row, array in enumerate(arrays):
+        buffer = io.BytesIO()
+        np.lib.format.write_array(buffer, array, version=(2, 0) if row == place else None)
+        files[row] = memoryview(buffer.getvalue() + b"and more")
+    assert np.array_equal(_stacked(files), np.stack(arrays))
 
 
 def tar_of(names: list[str]) -> bytes:

@@ -86,6 +86,7 @@ def test_a_stage_trains_as_one_process_does(alone, two, stage):
     for line, expected in zip(lines(case), lines(alone), strict=True):
         assert line[LOSS] == pytest.approx(expected[LOSS], rel=1e-6)
         assert line[NORM] == pytest.approx(expected[NORM], rel=1e-5)
+        assert line["ema_distance"] == pytest.approx(expected["ema_distance"], rel=1e-4)
     norms = [line[NORM] for line in lines(alone)]
     assert min(norms) < 1.0 < max(norms)  # some steps are clipped, some not
 
