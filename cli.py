@@ -200,7 +200,7 @@ def plan(config: str, overrides: tuple[str, ...], gpus: int, utilization: float 
 @click.option("--run-dir", metavar="DIR", help="Write the rehearsal here instead of the file's `run` and -rehearsal.")
 @launcher_option
 def rehearse(config: str, overrides: tuple[str, ...], run_dir: str | None) -> None:
-    """Run all stages of an experiment in minutes, on a thousandth of everything.
+    """Run an experiment in miniature, all of it in minutes.
 
     The same stages in the same order by the same code, with settings as they are; but each model that is not made by a
     stage is swapped for a tiny one of its format with random weights, and every count is divided by a thousand. Nothing

@@ -23,7 +23,7 @@ from pipelines.experiment import check_inputs, run_stage, say
 
 LESS = 1000
 FEWEST_BATCHES = 2  # of a training phase, and of a couple stage
-FEWEST_SHARDS = 2
+FEWEST_SHARDS, MOST_SHARDS = 2, 8
 MOST_CHECKPOINTS = 4
 FEWEST_IMAGES = 128  # for a Fréchet distance
 FEWEST_PATHS = 8
@@ -50,10 +50,10 @@ class Rehearsal:
         return str(self.models[place])
 
     def add_couplings(self, name: str, model: str) -> str:
-        """A stage that makes couplings for stage `name`."""
+        """The stage `name`, which makes some couplings of a model."""
         settings = {"kind": "couple", "model": model, "prompts": CAPTIONS, "num_steps": 2, "guidance_scale": 1.0}
-        self.settings[f"{name}-couplings"] = settings | {"count": 32, "records_per_shard": 16}
-        return f"{name}-couplings"
+        self.settings[name] = settings | {"count": 32, "records_per_shard": 16}
+        return name
 
     def stages(self) -> dict[str, Stage]:
         return in_order({name: parse_stage(name, settings) for name, settings in self.settings.items()})
@@ -99,14 +99,17 @@ def rehearsal_of(experiment: Experiment, folder: Path) -> Rehearsal:
         outside = {key: place for key, place in stage.parents().items() if place not in experiment.stages}
         for key, place in outside.items():
             if stage.parent_keys.get(key) == "couplings":
-                settings[key] = made.add_couplings(name, settings["init"])
+                added = f"{name}-couplings"
+                while added in experiment.stages:
+                    added += "-"
+                settings[key] = made.add_couplings(added, settings["init"])
                 made.changes.append(f"{name}: couplings of a tiny model in place of '{place}'")
             else:
                 put(settings, key, made.swap(place, folder))
         if isinstance(stage, EvaluateStage) and stage.reference.model in made.models:
             settings["reference"]["model"] = str(made.models[stage.reference.model])
         if isinstance(stage, CoupleStage) and not isinstance(stage.prompts, list) and not exists(stage.prompts):
-            made.changes.append(f"{name}: made-up captions, for there is no '{choice_of(stage.prompts).path}' yet")
+            made.changes.append(f"{name}: made-up captions, for '{choice_of(stage.prompts).path}' is not here")
             settings["prompts"] = CAPTIONS
         if isinstance(stage, CoupleStage) and stage.output:
             made.changes.append(f"{name}: shards stay in the rehearsal's folder and do not go to {stage.output}")
@@ -118,7 +121,7 @@ def rehearsal_of(experiment: Experiment, folder: Path) -> Rehearsal:
 def shrunk(settings: dict[str, Any]) -> dict[str, Any]:
     """A stage's settings with each count a thousandth, or the least with which all of the code still has work.
 
-    What is computed at a time stays: global and micro batches, and shards as long as there are two of them.
+    What is computed at a time stays: global and micro batches, and those of sampling.
     """
     small = dict(settings)
     for key in ("phases", "autoencoder_phases"):
@@ -130,7 +133,8 @@ def shrunk(settings: dict[str, Any]) -> dict[str, Any]:
             small[key] = settings[key] and max(settings[key] // LESS, some)
     if settings["kind"] == "couple":
         small["count"] = less(settings["count"], FEWEST_BATCHES * settings["batch_size"])
-        small["records_per_shard"] = min(settings["records_per_shard"], -(-small["count"] // FEWEST_SHARDS))
+        fewest, most = (-(-small["count"] // shards) for shards in (MOST_SHARDS, FEWEST_SHARDS))
+        small["records_per_shard"] = min(settings["records_per_shard"], max(fewest, min(settings["batch_size"], most)))
     if settings["kind"] == "evaluate":
         small["num_samples"] = less(settings["num_samples"], FEWEST_IMAGES)
         small["straightness_samples"] = less(settings["straightness_samples"], FEWEST_PATHS)

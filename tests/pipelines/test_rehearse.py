@@ -67,11 +67,11 @@ def test_a_rehearsal_runs_on_tiny_models_of_the_same_format_and_goes_on_where_it
     assert f"a tiny random model of its format in place of '{HUB}'" in done.stdout
     assert "in place of 'flow'" in done.stdout
     assert "3rf: couplings of a tiny model in place of 'couplings'" in done.stdout
-    assert "captions.txt' yet" in done.stdout
+    assert "captions.txt' is not here" in done.stdout
     assert "do not go to s3://bucket/pairs" in done.stdout
     run = tmp_path / "run-rehearsal"
     manifest = read_manifest(run / "pairs")
-    assert (manifest.count, manifest.records_per_shard, manifest.plan.num_shards) == (16, 8, 2)
+    assert (manifest.count, manifest.records_per_shard, manifest.plan.num_shards) == (16, 2, 8)
     assert manifest.latent_shape == (4, 8, 8)
     assert manifest.sampler["prediction_type"] == "v_prediction"  # as this hub model's is
     assert {"2rf", "3rf", "3rf-couplings"} <= {path.name for path in run.iterdir()}
@@ -97,7 +97,7 @@ def test_counts_become_a_thousandth_and_never_too_few(tmp_path):
     assert [phase.global_batch_size for phase in after.phases] == [64, 1024]
     kept = ("micro_batch_size", "mixed_precision", "negate_output_at_start", "ema_decay", "caption_dropout")
     assert all(getattr(before, key) == getattr(after, key) for key in kept)
-    assert (stages["pairs"].count, stages["pairs"].records_per_shard) == (1600, 800)
+    assert (stages["pairs"].count, stages["pairs"].records_per_shard) == (1600, 200)
     digits = rehearsal_of(load_experiment("digits"), tmp_path).stages()
     assert digits["teacher"].phases[0].samples == 2 * 64
     assert (digits["pairs"].count, digits["pairs"].records_per_shard) == (2 * 84, 84)
