@@ -318,7 +318,7 @@ def table_of_days(costs: list[Cost], gpus: int, utilization: float | None) -> li
     if gpus > 1:
         spread = [of_days(sum(values) / gpus) for values in days.values()]
         rows.append((f"on {gpus} of them", "", *spread, *([""] if paper else [])))
-    notes = ["The rate is that of dense matrix products in the precision that a stage computes in."]
+    notes = ["The rate is that of dense matrix products in a stage's precision; for float32 without TF32."]
     if gpus > 1:
         notes.append("Several GPUs divide the days by their number only where nothing is lost between them.")
     if paper:
