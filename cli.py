@@ -213,6 +213,7 @@ def rehearse(config: str, overrides: tuple[str, ...], run_dir: str | None) -> No
     from instaflow.config import load_experiment
 
     experiment = load_experiment(config, overrides)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tiny networks: threads that spin would mostly wait
     from instaflow.interruption import listening
 
     with listening() as stop:
