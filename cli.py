@@ -34,11 +34,10 @@ def cli() -> None:
     """
 
 
-def experiment_options(command: Callable[..., None]) -> Callable[..., None]:
-    """CONFIG and what every command has that runs stages of an experiment."""
+def config_options(command: Callable[..., None]) -> Callable[..., None]:
+    """CONFIG and --set, which every command has that takes an experiment."""
     options = [
         click.argument("config"),
-        click.option("--run-dir", metavar="DIR", help="Write the run here instead of the file's `run`."),
         click.option(
             "--set",
             "overrides",
@@ -46,12 +45,28 @@ def experiment_options(command: Callable[..., None]) -> Callable[..., None]:
             multiple=True,
             help="Change one setting, e.g. --set stages.2rf.phases.0.samples=6400. May be given several times.",
         ),
-        click.option("--stage", metavar="NAME", help="Run only this stage."),
-        click.option("--dry-run", is_flag=True, help="Show the experiment with every default, and write nothing."),
     ]
     for option in reversed(options):
         command = option(command)
     return command
+
+
+launcher_option = click.option(
+    "--local_rank", hidden=True, expose_value=False, help="Put there by the DeepSpeed launcher."
+)
+
+
+def experiment_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What every command has that runs stages of an experiment."""
+    options = [
+        click.option("--run-dir", metavar="DIR", help="Write the run here instead of the file's `run`."),
+        click.option("--stage", metavar="NAME", help="Run only this stage."),
+        click.option("--dry-run", is_flag=True, help="Show the experiment with every default, and write nothing."),
+        launcher_option,
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return config_options(command)
 
 
 def worker_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -152,6 +167,64 @@ add_stage_command(
 )
 add_stage_command("distill", "Train a one-step student on couplings.", "instaflow distill digits --stage student")
 add_stage_command("evaluate", "Measure models; write report.json and report.html.", "instaflow evaluate digits")
+
+
+@cli.command()
+@config_options
+@click.option(
+    "--gpus", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="How many work together."
+)
+@click.option(
+    "--utilization",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="SHARE",
+    help="Of the datasheets' rate, what yours reach: 0.4 for 40%. By default 0.3, an assumption.",
+)
+def plan(config: str, overrides: tuple[str, ...], gpus: int, utilization: float | None) -> None:
+    """Tell what an experiment will cost, before any of it runs.
+
+    Stage by stage: pairs, training samples, floating-point operations, bytes on disk, memory of each GPU under the
+    stage's ZeRO stage, and days on named GPUs; beside them the paper's, where the networks are the paper's. Takes some
+    seconds on a CPU, reads no weights and asks no network.
+
+    \b
+        instaflow plan sd15 --gpus 8
+        instaflow plan sd15 --gpus 8 --set stages.2rf.zero_stage=2
+    """
+    from instaflow.config import load_experiment
+
+    experiment = load_experiment(config, overrides)
+    from pipelines.plan import run as make_plan
+
+    for line in make_plan(experiment, gpus=gpus, utilization=utilization):
+        click.echo(line)
+
+
+@cli.command()
+@config_options
+@click.option("--run-dir", metavar="DIR", help="Write the rehearsal here instead of the file's `run` and -rehearsal.")
+@launcher_option
+def rehearse(config: str, overrides: tuple[str, ...], run_dir: str | None) -> None:
+    """Run an experiment in miniature, all of it in minutes.
+
+    The same stages in the same order by the same code, with settings as they are; but each model that is not made by a
+    stage is swapped for a tiny one of its format with random weights, and every count is divided by a thousand. Nothing
+    is fetched. What comes out is worthless; that it comes out tells that the experiment runs to its end.
+
+    \b
+        instaflow rehearse sd15
+        torchrun --nproc-per-node 2 -m cli rehearse sd15
+    """
+    from instaflow.config import load_experiment
+
+    experiment = load_experiment(config, overrides)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tiny networks: threads that spin would mostly wait
+    from instaflow.interruption import listening
+
+    with listening() as stop:
+        from pipelines.rehearse import run as run_rehearsal
+
+        run_rehearsal(experiment, run_dir, stop)
 
 
 @cli.command()

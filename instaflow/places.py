@@ -160,6 +160,26 @@ def cached_model(name: str) -> Path | None:
     return folder
 
 
+def configured_model(place: str) -> Path | None:
+    """The folder that says what a model is made of, with or without its weights; None where it isn't here.
+
+    No network is asked. Raises DataError for a file that is no model.
+    """
+    from huggingface_hub import snapshot_download
+
+    path = Path(place)
+    if path.is_file():
+        check_file(path)
+        return configuration_of(path)
+    if path.is_dir() or not is_hub_name(place):
+        return path if path.is_dir() else None
+    try:
+        folder = Path(snapshot_download(place, allow_patterns=["*/*.json"], local_files_only=True))
+    except OSError:
+        return None
+    return None if missing_files(folder, (("model_index.json",), *CONFIGURATION)) else folder
+
+
 def fetched_model(name: str) -> Path:
     """The snapshot of a hub model, downloaded into the cache. Raises DataError."""
     from huggingface_hub import snapshot_download

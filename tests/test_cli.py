@@ -67,7 +67,7 @@ def examples(name: str) -> list[str]:
 
 def test_the_table_holds_the_promised_commands_in_the_data_s_order():
     assert [name for name in COMMANDS if name in STAGES] == list(STAGES)
-    assert {"run", *STAGES, "sample", "verify", "repair", "inspect"} <= set(COMMANDS)
+    assert {"run", *STAGES, "sample", "plan", "rehearse", "verify", "repair", "inspect"} <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

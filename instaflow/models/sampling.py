@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
-from torch.utils.flop_counter import FlopCounterMode
 
 from instaflow.errors import InstaFlowError
+from instaflow.models.architecture import unet_flops
 from instaflow.models.states import State
 
 if TYPE_CHECKING:
@@ -134,13 +133,7 @@ def compiling(what: str) -> Iterator[None]:
 
 def network_flops(model: "TextToImage") -> int:
     """Floating-point operations of one call of the network for one record, counted without computing."""
-    text = tree_map(lambda tensor: tensor.to("meta", torch.float32), model.encode([""]))
-    with torch.device("meta"):
-        network = type(model.unet).from_config(model.unet.config)
-        noise, timestep = torch.empty(1, *model.latent_shape), torch.tensor(0)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(noise, timestep, **text)
-    return counter.get_total_flops()
+    return unet_flops(model.unet.config, model.latent_shape, model.encode([""]))
 
 
 def filled(rows: Tensor, count: int) -> Tensor:

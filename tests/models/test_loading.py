@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from instaflow.errors import DataError
 from instaflow.models.loading import load_model
+from instaflow.models.tiny import WIDTH, tiny_unet
 from instaflow.models.vae import decoded, load_vae
-from tests.models.made import WIDTH, build_unet, load, noise, write_published
+from tests.models.made import load, noise, write_published
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,7 @@ def test_a_loaded_model_is_frozen(teacher):
 def test_a_network_that_takes_more_than_noise_and_text(folders, tmp_path):
     for changes, words in [({"in_channels": 9}, "9 channels"), ({"time_cond_proj_dim": WIDTH}, "time_cond_proj_dim")]:
         folder = shutil.copytree(folders["teacher"], tmp_path / words)
-        build_unet(**changes).save_pretrained(folder / "unet")
+        tiny_unet(**changes).save_pretrained(folder / "unet")
         assert refused(folder, words).hint
 
 

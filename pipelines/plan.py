@@ -1,0 +1,373 @@
+"""What an experiment will cost, stage by stage, before any of it runs: no weights are read, and no network is asked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+
+from instaflow.config import Experiment
+from instaflow.cost import (
+    GPUS,
+    PAPER_DAYS,
+    UTILIZATION,
+    Memory,
+    Record,
+    checkpoint_bytes,
+    gpu_days,
+    num_checkpoints,
+    shards_bytes,
+    training_memory,
+)
+from instaflow.digits.networks import build_autoencoder, build_text_encoder, build_unet
+from instaflow.digits.tokenizer import build_tokenizer
+from instaflow.models.architecture import Architecture
+from instaflow.models.families import SD1, architecture_of
+from instaflow.sections import Phase, share_of
+from instaflow.stages import CoupleStage, DistillStage, EvaluateStage, FlowStage, ReflowStage, TeacherStage
+from pipelines.couple import DTYPES
+
+BACKWARD = 2  # a backward pass counts as two forward passes, and gradient checkpointing as a third
+DECODED = 8  # kept images at a time
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one stage costs."""
+
+    name: str
+    kind: str
+    pairs: int = 0
+    samples: int = 0  # that a network is trained on, an epoch after the other, or that are drawn for the report
+    flops: float = 0
+    disk: int = 0  # bytes that stay
+    while_saving: int = 0  # and that come and go with a checkpoint
+    memory: Memory = field(default_factory=Memory)
+    half: bool = False
+    """Whether the network computes in half precision."""
+    paper_days: float | None = None
+    """A100-days that the paper took for as much."""
+
+
+def run(experiment: Experiment, *, gpus: int, utilization: float | None) -> list[str]:
+    """Lines that tell what each stage costs, on so many GPUs at a share of their datasheets' rate.
+
+    Raises InstaFlowError where a model's networks are not known, or a batch cannot be shared out.
+    """
+    plan = Plan(experiment, gpus)
+    costs = [plan.cost_of(name) for name in experiment.stages]
+    return [
+        *table_of_stages(experiment, costs, gpus),
+        "",
+        *table_of_memory(costs, gpus),
+        "",
+        *table_of_days(costs, gpus, utilization),
+    ]
+
+
+class Plan:
+    """Counts an experiment's stages, each with the networks of the stages that it builds on."""
+
+    def __init__(self, experiment: Experiment, gpus: int) -> None:
+        self.stages, self.gpus = experiment.stages, gpus
+        self.found: dict[str, Architecture] = {}
+
+    def architecture(self, place: str) -> Architecture:
+        """What a stage's model, or one that was made elsewhere, is made of. Raises DataError."""
+        stage = self.stages.get(place)
+        if isinstance(stage, FlowStage):
+            return self.architecture(stage.init)
+        if place not in self.found:
+            self.found[place] = digits_architecture() if stage else architecture_of(place)
+        return self.found[place]
+
+    def guidance(self, place: str) -> float:
+        """The guidance scale that a model's folder recommends."""
+        stage = self.stages.get(place)
+        if isinstance(stage, TeacherStage | ReflowStage):
+            return stage.guidance_scale
+        return 1.0 if isinstance(stage, DistillStage) else self.architecture(place).settings.guidance_scale
+
+    def is_flow(self, place: str) -> bool:
+        stage = self.stages.get(place)
+        return isinstance(stage, FlowStage) or (stage is None and self.architecture(place).settings.kind != "teacher")
+
+    def cost_of(self, name: str) -> Cost:
+        stage: Any = self.stages[name]
+        if isinstance(stage, TeacherStage):
+            return self.teacher(name, stage)
+        if isinstance(stage, CoupleStage):
+            return self.couple(name, stage)
+        if isinstance(stage, FlowStage):
+            return self.flow(name, stage)
+        return self.evaluate(name, stage)
+
+    def couple(self, name: str, stage: CoupleStage) -> Cost:
+        model, dtype = self.architecture(stage.model), DTYPES[stage.dtype]
+        branches = 2 if stage.guidance_scale > 1 else 1
+        calls = stage.count * branches * network_calls(stage, is_flow=self.is_flow(stage.model))
+        flops, parameters = model.flops(), model.parameters()
+        images = stage.keep.images if stage.keep else None
+        decoded = -(-stage.count // images.every) if images else 0
+        activations = model.sampling_memory(stage.batch_size * branches, dtype)
+        if images:
+            activations = max(activations, model.decoding_memory(min(DECODED, stage.batch_size), dtype))
+        record = Record(model.latent_shape, model.image_size, model.embedding_shape, model.pooled_size)
+        return Cost(
+            name=name,
+            kind="couple",
+            pairs=stage.count,
+            flops=calls * flops["unet"] + stage.count * flops["text"] + decoded * flops["decode"],
+            disk=shards_bytes(stage, record),
+            memory=Memory(frozen=dtype.itemsize * sum(parameters.values()), activations=activations),
+            half=dtype.itemsize == 2,
+            paper_days=calls * PAPER_DAYS["couple"] if is_of_the_paper(model) else None,
+        )
+
+    def flow(self, name: str, stage: FlowStage) -> Cost:
+        kind = "reflow" if isinstance(stage, ReflowStage) else "distill"
+        model = self.architecture(stage.init)
+        flops, parameters = model.flops(), model.parameters()
+        samples = samples_of(stage.phases)
+        passes = 1 + BACKWARD + stage.gradient_checkpointing
+        activations = model.training_memory(
+            largest_share(stage.phases, stage, self.gpus, f"stages.{name}.phases"),
+            bfloat16=stage.mixed_precision is not None,
+            checkpointing=stage.gradient_checkpointing,
+        )
+        trained = parameters["unet"]
+        if stage.preview:  # which samples with a network of its own, while no activations are held
+            activations = max(activations, 4 * trained)
+        return Cost(
+            name=name,
+            kind=kind,
+            samples=samples,
+            flops=samples * (passes * flops["unet"] + flops["text"]),
+            disk=2 * model_bytes(parameters) + num_checkpoints(stage, stage.phases) * checkpoint_bytes(stage, trained),
+            while_saving=checkpoint_bytes(stage, trained),
+            memory=training_memory(
+                stage,
+                trained,
+                frozen=parameters["vae"] + parameters["text"],
+                activations=activations,
+                gpus=self.gpus,
+            ),
+            half=stage.mixed_precision is not None,
+            paper_days=samples * PAPER_DAYS[kind] if is_of_the_paper(model) else None,
+        )
+
+    def teacher(self, name: str, stage: TeacherStage) -> Cost:
+        """The digits' two trainings, one after the other: the autoencoder, then U-Net and text encoder."""
+        model = self.architecture(name)
+        flops, parameters, bfloat16 = model.flops(), model.parameters(), stage.mixed_precision is not None
+        first, second = samples_of(stage.autoencoder_phases), samples_of(stage.phases)
+        trained = {"autoencoder": parameters["vae"], "denoiser": parameters["unet"] + parameters["text"]}
+        phases = {"autoencoder": stage.autoencoder_phases, "denoiser": stage.phases}
+        shares = {
+            job: largest_share(phases[job], stage, self.gpus, f"stages.{name}.{key}")
+            for job, key in (("autoencoder", "autoencoder_phases"), ("denoiser", "phases"))
+        }
+        activations = {
+            "autoencoder": model.autoencoder_memory(shares["autoencoder"], bfloat16=bfloat16),
+            "denoiser": model.training_memory(shares["denoiser"], bfloat16=bfloat16),
+        }
+        everything = sum(parameters.values())
+        memories = [
+            training_memory(
+                stage, trained[job], frozen=everything - trained[job], activations=activations[job], gpus=self.gpus
+            )
+            for job in trained
+        ]
+        checkpoints = sum(
+            num_checkpoints(stage, phases[job]) * checkpoint_bytes(stage, trained[job]) for job in trained
+        )
+        return Cost(
+            name=name,
+            kind="teacher",
+            samples=first + second,
+            flops=(1 + BACKWARD)
+            * (first * (flops["encode"] + flops["decode"]) + second * (flops["unet"] + flops["text"])),
+            disk=2 * model_bytes(parameters) + checkpoints,
+            while_saving=max(checkpoint_bytes(stage, count) for count in trained.values()),
+            memory=max(memories, key=lambda memory: memory.total),
+            half=bfloat16,
+        )
+
+    def evaluate(self, name: str, stage: EvaluateStage) -> Cost:
+        images, flops, activations, frozen = 0, 0, 0, 0
+        for entry in stage.models:
+            model = self.architecture(entry.model)
+            guidance = self.guidance(entry.model) if entry.guidance_scale is None else entry.guidance_scale
+            branches = 2 if guidance > 1 else 1
+            drawn = stage.num_samples * len(entry.num_steps)
+            calls = stage.num_samples * sum(entry.num_steps)
+            if max(entry.num_steps) > 1:
+                calls += min(stage.straightness_samples, stage.num_samples) * stage.straightness_steps
+            counted = model.flops()
+            flops += branches * calls * counted["unet"] + drawn * (counted["text"] + counted["decode"])
+            images += drawn
+            frozen += 4 * sum(model.parameters().values())
+            batch = min(stage.batch_size, stage.num_samples)
+            activations = max(
+                activations,
+                model.sampling_memory(branches * batch, torch.float32),
+                model.decoding_memory(batch, torch.float32),
+            )
+        memory = Memory(frozen=frozen, activations=activations)
+        return Cost(name=name, kind="evaluate", samples=images, flops=flops, memory=memory)
+
+
+# --- parts of a stage's cost ------------------------------------------------------------------------------------------
+
+
+def digits_architecture() -> Architecture:
+    """What the teacher stage makes; its scheduler costs nothing."""
+    with torch.device("meta"):
+        unet, vae, text_encoder = cast(
+            list[Any], [build_unet(), build_autoencoder(), build_text_encoder(build_tokenizer())]
+        )
+    return Architecture(dict(unet.config), dict(vae.config), (text_encoder.config.to_dict(),), {})
+
+
+def network_calls(stage: CoupleStage, *, is_flow: bool) -> int:
+    """How often a record's sampling calls the network, guidance's second branch not counted."""
+    if stage.sampler == "heun" and not is_flow:
+        return 2 * stage.num_steps - 1
+    return stage.num_steps + (stage.sampler == "pndm")
+
+
+def is_of_the_paper(model: Architecture) -> bool:
+    """Whether a model has the U-Net and the latents that InstaFlow's figures are of."""
+    same = model.parameters()["unet"] == SD1.parameters()["unet"]
+    return same and model.latent_shape == SD1.latent_shape
+
+
+def samples_of(phases: Sequence[Phase]) -> int:
+    """The samples of all phases, in whole global batches."""
+    return sum(phase.samples // phase.global_batch_size * phase.global_batch_size for phase in phases)
+
+
+def largest_share(phases: Sequence[Phase], stage: Any, gpus: int, where: str) -> int:
+    """The largest micro batch of a training. Raises ConfigError if a global batch cannot be shared out."""
+    return max(share_of(phase, stage.micro_batch_size, gpus, f"{where}.{index}") for index, phase in enumerate(phases))
+
+
+def model_bytes(parameters: dict[str, int]) -> int:
+    """A model folder's weights, in float32."""
+    return 4 * sum(parameters.values())
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def table_of_stages(experiment: Experiment, costs: list[Cost], gpus: int) -> list[str]:
+    rows: list[tuple[str, ...]] = [("stage", "kind", "pairs", "samples", "FLOPs", "disk", "a GPU holds")]
+    for cost in costs:
+        counts = [f"{count:,}" if count else "" for count in (cost.pairs, cost.samples)]
+        disk = sized(cost.disk) if cost.disk else ""
+        rows.append((cost.name, cost.kind, *counts, power(cost.flops), disk, sized(cost.memory.total)))
+    pairs, samples = (sum(getattr(cost, key) for cost in costs) for key in ("pairs", "samples"))
+    total = [power(sum(cost.flops for cost in costs)), sized(sum(cost.disk for cost in costs))]
+    most = sized(max(cost.memory.total for cost in costs))
+    rows.append(("total", "", f"{pairs:,}", f"{samples:,}", *total, f"{most} at most"))
+    saving = max(cost.while_saving for cost in costs)
+    notes = [
+        "Samples are those that networks are trained on, or that the report draws. A backward pass counts",
+        "as two forward ones. Disk: shards, two model folders a training, the checkpoints that are kept.",
+    ]
+    if saving:
+        notes.append(f"While a checkpoint is written, {sized(saving)} more.")
+    stages = f"{len(costs)} stages" if len(costs) > 1 else "one stage"
+    return [f"{experiment.source}: {stages}, on {devices(gpus)}", "", *aligned(rows, 2), "", *indented(notes)]
+
+
+def table_of_memory(costs: list[Cost], gpus: int) -> list[str]:
+    """What the memory is made of, stage by stage."""
+    parts = {
+        "weights": "weights",
+        "gradients": "gradients",
+        "optimizer": "AdamW",
+        "average": "average",
+        "frozen": "frozen",
+        "buckets": "DeepSpeed",
+        "activations": "activations",
+    }
+    held = [key for key in parts if any(getattr(cost.memory, key) for cost in costs)]
+    rows = [("stage", *(parts[key] for key in held))]
+    for cost in costs:
+        sizes = [getattr(cost.memory, key) for key in held]
+        rows.append((cost.name, *(sized(size) if size else "" for size in sizes)))
+    notes = [
+        "Activations are counted tensor by tensor over one micro batch, as a CPU runs it. Not counted:",
+        "what CUDA, cuDNN and NCCL take for themselves, and memory lost between blocks.",
+    ]
+    which = "the GPU" if gpus == 1 else f"each of the {gpus} GPUs"
+    return [f"What {which} holds at the highest moment", "", *aligned(rows, 1), "", *indented(notes)]
+
+
+def table_of_days(costs: list[Cost], gpus: int, utilization: float | None) -> list[str]:
+    """GPU-days by the datasheets, and beside them the paper's."""
+    share = UTILIZATION if utilization is None else utilization
+    paper = any(cost.paper_days for cost in costs)
+    days = {gpu.name: [gpu_days(cost.flops, gpu, half=cost.half, utilization=share) for cost in costs] for gpu in GPUS}
+    if not any(of_days(sum(values)) != of_days(0) for values in days.values()):
+        return [f"GPU-days: {of_days(0)} on any of {', '.join(days)}"]
+    rows = [("stage", "computes in", *days, *(["paper, A100"] if paper else []))]
+    for row, cost in enumerate(costs):
+        told = [of_days(cost.paper_days) if cost.paper_days else ""] if paper else []
+        precision = "16 bits" if cost.half else "float32"
+        rows.append((cost.name, precision, *(of_days(values[row]) for values in days.values()), *told))
+    told = [of_days(sum(cost.paper_days or 0 for cost in costs))] if paper else []
+    rows.append(("total", "", *(of_days(sum(values)) for values in days.values()), *told))
+    if gpus > 1:
+        spread = [of_days(sum(values) / gpus) for values in days.values()]
+        rows.append((f"on {gpus} of them", "", *spread, *([""] if paper else [])))
+    notes = ["The rate is that of dense matrix products in a stage's precision; for float32 without TF32."]
+    if gpus > 1:
+        notes.append("Several GPUs divide the days by their number only where nothing is lost between them.")
+    if paper:
+        notes += [
+            "The paper's A100-days are its own for as many samples, or calls of the network (InstaFlow, arXiv",
+            "2309.06380: 16 for couplings, 75.2 for reflow, 54.4 and by another loss 53.6 for distillation).",
+        ]
+    said = f"GPU-days, at {share:.0%} of the datasheet's rate"
+    said += ", which is an assumption: no GPU was measured yet" if utilization is None else ""
+    return [said, "", *aligned(rows, 2), "", *indented(notes)]
+
+
+def aligned(rows: list[tuple[str, ...]], texts: int) -> list[str]:
+    """Rows of a table: so many columns of text, the others are numbers."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  "
+        + "  ".join(
+            cell.ljust(width) if place < texts else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def indented(lines: list[str]) -> list[str]:
+    return [f"  {line}" for line in lines]
+
+
+def devices(gpus: int) -> str:
+    return "one GPU" if gpus == 1 else f"{gpus} GPUs"
+
+
+def power(number: float) -> str:
+    """1.3e+20 as 1.3e20."""
+    return f"{number:.1e}".replace("e+", "e")
+
+
+def sized(size: float) -> str:
+    for unit in ("kB", "MB", "GB"):
+        size /= 1000
+        if size < 999.5:
+            return f"{size:,.{1 if size < 99.95 else 0}f} {unit}"
+    return f"{size / 1000:,.1f} TB"
+
+
+def of_days(days: float) -> str:
+    return "< 0.01" if days < 0.01 else f"{days:,.{2 if days < 9.995 else 1}f}"

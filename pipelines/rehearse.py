@@ -1,0 +1,160 @@
+"""A rehearsal: a whole experiment with tiny models and a thousandth of everything, by the code that runs it in earnest.
+
+A model that no stage makes (a hub name, a folder, a single file) is swapped for a tiny one of its architecture;
+couplings that no stage makes are made by an added one.
+"""
+
+import shlex
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from instaflow.config import Experiment, in_order, parse_stage
+from instaflow.digits.tokenizer import build_tokenizer
+from instaflow.errors import Interrupted
+from instaflow.interruption import Stop
+from instaflow.models.families import architecture_of
+from instaflow.models.tiny import write_tiny
+from instaflow.prompt_sources import choice_of, exists
+from instaflow.rundir import read_done, stage_folders
+from instaflow.stages import CoupleStage, EvaluateStage, Stage
+from instaflow.world import barrier, world
+from pipelines.experiment import check_inputs, run_stage, say
+
+LESS = 1000
+FEWEST_BATCHES = 2  # of a training phase, and of a couple stage
+FEWEST_SHARDS, MOST_SHARDS = 2, 8
+MOST_CHECKPOINTS = 4
+FEWEST_IMAGES = 128  # for a Fréchet distance
+FEWEST_PATHS = 8
+TOKENS = 77
+CAPTIONS = ["a lighthouse at dusk", "two cups of tea on a wooden table", "a red bicycle against a wall"]
+
+
+@dataclass
+class Rehearsal:
+    """An experiment made small."""
+
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The stages', by name."""
+    models: dict[str, Path] = field(default_factory=dict)
+    """Where the tiny models go, by the place of what they stand for."""
+    changes: list[str] = field(default_factory=list)
+    """What is otherwise, in words; counts are not told."""
+
+    def swap(self, place: str, folder: Path) -> str:
+        """The tiny model that stands for the one at `place`."""
+        if place not in self.models:
+            self.models[place] = folder / ".tiny" / place.replace("/", "--")
+            self.changes.append(f"a tiny random model of its format in place of '{place}'")
+        return str(self.models[place])
+
+    def add_couplings(self, name: str, model: str) -> str:
+        """The stage `name`, which makes some couplings of a model."""
+        settings = {"kind": "couple", "model": model, "prompts": CAPTIONS, "num_steps": 2, "guidance_scale": 1.0}
+        self.settings[name] = settings | {"count": 32, "records_per_shard": 16}
+        return name
+
+    def stages(self) -> dict[str, Stage]:
+        return in_order({name: parse_stage(name, settings) for name, settings in self.settings.items()})
+
+
+def run(experiment: Experiment, run_dir: str | None, stop: Stop) -> None:
+    """Run the experiment's rehearsal; go on where it stopped. Raises what a run raises, and Interrupted."""
+    folder = run_dir or f"{experiment.run.rstrip('/')}-rehearsal"
+    made = rehearsal_of(experiment, Path(folder))
+    architectures = {place: architecture_of(place) for place in made.models}
+    say(f"A rehearsal of {experiment.source} in {folder}: every count is a thousandth, or the least that works")
+    for line in made.changes:
+        say(f"  {line}")
+    if world().leads:
+        tokenizer = build_tokenizer()
+        tokenizer.model_max_length = TOKENS
+        for place, architecture in architectures.items():
+            write_tiny(made.models[place], architecture, tokenizer)
+    barrier()
+    stages = stage_folders(replace(experiment, run=folder, stages=made.stages()))
+    check_inputs(stages)
+    try:
+        for stage in stages.values():
+            run_stage(stage, stop)
+    except Interrupted as error:
+        words = ["instaflow", "rehearse", experiment.source, *(["--run-dir", run_dir] if run_dir else [])]
+        words += [word for change in experiment.overrides for word in ("--set", change)]
+        error.hint = f"To go on: {shlex.join(words)}"
+        raise
+    seconds = {name: read_done(stage.folder)["seconds"] for name, stage in stages.items()}
+    say("")
+    say(f"The rehearsal went well: {len(stages)} stages in {sum(seconds.values()):,.0f} s. It says nothing of quality.")
+    width = max(map(len, stages))
+    for name, stage in stages.items():
+        say(f"  {name:<{width}}  {stage.stage.kind:<8}  {seconds[name]:>6,.1f} s")
+
+
+def rehearsal_of(experiment: Experiment, folder: Path) -> Rehearsal:
+    """The experiment with tiny models and small counts, to be run in `folder`; nothing is written."""
+    made = Rehearsal()
+    for name, stage in experiment.stages.items():
+        settings = shrunk(stage.model_dump())
+        outside = {key: place for key, place in stage.parents().items() if place not in experiment.stages}
+        for key, place in outside.items():
+            if stage.parent_keys.get(key) == "couplings":
+                added = f"{name}-couplings"
+                while added in experiment.stages:
+                    added += "-"
+                settings[key] = made.add_couplings(added, settings["init"])
+                made.changes.append(f"{name}: couplings of a tiny model in place of '{place}'")
+            else:
+                put(settings, key, made.swap(place, folder))
+        if isinstance(stage, EvaluateStage) and stage.reference.model in made.models:
+            settings["reference"]["model"] = str(made.models[stage.reference.model])
+        if isinstance(stage, CoupleStage) and not isinstance(stage.prompts, list) and not exists(stage.prompts):
+            made.changes.append(f"{name}: made-up captions, for '{choice_of(stage.prompts).path}' is not here")
+            settings["prompts"] = CAPTIONS
+        if isinstance(stage, CoupleStage) and stage.output:
+            made.changes.append(f"{name}: shards stay in the rehearsal's folder and do not go to {stage.output}")
+            settings["output"] = None
+        made.settings[name] = settings
+    return made
+
+
+def shrunk(settings: dict[str, Any]) -> dict[str, Any]:
+    """A stage's settings with each count a thousandth, or the least with which all of the code still has work.
+
+    What is computed at a time stays: global and micro batches, and those of sampling.
+    """
+    small = dict(settings)
+    for key in ("phases", "autoencoder_phases"):
+        if key in settings:
+            small[key] = [shrunk_phase(phase) for phase in settings[key]]
+    if "phases" in settings:
+        some = max(sum(phase["samples"] for phase in small["phases"]) // MOST_CHECKPOINTS, 1)
+        for key in ("checkpoint_every", "keep_checkpoint_every"):
+            small[key] = settings[key] and max(settings[key] // LESS, some)
+    if settings["kind"] == "couple":
+        small["count"] = less(settings["count"], FEWEST_BATCHES * settings["batch_size"])
+        fewest, most = (-(-small["count"] // shards) for shards in (MOST_SHARDS, FEWEST_SHARDS))
+        small["records_per_shard"] = min(settings["records_per_shard"], max(fewest, min(settings["batch_size"], most)))
+    if settings["kind"] == "evaluate":
+        small["num_samples"] = less(settings["num_samples"], FEWEST_IMAGES)
+        small["straightness_samples"] = less(settings["straightness_samples"], FEWEST_PATHS)
+    return small
+
+
+def shrunk_phase(phase: dict[str, Any]) -> dict[str, Any]:
+    samples = less(phase["samples"], FEWEST_BATCHES * phase["global_batch_size"])
+    return phase | {"samples": samples, "warmup_samples": min(phase["warmup_samples"] // LESS, samples // 2)}
+
+
+def less(count: int, least: int) -> int:
+    """A thousandth of a count, but not less than `least`, unless the count is."""
+    return max(count // LESS, min(count, least))
+
+
+def put(settings: dict[str, Any], path: str, value: str) -> None:
+    """Set what a dotted path names, `models.0.model`."""
+    node: Any = settings
+    *above, last = path.split(".")
+    for key in above:
+        node = node[int(key) if isinstance(node, list) else key]
+    node[last] = value

@@ -1,0 +1,104 @@
+"""What a plan says, against numbers worked out by hand; its disk is compared with files in test_rehearse.py."""
+
+import re
+
+import pytest
+
+from instaflow.config import load_experiment
+from instaflow.errors import ConfigError, DataError
+from instaflow.models.families import SD1
+from pipelines.plan import Plan, network_calls, run
+from tests.experiments import PHASE, write
+from tests.models.made import write_flow, write_model
+
+TEXT = f"""
+run: runs/tiny
+stages:
+  pairs: {{kind: couple, model: PLACE, prompts: [a seven], count: 1000, num_steps: 10, guidance_scale: 5.0}}
+  2rf: {{kind: reflow, init: PLACE, couplings: pairs, phases: [{PHASE}, {PHASE}]}}
+  pairs2: {{kind: couple, model: 2rf, prompts: [a seven], count: 1000, num_steps: 10, guidance_scale: 1.0}}
+  student: {{kind: distill, init: 2rf, couplings: pairs2, phases: [{PHASE}]}}
+"""
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """An experiment with a tiny teacher."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return write(tmp_path, TEXT.replace("PLACE", str(write_model(tmp_path / "teacher"))))
+
+
+def costs(config: str, *overrides: str, gpus: int = 1) -> dict:
+    plan = Plan(load_experiment(config, overrides), gpus)
+    return {name: plan.cost_of(name) for name in plan.stages}
+
+
+def test_flops_follow_the_calls_of_the_network(config):
+    usual, flops = costs(config), Plan(load_experiment(config), 1).architecture("2rf").flops()
+    assert usual["pairs"].flops == 1000 * (2 * 10 * flops["unet"] + flops["text"])
+    assert usual["pairs2"].flops == 1000 * (10 * flops["unet"] + flops["text"])
+    assert usual["2rf"].flops == 2 * 8 * (3 * flops["unet"] + flops["text"])
+    assert usual["student"].samples == 8
+    changed = costs(config, "stages.2rf.gradient_checkpointing=true", "stages.pairs.keep={images: {every: 10}}")
+    assert changed["2rf"].flops - usual["2rf"].flops == 2 * 8 * flops["unet"]
+    assert changed["pairs"].flops - usual["pairs"].flops == 100 * flops["decode"]
+
+
+@pytest.mark.parametrize(("sampler", "calls"), [("dpm-solver++", 10), ("heun", 19), ("pndm", 11)])
+def test_samplers_call_the_network_as_often_as_they_do(tmp_path, config, sampler, calls):
+    from instaflow.models.samplers import coupling_scheduler
+    from tests.models.made import load
+
+    scheduler = coupling_scheduler(load(tmp_path / "teacher"), sampler)
+    scheduler.set_timesteps(10)
+    stage = load_experiment(config, [f"stages.pairs.sampler={sampler}"]).stages["pairs"]
+    assert network_calls(stage, is_flow=False) == len(scheduler.timesteps) == calls
+
+
+def test_a_flow_in_a_folder_is_called_once_a_step(tmp_path, config):
+    flow = write_flow(tmp_path / "flow", "velocity")
+    found = costs(config, f"stages.pairs.model={flow}", "stages.pairs.guidance_scale=1")
+    assert found["pairs"].flops == found["pairs2"].flops
+
+
+def test_memory_is_that_of_the_zero_stage_and_the_precision(config):
+    usual = costs(config)["2rf"].memory
+    shared = costs(config, "stages.2rf.zero_stage=2", gpus=2)["2rf"].memory
+    assert shared.gradients * 2 == usual.gradients
+    assert shared.activations == pytest.approx(usual.activations / 2, rel=0.05)  # half of the batch
+    half = costs(config, "stages.pairs.dtype=float16")["pairs"].memory
+    assert half.frozen * 2 == costs(config)["pairs"].memory.frozen
+
+
+def test_the_packaged_stable_diffusion_plan_matches_the_papers_sums(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    found = costs("sd15", gpus=8)
+    days = {name: cost.paper_days for name, cost in found.items()}
+    assert days == pytest.approx({"pairs": 8, "2rf": 11.2 + 64, "pairs2": 8, "student": 54.4})
+    assert found["pairs"].flops == pytest.approx(1.6e6 * 50 * SD1.flops()["unet"], rel=0.001 + 0.0003)
+    assert all(cost.half for cost in found.values())
+    assert found["2rf"].memory.total == pytest.approx(
+        20 * 859.5e6 + 4 * 206.7e6 + found["2rf"].memory.activations, rel=0.01
+    )
+
+
+def test_the_plan_fits_a_terminal_and_says_what_it_rests_on(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    lines = run(load_experiment("sd15"), gpus=1, utilization=None)
+    assert max(map(len, lines)) <= 100
+    text = "\n".join(lines)
+    assert "an assumption: no GPU was measured yet" in text
+    totals = [line.split() for line in lines if line.strip().startswith("total")]
+    assert totals[0][1:3] == ["3,200,000", "52,096,000"]
+    assert totals[1][-1] == "145.6"  # 199.2 without the 53.6 of LPIPS
+    told = "\n".join(run(load_experiment("sd15"), gpus=1, utilization=0.6))
+    assert "assumption" not in told
+    days = [float(re.search(r"total +([\d.]+)", part.partition("GPU-days")[2])[1]) for part in (text, told)]
+    assert days[0] == pytest.approx(2 * days[1], rel=0.01)
+
+
+def test_a_batch_that_cannot_be_shared_and_an_unknown_model_are_errors(config):
+    with pytest.raises(ConfigError, match=r"stages.2rf.phases.0.*3 processes"):
+        costs(config, gpus=3)
+    with pytest.raises(DataError, match="'someone/something' is made of"):
+        costs(config, "stages.pairs.model=someone/something")
