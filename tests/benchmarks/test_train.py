@@ -1,11 +1,22 @@
 """The benchmark of training: its sides do the same work, in turns."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from benchmarks.train import Options, Side, make_couplings, prompts_of
 from tests.benchmarks.programs import run
+
+
+@pytest.fixture(autouse=True)
+def one_core() -> Iterator[None]:
+    """For what the tests start: threads that wait for each other are slow where other work runs beside them."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})
+    yield
+    os.sched_setaffinity(0, cores)
 
 
 @pytest.mark.slow
