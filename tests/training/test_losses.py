@@ -7,8 +7,10 @@ from torch import nn
 
 from instaflow.flow.views import EpsilonView, VelocityView
 from instaflow.models.samplers import flow_scheduler
+from instaflow.sections import FlowPhase
 from instaflow.training.draws import draws
-from instaflow.training.losses import DistillLoss, ReflowLoss
+from instaflow.training.losses import DistillLoss, ReflowLoss, pseudo_huber
+from instaflow.training.perceptual import PerceptualDistance, PerceptualNetwork, small_layers
 from tests.models.made import ddim, load, noise, teacher_scheduler, write_model
 
 PROMPTS = ["the digit 7", "an odd digit", "a digit"]
@@ -115,3 +117,63 @@ def test_a_loss_trains_the_network_and_nothing_else(folders):
     loss = ReflowLoss(model.unet, model.view(), model.encode, 0.1)
     own = {name.removeprefix("unet.") for name in loss.state_dict()}
     assert own == set(model.unet.state_dict())
+
+
+# --- the other losses -------------------------------------------------------------------------------------------------
+
+
+def phase(loss):
+    return FlowPhase(samples=8, global_batch_size=4, learning_rate=1e-3, loss=loss)
+
+
+class Squares:
+    """Stands for a perceptual distance: half the mean square of what is between."""
+
+    def __call__(self, latents, targets, draws):
+        self.draws = draws
+        return (latents - targets).square().mean((1, 2, 3)) / 2
+
+
+def huber(error):
+    """As 2-rectified flow++ has it, of one sample, in float64."""
+    error = error.double()
+    d = error.numel()
+    return ((error.square().sum() + (0.00054 * d) ** 2).sqrt() - 0.00054 * d) / d
+
+
+def test_pseudo_huber_by_hand():
+    errors = noise(3) * torch.tensor([1e-6, 1e-2, 30.0]).view(3, 1, 1, 1)
+    expected = torch.stack([huber(error) for error in errors])
+    torch.testing.assert_close(pseudo_huber(errors.double()).flatten(), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(pseudo_huber(errors).flatten().double(), expected, rtol=1e-5, atol=0)
+
+
+def test_a_phase_says_how_a_student_is_measured():
+    start, data, numbers = noise(3), noise(3, seed=1), draws(0, "student/", 0, 3)
+    distance = Squares()
+    loss = DistillLoss(Recorder(), VelocityView(), Encoder(), distance)
+    output = 0.3 * torch.sin(start) + torch.tensor([11.0, 12.0, 7.0]).view(3, 1, 1, 1) / 10
+    errors = start - 0.999 * output - data
+    expected = {
+        "l2": errors.square().mean(),
+        "pseudo-huber": torch.stack([huber(error) for error in errors]).mean().float(),
+        "lpips": errors.square().mean() / 2,
+    }
+    torch.testing.assert_close(loss(start, data, PROMPTS, numbers), expected["l2"])  # before any phase
+    for name, value in expected.items():
+        loss.begin(phase(name))
+        torch.testing.assert_close(loss(start, data, PROMPTS, numbers), value)
+    assert distance.draws is numbers
+
+
+def test_a_perceptual_distance_is_not_trained_with_the_network(folders):
+    model = load(folders["velocity"])
+    network = PerceptualNetwork(small_layers([3, 8], [1]), [2], of_imagenet=False)
+    loss = DistillLoss(model.unet, model.view(), model.encode, PerceptualDistance(model.vae, network))
+    assert {name.removeprefix("unet.") for name in loss.state_dict()} == set(model.unet.state_dict())
+    model.unet.requires_grad_(True)
+    loss.begin(phase("lpips"))
+    loss(noise(3), noise(3, seed=1), PROMPTS, draws(0, "student/", 0, 3)).backward()
+    assert all(weight.grad.isfinite().all() for weight in model.unet.parameters())
+    assert sum(float(weight.grad.abs().sum()) for weight in model.unet.parameters()) > 0
+    assert all(weight.grad is None for weight in [*model.vae.parameters(), *network.parameters()])

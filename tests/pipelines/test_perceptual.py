@@ -1,0 +1,70 @@
+"""Distillation in two phases, L2 and then LPIPS of decoded images, by the real commands."""
+
+import json
+
+import pytest
+from diffusers import AutoencoderTiny
+from safetensors.torch import load_file
+
+from instaflow.config import load_experiment
+from instaflow.errors import ConfigError
+from instaflow.rundir import stage_folders
+from pipelines.on_couplings import open_distance
+from tests.models.made import load, write_model
+from tests.pipelines.runs import instaflow
+from tests.training.test_perceptual import write_backbone
+
+TEXT = """
+run: unused
+stages:
+  pairs: {kind: couple, model: MODEL, prompts: [a seven, an odd digit], count: 8, batch_size: 8, num_steps: 2,
+          guidance_scale: 1}
+  student:
+    kind: distill
+    init: MODEL
+    couplings: pairs
+    phases:
+      - {samples: 4, global_batch_size: 2, learning_rate: 1e-3}
+      - {samples: 8, global_batch_size: 2, learning_rate: 1e-3, loss: lpips}
+    perceptual: {weights: WEIGHTS, crop: 6}
+    preview: null
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("experiment")
+    weights = write_backbone(folder / "alex.pth", "alex")
+    text = TEXT.replace("MODEL", str(write_model(folder / "teacher"))).replace("WEIGHTS", str(weights))
+    (folder / "lpips.yaml").write_text(text)
+    return folder / "lpips.yaml"
+
+
+@pytest.mark.slow
+def test_a_student_by_l2_and_lpips(config, tmp_path):
+    instaflow("run", config, "--run-dir", tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "student" / "stats.jsonl").read_text().splitlines()]
+    losses = {line["samples_seen"]: line["loss"] for line in lines if "loss" in line}
+    assert [line["phase"] for line in lines if "loss" in line] == [0] * 2 + [1] * 4
+    assert losses[6] < 0.2 * losses[4]  # another measure
+    raw = load_file(tmp_path / "run" / "student" / "model-raw" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert raw.keys() == load(config.parent / "teacher").unet.state_dict().keys()
+
+
+def distance_of(config, model, **changes):
+    overrides = [f"stages.student.perceptual.{key}={value}" for key, value in changes.items()]
+    return open_distance(stage_folders(load_experiment(str(config), overrides))["student"], model)
+
+
+def test_what_does_not_go_with_the_model_is_refused(config, tmp_path):
+    model = load(config.parent / "teacher")
+    assert distance_of(config, model).crop == 6
+    with pytest.raises(ConfigError, match=r"perceptual\.crop is 9, a latent's side 8"):
+        distance_of(config, model, crop=9)
+    sizes = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8), "num_encoder_blocks": (1, 1)}
+    for channels in (3, 4):
+        tiny = AutoencoderTiny(**sizes, num_decoder_blocks=(1, 1), latent_channels=channels)
+        tiny.save_pretrained(tmp_path / str(channels))
+    assert isinstance(distance_of(config, model, decoder=tmp_path / "4").vae, AutoencoderTiny)
+    with pytest.raises(ConfigError, match=r"takes latents of 3 channels, and '.*' makes 4"):
+        distance_of(config, model, decoder=tmp_path / "3")
