@@ -116,15 +116,20 @@ class TrainingStage(Stage):
 
 
 class TeacherStage(TrainingStage):
-    """Trains the miniature teacher: an autoencoder, then text encoder and U-Net together."""
+    """Trains the miniature teacher: an autoencoder, then text encoder and U-Net together; and a perceptual network."""
 
     kind: Literal["teacher"]
     data: Literal["digits"]
     autoencoder_phases: Annotated[list[Phase], Field(min_length=1)]
+    perceptual_phases: Annotated[list[Phase], Field(min_length=1)] | None = None
+    """Of a small classifier whose features later stages can measure by (perceptual: {network: ...}); null for none."""
     caption_dropout: Fraction = 0.1
     num_steps: Steps = 25
     guidance_scale: NonNegativeFloat
     """With `num_steps`, the default that the model folder carries for sampling."""
+
+    def gives(self) -> set[str]:
+        return {"model", "perceptual network"} if self.perceptual_phases else {"model"}
 
 
 class CoupleStage(Stage):
