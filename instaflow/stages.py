@@ -37,6 +37,7 @@ from instaflow.sections import (
 )
 
 Parametrization = Literal["velocity", "epsilon"]
+TimeDensity = Literal["uniform", "u-shaped", "logit-normal"]
 
 
 class Stage(Section):
@@ -277,6 +278,8 @@ class ReflowStage(FlowStage):
     """Trains the next rectified flow on couplings (InstaFlow, Eq. 5)."""
 
     kind: Literal["reflow"]
+    time_density: TimeDensity = "uniform"
+    """How often each time is visited: most often both ends by "u-shaped", the middle by "logit-normal"."""
     caption_dropout: Fraction = 0.1
     num_steps: Steps = 25
     guidance_scale: NonNegativeFloat = 1.5

@@ -14,7 +14,10 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     settings = stage.stage
     material = open_material(stage)
     model = material.model
-    loss = prepare(stage, material, lambda view: ReflowLoss(model.unet, view, model.encode, settings.caption_dropout))
+    density, dropout = settings.time_density, settings.caption_dropout
+    loss = prepare(
+        stage, material, lambda view: ReflowLoss(model.unet, view, model.encode, dropout, time_density=density)
+    )
     exported = ModelSettings(
         kind="flow",
         parametrization=settings.parametrization,

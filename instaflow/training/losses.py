@@ -7,9 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from instaflow.flow.densities import DENSITIES
 from instaflow.flow.paths import velocity
 from instaflow.flow.views import View
 from instaflow.sections import FlowPhase, Loss
+from instaflow.stages import TimeDensity
 from instaflow.training.draws import DROPOUT, TIME
 from instaflow.training.figures import LossByTime
 from instaflow.training.perceptual import PerceptualDistance
@@ -40,21 +42,29 @@ class FlowLoss(nn.Module):
 
 
 class ReflowLoss(FlowLoss):
-    """E ||(data - noise) - v(x_t, t | prompt)||² over couplings, t uniform (InstaFlow, Eq. 5).
+    """E ||(data - noise) - v(x_t, t | prompt)||² over couplings and times (InstaFlow, Eq. 5, where t is uniform).
 
     A share `caption_dropout` of the prompts is left out, so that the unguided branch stays trained.
     """
 
-    def __init__(self, unet: nn.Module, view: View, encode: Encode, caption_dropout: float) -> None:
+    def __init__(
+        self,
+        unet: nn.Module,
+        view: View,
+        encode: Encode,
+        caption_dropout: float,
+        *,
+        time_density: TimeDensity = "uniform",
+    ) -> None:
         super().__init__(unet, view, encode)
-        self.caption_dropout = caption_dropout
+        self.caption_dropout, self.density = caption_dropout, DENSITIES[time_density]
         self.by_time = LossByTime()
 
     def forward(self, noise: Tensor, data: Tensor, prompts: list[str], draws: np.ndarray) -> Tensor:
         """Scalar. noise, data: [B, C, H, W]; draws: [B, COLUMNS], the time's and the dropout's among them."""
         dropped = draws[:, DROPOUT] < self.caption_dropout
         kept = [None if drop else prompt for drop, prompt in zip(dropped, prompts, strict=True)]
-        t = self.view.time(torch.as_tensor(draws[:, TIME], dtype=torch.float32, device=noise.device))
+        t = self.view.time(self.density(torch.as_tensor(draws[:, TIME])).to(noise.device, torch.float32))
         x, timestep = self.view.point(noise, data, t)
         output = self.unet(x, timestep, **self.encode(kept), return_dict=False)[0]
         squares = (self.view.velocity(x, timestep, output) - velocity(noise, data)).square()

@@ -177,3 +177,29 @@ def test_a_perceptual_distance_is_not_trained_with_the_network(folders):
     assert all(weight.grad.isfinite().all() for weight in model.unet.parameters())
     assert sum(float(weight.grad.abs().sum()) for weight in model.unet.parameters()) > 0
     assert all(weight.grad is None for weight in [*model.vae.parameters(), *network.parameters()])
+
+
+# --- time densities ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("density", ["u-shaped", "logit-normal"])
+def test_a_velocity_flow_visits_the_density_s_times(density):
+    unet, u = Recorder(), np.array([0.0, 0.1, 0.5, 0.9])
+    loss = ReflowLoss(unet, VelocityView(), Encoder(), 0.0, time_density=density)
+    loss(noise(4), noise(4, seed=1), ["a digit"] * 4, numbers(u))
+    t = {
+        "u-shaped": 0.5 + np.arcsinh((2 * u - 1) * np.sinh(2)) / 4,
+        "logit-normal": np.array([0, 1 / (1 + np.exp(1.2815515655)), 0.5, 1 / (1 + np.exp(-1.2815515655))]),
+    }[density]
+    np.testing.assert_allclose(unet.calls[0][1].numpy(), np.minimum(1000 * (1 - t), 999), rtol=1e-6)
+
+
+def test_an_epsilon_flow_visits_the_density_over_the_teacher_s_range():
+    unet, u = Recorder(), np.array([0.0, 0.1, 0.5, 0.9])
+    view = EpsilonView(ddim().alphas_cumprod)
+    loss = ReflowLoss(unet, view, Encoder(), 0.0, time_density="u-shaped")
+    loss(noise(4), noise(4, seed=1), ["a digit"] * 4, numbers(u))
+    alpha_bar = ddim().alphas_cumprod.double().numpy()
+    known = np.sqrt(alpha_bar) / (np.sqrt(alpha_bar) + np.sqrt(1 - alpha_bar))
+    t = known[-1] + (known[0] - known[-1]) * (0.5 + np.arcsinh((2 * u - 1) * np.sinh(2)) / 4)
+    assert unet.calls[0][1].tolist() == [int(np.abs(known - time).argmin()) for time in t]
