@@ -284,12 +284,6 @@ class ReflowStage(FlowStage):
     num_steps: Steps = 25
     guidance_scale: NonNegativeFloat = 1.5
 
-    @model_validator(mode="after")
-    def losses_of_a_flow(self) -> "ReflowStage":
-        if any(phase.loss != "l2" for phase in self.phases):
-            raise ValueError("phases: reflow knows the loss l2 alone")
-        return self
-
 
 class DistillStage(FlowStage):
     """Trains a one-step student on couplings (InstaFlow, Eq. 6)."""

@@ -20,6 +20,8 @@ Encode = Callable[[Sequence[str | None]], dict[str, Any]]
 """Prompts, or None for no prompt, to the network's arguments, by the frozen text encoder."""
 HUBER = 0.00054
 """c of the pseudo-Huber loss for each of a sample's values (2-rectified flow++, arXiv 2405.20320)."""
+EDGE = 1e-5
+"""Nearer to neither end of time does 2-rectified flow++ go, so that 1/t' stays finite."""
 
 
 class FlowLoss(nn.Module):
@@ -42,8 +44,11 @@ class FlowLoss(nn.Module):
 
 
 class ReflowLoss(FlowLoss):
-    """E ||(data - noise) - v(x_t, t | prompt)||² over couplings and times (InstaFlow, Eq. 5, where t is uniform).
+    """E D(v, v̂) over couplings and times, v = data - noise and v̂ = v(x_t, t | prompt) (InstaFlow, Eq. 5).
 
+    D is of 2-rectified flow++ (config F), with its time t' = 1 - t, of which t' = 0 is data:
+    "l2" ||v - v̂||², "pseudo-huber" H(v - v̂), "lpips" LPIPS(x̂, data) / t' of the images that x̂ = x_t + t' v̂ and data
+    decode to, and "lpips-huber" (1 - t') H(v - v̂) + LPIPS(x̂, data) / t'.
     A share `caption_dropout` of the prompts is left out, so that the unguided branch stays trained.
     """
 
@@ -53,10 +58,11 @@ class ReflowLoss(FlowLoss):
         view: View,
         encode: Encode,
         caption_dropout: float,
+        distance: PerceptualDistance | None = None,
         *,
         time_density: TimeDensity = "uniform",
     ) -> None:
-        super().__init__(unet, view, encode)
+        super().__init__(unet, view, encode, distance)
         self.caption_dropout, self.density = caption_dropout, DENSITIES[time_density]
         self.by_time = LossByTime()
 
@@ -67,9 +73,22 @@ class ReflowLoss(FlowLoss):
         t = self.view.time(self.density(torch.as_tensor(draws[:, TIME])).to(noise.device, torch.float32))
         x, timestep = self.view.point(noise, data, t)
         output = self.unet(x, timestep, **self.encode(kept), return_dict=False)[0]
-        squares = (self.view.velocity(x, timestep, output) - velocity(noise, data)).square()
-        self.by_time.add(t, squares.detach().mean((1, 2, 3)))
-        return squares.mean()
+        read = self.view.velocity(x, timestep, output)
+        errors = read - velocity(noise, data)
+        if self.loss == "l2":
+            losses = errors.square()
+        elif self.loss == "pseudo-huber":
+            losses = pseudo_huber(errors)
+        else:
+            level = (1 - t).clamp(EDGE, 1 - EDGE).view(-1, 1, 1, 1)  # t'
+            # In float32: near the data what is divided by t' is as small as bfloat16's rounding.
+            with torch.autocast(noise.device.type, enabled=False):
+                reached = self.view.data(x.float(), timestep, read.float())
+                losses = self.perceptual(reached, data, draws) / level
+            if self.loss == "lpips-huber":
+                losses = (1 - level) * pseudo_huber(errors) + losses
+        self.by_time.add(t, losses.detach().mean((1, 2, 3)))
+        return losses.mean()
 
 
 class DistillLoss(FlowLoss):

@@ -82,9 +82,17 @@ stages:
     phases: [{samples: 16, global_batch_size: 16, learning_rate: 1e-3}]
     perceptual_phases: [{samples: 3840, global_batch_size: 64, learning_rate: 3e-3}]
   pairs: {kind: couple, model: teacher, prompts: [a seven], count: 8, num_steps: 2, guidance_scale: 1}
+  2rf:
+    kind: reflow
+    init: teacher
+    couplings: pairs
+    time_density: u-shaped
+    phases: [{samples: 16, global_batch_size: 8, learning_rate: 1e-3, loss: lpips-huber}]
+    perceptual: {network: teacher}
+    preview: null
   student:
     kind: distill
-    init: teacher
+    init: 2rf
     couplings: pairs
     phases: [{samples: 16, global_batch_size: 8, learning_rate: 1e-3, loss: lpips}]
     perceptual: {network: teacher}
@@ -106,6 +114,8 @@ def test_the_digits_teacher_trains_a_network_to_measure_by(tmp_path):
     assert losses[-1] < 0.3 < 2 < losses[0]
     student = read_stats(tmp_path / "run" / "student" / "stats.jsonl")
     assert all(0 < line["loss"] < 3 * 4 for line in student)  # three layers, each at most 2² apart
+    flow = read_stats(tmp_path / "run" / "2rf" / "stats.jsonl")
+    assert flow[-1]["samples_seen"] == 16 and all(line["loss"] > 0 for line in flow)
 
 
 def test_a_teacher_without_such_a_network_serves_no_loss(tmp_path):
