@@ -8,6 +8,7 @@ from typing import Any
 
 from instaflow.errors import DataError
 from instaflow.files import fingerprint_of, sha256_of
+from instaflow.sections import BACKBONES, Perceptual
 
 PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 CONFIGURATION = (
@@ -140,6 +141,40 @@ def missing_files(folder: Path, *needed: tuple[tuple[str, ...], ...]) -> list[st
     """Those of the `needed` files that are not in `folder`."""
     lines = [line for lines in needed for line in lines]
     return [" or ".join(line) for line in lines if not any(any(folder.glob(name)) for name in line)]
+
+
+# --- what a perceptual loss needs -------------------------------------------------------------------------------------
+
+
+def check_perceptual(settings: Perceptual) -> None:
+    """Raises DataError unless the weights and the decoder that are named lie there, and are what they should be."""
+    if settings.weights is not None:
+        file, name = Path(settings.weights), BACKBONES[settings.network]
+        if not file.is_file():
+            raise DataError(
+                f"There is no file '{file}', the weights of the network '{settings.network}' that LPIPS compares by; "
+                "it is never fetched by itself",
+                f"Bring {name} (https://download.pytorch.org/models/{name}) here and write its path as "
+                "perceptual.weights",
+            )
+        hashed = re.search(r"-([0-9a-f]{8})\.pth$", file.name)  # torchvision's names say how the SHA-256 begins
+        if hashed and not sha256_of(file).startswith(hashed[1]):
+            raise DataError(
+                f"'{file}' is damaged: its SHA-256 begins with {sha256_of(file)[:8]}, not as its name says",
+                "Bring the file once more",
+            )
+    if settings.decoder is not None:
+        folder = Path(settings.decoder)
+        missing = missing_files(folder, (("config.json",), ("diffusion_pytorch_model.safetensors",)))
+        if missing:
+            raise DataError(
+                f"The decoder '{folder}' lacks {' and '.join(missing)}",
+                "It is the folder of an AutoencoderTiny as diffusers writes it, and never fetched by itself",
+            )
+        if '"AutoencoderTiny"' not in (folder / "config.json").read_text(encoding="utf-8"):
+            raise DataError(
+                f"The decoder '{folder}' is no AutoencoderTiny", "Name the folder of one, as diffusers writes it"
+            )
 
 
 # --- the hub ----------------------------------------------------------------------------------------------------------

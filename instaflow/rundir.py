@@ -20,14 +20,15 @@ from typing import Any
 
 from instaflow.config import Experiment
 from instaflow.errors import ConfigError, DataError, InstaFlowError
-from instaflow.files import fingerprint_of, json_text, write_file, write_json, write_new
+from instaflow.files import fingerprint_of, json_text, sha256_of, write_file, write_json, write_new
 from instaflow.places import cached_model, is_hub_name, model_fingerprint
 from instaflow.prompt_sources import content_of, exists
 from instaflow.stages import CoupleStage
 from instaflow.world import ALONE, Worker
 
 FORMAT = 1
-PLACES = ("model", "init", "teacher", "couplings")  # the settings that may name a folder or a hub model
+PLACES = ("model", "init", "teacher", "couplings", "network", "weights", "decoder")
+"""The settings that may name a folder, a file or a hub model."""
 
 
 @dataclass
@@ -85,6 +86,10 @@ class StageFolder:
             )
         return str(raw)
 
+    def locate_network(self, parent: str) -> Path:
+        """The folder of a perceptual network: a teacher stage's, or the folder itself."""
+        return self.run / parent / "perceptual" if parent in self.stage_names else Path(parent)
+
     def relative(self, parent: str) -> str:
         """A parent's payload as this stage's folder sees it; a hub name as it stands."""
         place = self.locate(parent)
@@ -97,12 +102,17 @@ class StageFolder:
         return {**self.own_identity(), **self.contents(self.stage.parents())}
 
     def own_identity(self) -> dict[str, Any]:
-        """The identity less the parents' content, and less the prompts' where the stage is done and their file gone."""
-        outside = set(self.stage.parents().values()) - set(self.stage_names)
+        """The identity less the parents' content, and less that of a done stage's prompts and files that are gone."""
+        files = self.stage.files()
+        outside = {*self.stage.parents().values(), *files.values()} - set(self.stage_names)
         settings = without_places(self.stage.identity(), outside)  # no path is part of an identity
         identity = {"format": FORMAT, "name": self.name, "seed": self.seed, **settings}
         if isinstance(self.stage, CoupleStage) and (exists(self.stage.prompts) or not self.is_done()):
             identity["prompts"] = content_of(self.stage.prompts)
+        for key, place in files.items():
+            path = Path(place)
+            if path.exists() or not self.is_done():
+                identity[f"{key} (content)"] = fingerprint_of(path) if path.is_dir() else sha256_of(path)
         return identity
 
     def contents(self, parents: Mapping[str, str]) -> dict[str, str]:
@@ -126,7 +136,7 @@ class StageFolder:
     def check_identity(self) -> None:
         """Refuse to go on with a stage that was begun with other settings or other parents. Raises ConfigError.
 
-        Parents that are not here don't count, nor does a done stage's prompt file that is gone: the stage may have
+        Parents that are not here don't count, nor do a done stage's files that are gone: the stage may have
         been copied into this run without them, and its folder holds what it needs.
         """
         file = self.folder / "stage.json"
@@ -139,8 +149,7 @@ class StageFolder:
             else:
                 here[key] = parent
         own = self.own_identity()
-        if "prompts" not in own:
-            absent.add("prompts")
+        absent |= {"prompts", *(f"{key} (content)" for key in self.stage.files())} - own.keys()
         old, new = flat(read_json(file)["identity"]), flat({**own, **self.contents(here)})
         changes = [
             f"'{key}' was {said(old, key)}, is now {said(new, key)}"

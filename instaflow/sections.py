@@ -36,6 +36,40 @@ class Phase(Section):
         return self
 
 
+Loss = Literal["l2", "pseudo-huber", "lpips", "lpips-huber"]
+PERCEPTUAL_LOSSES = ("lpips", "lpips-huber")
+BACKBONES = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}
+"""LPIPS' own networks, with the files of weights that torchvision gives out for them."""
+
+
+class FlowPhase(Phase):
+    """A phase of a training on couplings, which has a loss as well (InstaFlow distilled by L2, then by LPIPS)."""
+
+    loss: Loss = "l2"
+
+
+class Perceptual(Section):
+    """How it is measured how different two images look (LPIPS, arXiv 1801.03924), and what that needs."""
+
+    network: Annotated[str, Field(min_length=1)] = "alex"
+    """"alex" or "vgg", LPIPS' own; or a teacher stage that trains one, or the folder of such a one."""
+    weights: str | None = None
+    """The file of torchvision's weights for "alex" or "vgg". It is never downloaded."""
+    decoder: str | None = None
+    """The folder of an AutoencoderTiny that decodes in place of the model's VAE, for its memory and speed."""
+    crop: PositiveInt | None = None
+    """Decode and compare a square of so many latent cells a side, at a place drawn for each sample; null for all."""
+
+    @model_validator(mode="after")
+    def weights_of_its_network(self) -> "Perceptual":
+        if self.network in BACKBONES and self.weights is None:
+            file = BACKBONES[self.network]
+            raise ValueError(f"network '{self.network}' needs weights: the path of torchvision's {file}")
+        if self.network not in BACKBONES and self.weights is not None:
+            raise ValueError(f"weights go with network: {' or '.join(BACKBONES)}")
+        return self
+
+
 def share_of(phase: Phase, micro_batch_size: int | None, processes: int, where: str = "phases") -> int:
     """The samples that one process takes through the network at a time, by default its whole share of a global batch.
 

@@ -5,6 +5,7 @@ a couple stage. Each takes a stage's name, a folder, or (for models) a hub name 
 """
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -18,11 +19,15 @@ from pydantic import (
 )
 
 from instaflow.sections import (
+    BACKBONES,
+    PERCEPTUAL_LOSSES,
     EvaluatedModel,
+    FlowPhase,
     Fraction,
     Keep,
     NonNegativeFloat,
     NonNegativeInt,
+    Perceptual,
     Phase,
     Preview,
     PromptSource,
@@ -33,20 +38,28 @@ from instaflow.sections import (
 )
 
 Parametrization = Literal["velocity", "epsilon"]
+TimeDensity = Literal["uniform", "u-shaped", "logit-normal"]
 
 
 class Stage(Section):
     """What every stage has."""
 
     parent_keys: ClassVar[dict[str, str]] = {}
-    """The keys that name another stage, and what it must give: "model" or "couplings"."""
-    gives: ClassVar[str] = ""
+    """The keys that name another stage, and what it must give, as `gives` calls it."""
     free_keys: ClassVar[frozenset[str]] = frozenset()
     """Keys that may change between an interruption and its resumption: they do not change the result."""
 
     def parents(self) -> dict[str, str]:
         """Each place that names another stage, a folder or a hub model, with the name found there."""
         return {key: getattr(self, key) for key in self.parent_keys}
+
+    def gives(self) -> set[str]:
+        """What others can build on: "model", "couplings", "perceptual network"."""
+        return set()
+
+    def files(self) -> dict[str, str]:
+        """Each place that names a file or folder whose content decides the result, with the path found there."""
+        return {}
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide this stage's result."""
@@ -56,13 +69,12 @@ class Stage(Section):
 class TrainingStage(Stage):
     """What every stage has that trains a network."""
 
-    gives: ClassVar[str] = "model"
     free_keys: ClassVar[frozenset[str]] = frozenset(
         {"checkpoint_every", "compile", "gradient_checkpointing", "keep_checkpoint_every", "keep_checkpoints"}
         | {"loader_workers", "micro_batch_size", "offload_optimizer", "trackers", "zero_stage"}
     )
 
-    phases: Annotated[list[Phase], Field(min_length=1)]
+    phases: Annotated[Sequence[Phase], Field(min_length=1)]
     micro_batch_size: PositiveInt | None = None
     """Samples that one process takes through the network at a time; by default its whole share of a global batch."""
     ema_decay: Fraction = 0.9999
@@ -88,6 +100,9 @@ class TrainingStage(Stage):
     trackers: list[Literal["tensorboard", "wandb"]] = ["tensorboard"]  # noqa: RUF012  (pydantic copies it)
     """Where the figures of stats.jsonl go besides: RUN/STAGE/tensorboard, or Weights & Biases (an extra to install)."""
 
+    def gives(self) -> set[str]:
+        return {"model"}
+
     def packages(self) -> dict[str, str]:
         """What the settings need that only an extra installs: the package, and the setting that asks for it."""
         asked = {"wandb": "trackers: wandb"} if "wandb" in self.trackers else {}
@@ -103,22 +118,26 @@ class TrainingStage(Stage):
 
 
 class TeacherStage(TrainingStage):
-    """Trains the miniature teacher: an autoencoder, then text encoder and U-Net together."""
+    """Trains the miniature teacher: an autoencoder, then text encoder and U-Net together; and a perceptual network."""
 
     kind: Literal["teacher"]
     data: Literal["digits"]
     autoencoder_phases: Annotated[list[Phase], Field(min_length=1)]
+    perceptual_phases: Annotated[list[Phase], Field(min_length=1)] | None = None
+    """Of a small classifier whose features later stages can measure by (perceptual: {network: ...}); null for none."""
     caption_dropout: Fraction = 0.1
     num_steps: Steps = 25
     guidance_scale: NonNegativeFloat
     """With `num_steps`, the default that the model folder carries for sampling."""
+
+    def gives(self) -> set[str]:
+        return {"model", "perceptual network"} if self.perceptual_phases else {"model"}
 
 
 class CoupleStage(Stage):
     """Writes (noise, latent) couplings of a model into webdataset shards."""
 
     parent_keys: ClassVar[dict[str, str]] = {"model": "model"}
-    gives: ClassVar[str] = "couplings"
     free_keys: ClassVar[frozenset[str]] = frozenset({"prompts", "output"})  # their content counts, not their place
 
     kind: Literal["couple"]
@@ -149,6 +168,9 @@ class CoupleStage(Stage):
     """Where the shards' tars go, by default into the stage's folder: any URL that fsspec writes to, such as
     s3://bucket/pairs or sftp://host/pairs. Credentials and endpoints are fsspec's to know, by its variables
     (FSSPEC_S3_ENDPOINT_URL...), its files in ~/.config/fsspec, or what the store's own package looks at."""
+
+    def gives(self) -> set[str]:
+        return {"couplings"}
 
     @field_validator("output")
     @classmethod
@@ -195,11 +217,18 @@ class CoupleStage(Stage):
 class FlowStage(TrainingStage):
     """What reflow and distillation share: a network trained on couplings."""
 
-    parent_keys: ClassVar[dict[str, str]] = {"init": "model", "couplings": "couplings"}
+    parent_keys: ClassVar[dict[str, str]] = {
+        "init": "model",
+        "couplings": "couplings",
+        "perceptual.network": "perceptual network",
+    }
     free_keys: ClassVar[frozenset[str]] = TrainingStage.free_keys | {"preview"}
 
     init: str
     couplings: str
+    phases: Annotated[list[FlowPhase], Field(min_length=1)]
+    perceptual: Perceptual | None = None
+    """For a phase whose loss is perceptual."""
     parametrization: Parametrization = "velocity"
     negate_output_at_start: bool = False
     """Negate the last convolution of an epsilon teacher before training, as a flow of the paper's sign would see it."""
@@ -211,6 +240,29 @@ class FlowStage(TrainingStage):
     """Compile the network (torch.compile), which takes a minute or two and on a CPU a C++ compiler."""
     preview: Preview | None = Preview()
     """What the moving average draws on the way, kept as a picture and two figures; null for none."""
+
+    def parents(self) -> dict[str, str]:
+        parents = {"init": self.init, "couplings": self.couplings}
+        if self.perceptual and self.perceptual.network not in BACKBONES:
+            parents["perceptual.network"] = self.perceptual.network
+        return parents
+
+    def files(self) -> dict[str, str]:
+        named = {key: getattr(self.perceptual, key, None) for key in ("weights", "decoder")}
+        return {f"perceptual.{key}": path for key, path in named.items() if path}
+
+    def packages(self) -> dict[str, str]:
+        network = self.perceptual.network if self.perceptual else None
+        return super().packages() | ({"lpips": f"perceptual.network: {network}"} if network in BACKBONES else {})
+
+    @model_validator(mode="after")
+    def perceptual_goes_with_a_loss(self) -> "FlowStage":
+        wanted = [phase.loss for phase in self.phases if phase.loss in PERCEPTUAL_LOSSES]
+        if wanted and self.perceptual is None:
+            raise ValueError(f"loss: {wanted[0]} needs a section 'perceptual' that says by which network")
+        if self.perceptual and not wanted:
+            raise ValueError(f"perceptual goes with a phase of loss: {' or '.join(PERCEPTUAL_LOSSES)}")
+        return self
 
     @model_validator(mode="after")
     def whole_graph(self) -> "FlowStage":
@@ -229,6 +281,8 @@ class ReflowStage(FlowStage):
     """Trains the next rectified flow on couplings (InstaFlow, Eq. 5)."""
 
     kind: Literal["reflow"]
+    time_density: TimeDensity = "uniform"
+    """How often each time is visited: most often both ends by "u-shaped", the middle by "logit-normal"."""
     caption_dropout: Fraction = 0.1
     num_steps: Steps = 25
     guidance_scale: NonNegativeFloat = 1.5
@@ -238,6 +292,12 @@ class DistillStage(FlowStage):
     """Trains a one-step student on couplings (InstaFlow, Eq. 6)."""
 
     kind: Literal["distill"]
+
+    @model_validator(mode="after")
+    def losses_of_a_student(self) -> "DistillStage":
+        if any(phase.loss == "lpips-huber" for phase in self.phases):
+            raise ValueError("loss: lpips-huber weighs two losses by time, which a student has not; choose lpips")
+        return self
 
 
 class EvaluateStage(Stage):

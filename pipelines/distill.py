@@ -6,7 +6,7 @@ from instaflow.interruption import Stop
 from instaflow.models.settings import ModelSettings
 from instaflow.rundir import StageFolder
 from instaflow.training.losses import DistillLoss
-from pipelines.on_couplings import open_material, prepare, save_both, train_on
+from pipelines.on_couplings import open_distance, open_material, prepare, save_both, train_on
 
 
 def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
@@ -14,7 +14,8 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     settings = stage.stage
     material = open_material(stage)
     model = material.model
-    loss = prepare(stage, material, lambda view: DistillLoss(model.unet, view, model.encode))
+    distance = open_distance(stage, model)
+    loss = prepare(stage, material, lambda view: DistillLoss(model.unet, view, model.encode, distance))
     exported = ModelSettings(kind="student", parametrization=settings.parametrization, num_steps=1, guidance_scale=1.0)
     trained = train_on(stage, stop, material, loss, exported)
     return save_both(

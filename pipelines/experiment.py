@@ -10,10 +10,10 @@ from instaflow import world
 from instaflow.config import Experiment
 from instaflow.errors import ConfigError, InstaFlowError, Interrupted
 from instaflow.interruption import Stop
-from instaflow.places import find_model
+from instaflow.places import check_perceptual, find_model
 from instaflow.rundir import StageFolder, locked, stage_folders
 from instaflow.sections import share_of
-from instaflow.stages import CoupleStage, TrainingStage
+from instaflow.stages import CoupleStage, FlowStage, TrainingStage
 from instaflow.stores import Store
 from instaflow.world import ALONE, Worker
 
@@ -93,6 +93,8 @@ def check_inputs(stages: dict[str, StageFolder]) -> None:
             look_at_prompts(stage)
             if stage.stage.output:
                 Store(stage.stage.output).sizes("")
+        if isinstance(stage.stage, FlowStage) and stage.stage.perceptual:
+            check_perceptual(stage.stage.perceptual)
         for parent in stage.stage.parents().values():
             if parent not in stage.stage_names and not Path(parent).is_dir():
                 find_model(parent)
@@ -102,8 +104,8 @@ def check_inputs(stages: dict[str, StageFolder]) -> None:
         for entry in getattr(stage.stage, "models", ()):
             if entry.model not in stage.stage_names:
                 stage.locate_weights(entry.model, entry.weights)
-        for key in ("autoencoder_phases", "phases"):
-            for index, phase in enumerate(getattr(stage.stage, key, ())):
+        for key in ("autoencoder_phases", "phases", "perceptual_phases"):
+            for index, phase in enumerate(getattr(stage.stage, key, None) or ()):
                 share_of(phase, stage.stage.micro_batch_size, world.world().size, f"stages.{name}.{key}.{index}")
 
 

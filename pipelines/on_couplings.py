@@ -21,9 +21,13 @@ from instaflow.models.samplers import flow_scheduler
 from instaflow.models.sampling import compiling
 from instaflow.models.settings import ModelSettings, read_settings
 from instaflow.models.text_to_image import TextToImage, negate_output
+from instaflow.models.vae import load_tiny
 from instaflow.rundir import StageFolder
+from instaflow.sections import BACKBONES
 from instaflow.training.draws import draws
 from instaflow.training.loop import Job, Trained, as_tensors, train
+from instaflow.training.losses import FlowLoss
+from instaflow.training.perceptual import PerceptualDistance, load_lpips, load_network
 from instaflow.training.start_checks import StartCheck, coupling_distance, parity
 from instaflow.world import world
 from pipelines.previews import Previews
@@ -61,10 +65,42 @@ def open_material(stage: StageFolder) -> Material:
     return Material(model, couplings, view)
 
 
-def prepare(stage: StageFolder, material: Material, make_loss: Callable[[View], nn.Module]) -> nn.Module:
+def open_distance(stage: StageFolder, model: TextToImage) -> PerceptualDistance | None:
+    """What the stage's perceptual losses measure by, if it has some.
+
+    Raises ConfigError or DataError if its parts do not go together with each other or the model.
+    """
+    settings = stage.stage.perceptual
+    if settings is None:
+        return None
+    channels, *sides = model.latent_shape
+    if settings.crop and settings.crop > min(sides):
+        raise ConfigError(
+            f"Stage '{stage.name}': perceptual.crop is {settings.crop}, a latent's side {min(sides)}",
+            "Choose a smaller one, or null for the whole latent",
+        )
+    if settings.network in BACKBONES:
+        network = load_lpips(settings.network, Path(settings.weights))
+    else:
+        network = load_network(stage.locate_network(settings.network))
+    vae = model.vae
+    if settings.decoder:
+        vae = load_tiny(Path(settings.decoder), device=model.device)
+        if vae.config.latent_channels != channels:
+            raise ConfigError(
+                f"Stage '{stage.name}': the decoder '{settings.decoder}' takes latents of "
+                f"{vae.config.latent_channels} channels, and '{stage.stage.init}' makes {channels}"
+            )
+    if stage.stage.gradient_checkpointing:
+        vae.enable_gradient_checkpointing()
+    return PerceptualDistance(vae, network.to(model.device), settings.crop)
+
+
+def prepare(stage: StageFolder, material: Material, make_loss: Callable[[View], FlowLoss]) -> FlowLoss:
     """The loss over the initial network with the sign that the stage asks for, measured, printed and stored first.
 
-    `make_loss` builds the stage's loss for a view of the network.
+    `make_loss` builds the stage's loss for a view of the network. What is measured here is its squared error, whatever
+    the phases' losses are.
     """
     model, manifest = material.model, material.couplings.manifest
     loss, own = make_loss(material.view), make_loss(model.view())
@@ -108,7 +144,7 @@ def mean_loss(loss: nn.Module, arguments: tuple[Any, ...]) -> float:
         return float(loss(*arguments))
 
 
-def train_on(stage: StageFolder, stop: Stop, material: Material, loss: nn.Module, exported: ModelSettings) -> Trained:
+def train_on(stage: StageFolder, stop: Stop, material: Material, loss: FlowLoss, exported: ModelSettings) -> Trained:
     """Train the loss's network on the couplings, with previews of the model that will be `exported`."""
     settings, couplings = stage.stage, material.couplings
     if settings.gradient_checkpointing:
@@ -140,6 +176,7 @@ def train_on(stage: StageFolder, stop: Stop, material: Material, loss: nn.Module
         phases=settings.phases,
         settings=settings,
         by_time=getattr(loss, "by_time", None),
+        begin=loss.begin,
         preview_every=preview.every if preview else None,
         preview=previews,
     )

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 
+from instaflow.flow.views import View
 from instaflow.interruption import Stop
 from instaflow.models.settings import ModelSettings
 from instaflow.rundir import StageFolder
 from instaflow.training.losses import ReflowLoss
-from pipelines.on_couplings import open_material, prepare, save_both, train_on
+from pipelines.on_couplings import open_distance, open_material, prepare, save_both, train_on
 
 
 def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
@@ -14,7 +15,13 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     settings = stage.stage
     material = open_material(stage)
     model = material.model
-    loss = prepare(stage, material, lambda view: ReflowLoss(model.unet, view, model.encode, settings.caption_dropout))
+    distance = open_distance(stage, model)
+
+    def make_loss(view: View) -> ReflowLoss:
+        dropout, density = settings.caption_dropout, settings.time_density
+        return ReflowLoss(model.unet, view, model.encode, dropout, distance, time_density=density)
+
+    loss = prepare(stage, material, make_loss)
     exported = ModelSettings(
         kind="flow",
         parametrization=settings.parametrization,

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from instaflow.digits.images import real_digits
 from instaflow.digits.losses import encode_all, measure_scaling_factor
-from instaflow.digits.networks import build_autoencoder, build_scheduler, build_text_encoder, build_unet
-from instaflow.digits.stream import AutoencoderLoss, DenoiserLoss, captions_at, records_at
+from instaflow.digits.networks import PERCEPTUAL, build_autoencoder, build_scheduler, build_text_encoder, build_unet
+from instaflow.digits.stream import AutoencoderLoss, ClassifierLoss, DenoiserLoss, captions_at, records_at
 from instaflow.digits.tokenizer import build_tokenizer
 from instaflow.files import fingerprint_of
 from instaflow.interruption import Stop
@@ -19,14 +19,18 @@ from instaflow.models.settings import ModelSettings
 from instaflow.rundir import StageFolder
 from instaflow.sections import Phase
 from instaflow.training.loop import Job, train
+from instaflow.training.perceptual import save_network, small_layers
 from instaflow.world import world
 
 
 def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
-    """Train the autoencoder, then text encoder and U-Net together; write them as one pipeline folder."""
+    """Train the autoencoder, then text encoder and U-Net together; write them as one pipeline folder.
+
+    The perceptual network lies beside it, in a folder `perceptual`.
+    """
     settings, place = stage.stage, device()
     images, labels = real_digits()
-    images = images.to(place)
+    images, labels = images.to(place), labels.to(place)
     torch.manual_seed(stage.seed)
     tokenizer = build_tokenizer()
     scheduler: Any = build_scheduler()
@@ -62,6 +66,22 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
         caption_dropout=settings.caption_dropout,
     )
     trained = train(digits_job(stage, "denoiser", loss, latent_batch, settings.phases), stage, stop)
+
+    # Perceptual network
+    if settings.perceptual_phases:
+
+        def labelled_batch(position: int, size: int) -> tuple[Tensor, Tensor]:
+            records = records_at(stage.seed, "perceptual", position, size, len(images))
+            return images[records], labels[records]
+
+        layers = small_layers(**PERCEPTUAL).to(place)
+        classifier = ClassifierLoss(layers, layers(images[:1]).numel()).to(place)
+        trained_classifier = train(
+            digits_job(stage, "perceptual", classifier, labelled_batch, settings.perceptual_phases), stage, stop
+        )
+        classifier.load_state_dict(trained_classifier.ema)
+        if world().leads:
+            save_network(stage.folder / "perceptual", layers, **PERCEPTUAL)
 
     # Model folders
     summary = f"latent diffusion model of handwritten digits, {trained.samples_seen:,} training samples"

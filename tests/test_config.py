@@ -380,6 +380,46 @@ def test_a_parent_that_cannot_serve_is_refused(tmp_path, override, message, hint
     assert hint in error.hint
 
 
+ALEX = "stages.student.perceptual={network: alex, weights: alexnet.pth}"
+LPIPS = "stages.student.phases.0.loss=lpips"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message", "hint"),
+    [
+        ([LPIPS], "'stages.student': loss: lpips needs a section 'perceptual' that says by which network", ""),
+        ([ALEX], "'stages.student': perceptual goes with a phase of loss: lpips or lpips-huber", ""),
+        ([LPIPS, "stages.student.perceptual={}"], "network 'alex' needs weights: the path of", ""),
+        ([LPIPS, "stages.student.perceptual={network: vgg}"], "torchvision's vgg16-397923af.pth", ""),
+        ([LPIPS, "stages.student.perceptual={network: teacher, weights: a}"], "weights go with network: alex", ""),
+        ([LPIPS, "stages.student.perceptual={network: 2rf}"], "needs a stage that gives a perceptual network", ""),
+        ([LPIPS, "stages.student.perceptual={network: elsewhere}"], "names 'elsewhere', which is no stage", ""),
+        ([LPIPS, "stages.student.perceptual={netwrok: alex}"], "no setting 'netwrok'", "Did you mean 'network'?"),
+        ([LPIPS, ALEX, "stages.student.perceptual.crop=0"], "'stages.student.perceptual.crop' should be greater", ""),
+        (["stages.student.phases.0.loss=lpips-huber", ALEX], "a student has not; choose lpips", ""),
+        (["stages.student.phases.0.loss=l1"], "should be 'l2', 'pseudo-huber', 'lpips' or 'lpips-huber', not 'l1'", ""),
+        (["stages.teacher.phases.0.loss=l2"], "'stages.teacher.phases.0' has no setting 'loss'", ""),
+    ],
+)
+def test_losses_that_lack_something_are_refused(tmp_path, overrides, message, hint):
+    error = refusal(tmp_path, SMALL, *overrides)
+    assert message in error.message and hint in error.hint
+
+
+def test_lpips_needs_its_package_and_counts_its_files(tmp_path):
+    student = load_experiment(write(tmp_path), [LPIPS, ALEX, "stages.student.perceptual.decoder=tiny"]).stages[
+        "student"
+    ]
+    assert student.packages() == {"lpips": "perceptual.network: alex"}
+    assert student.files() == {"perceptual.weights": "alexnet.pth", "perceptual.decoder": "tiny"}
+    assert student.parents() == {"init": "2rf", "couplings": "pairs"}
+    plain = load_experiment(write(tmp_path)).stages["student"]
+    assert plain.packages() == plain.files() == {} and {phase.loss for phase in plain.phases} == {"l2"}
+    folder = load_experiment(write(tmp_path), [LPIPS, f"stages.student.perceptual={{network: {tmp_path}}}"])
+    assert folder.stages["student"].packages() == {}
+    assert folder.stages["student"].parents()["perceptual.network"] == str(tmp_path)
+
+
 def test_a_folder_serves_as_parent(tmp_path):
     overrides = [f"stages.2rf.init={tmp_path}", f"stages.2rf.couplings={tmp_path}"]
     found = load_experiment(write(tmp_path), overrides)

@@ -13,11 +13,13 @@ from instaflow.places import (
     CONFIGURATION,
     WEIGHTS,
     cached_model,
+    check_perceptual,
     find_model,
     is_hub_name,
     model_fingerprint,
     pipeline_class,
 )
+from instaflow.sections import Perceptual
 
 COMMITS = ["0123456789abcdef0123456789abcdef01234567", "fedcba9876543210fedcba9876543210fedcba98"]
 
@@ -153,3 +155,38 @@ def test_pickles_are_refused_by_name(tmp_path: Path, name: str) -> None:
     assert ".safetensors" in refused(tmp_path / name, name, "pickle").hint
     (tmp_path / "model.gguf").write_bytes(b"")
     refused(tmp_path / "model.gguf", "no model")
+
+
+# --- what a perceptual loss needs -------------------------------------------------------------------------------------
+
+
+def unfit(**settings) -> DataError:
+    with pytest.raises(DataError) as caught:
+        check_perceptual(Perceptual(**settings))
+    return caught.value
+
+
+def test_missing_weights_are_told_by_the_name_to_bring(tmp_path):
+    error = unfit(network="alex", weights=str(tmp_path / "here" / "a.pth"))
+    assert f"'{tmp_path / 'here' / 'a.pth'}'" in error.message and "never fetched" in error.message
+    assert "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth" in error.hint
+    assert "vgg16-397923af.pth" in unfit(network="vgg", weights=str(tmp_path)).hint
+
+
+def test_a_cut_download_is_known_by_its_name(tmp_path):
+    for name in ("alexnet-owt-7be5be79.pth", "alexnet-owt-ba7816bf.pth", "alexnet.pth"):
+        (tmp_path / name).write_bytes(b"abc")  # whose SHA-256 begins with ba7816bf
+    error = unfit(weights=str(tmp_path / "alexnet-owt-7be5be79.pth"))
+    assert "is damaged: its SHA-256 begins with ba7816bf" in error.message
+    for name in ("alexnet-owt-ba7816bf.pth", "alexnet.pth"):
+        check_perceptual(Perceptual(weights=str(tmp_path / name)))
+
+
+def test_a_decoder_is_a_tiny_autoencoder_s_folder(tmp_path):
+    given = {"network": "teacher", "decoder": str(tmp_path)}
+    assert "lacks config.json and diffusion_pytorch_model.safetensors" in unfit(**given).message
+    (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"")
+    (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+    assert "is no AutoencoderTiny" in unfit(**given).message
+    (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderTiny"}')
+    check_perceptual(Perceptual(**given))

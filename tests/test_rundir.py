@@ -94,6 +94,27 @@ def test_previews_may_come_and_go(config, run):
         folders(config, f"stages.2rf.preview={change}", run=run)["2rf"].check_identity()
 
 
+def test_a_loss_s_weights_count_by_content(config, run, tmp_path):
+    def student(place):
+        loss = f"stages.student.perceptual={{network: alex, weights: {place}, decoder: {tmp_path / 'tiny'}}}"
+        return folders(config, "stages.student.phases.0.loss=lpips", loss, run=run)["student"]
+
+    for name in ("teacher", "pairs", "2rf"):
+        mark_done(folders(config, run=run)[name])
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "config.json").write_text("{}")
+    for name, content in (("one", b"1"), ("same", b"1"), ("other", b"2")):
+        (tmp_path / name).write_bytes(content)
+    mark_done(student(tmp_path / "one"))
+    assert str(tmp_path) not in json.dumps(json.loads((run / "student" / "stage.json").read_text())["identity"])
+    student(tmp_path / "same").check_identity()
+    assert "'perceptual.weights (content)' was '" in refusal(student(tmp_path / "other")).message
+    student(tmp_path / "gone").check_identity()  # done, it needs them no more
+    (tmp_path / "tiny" / "config.json").write_text("{ }")
+    assert "'perceptual.decoder (content)' was '" in refusal(student(tmp_path / "one")).message
+    assert "'phases.0.loss' was 'lpips', is now 'l2'" in refusal(folders(config, run=run)["student"]).message
+
+
 def test_raw_weights_lie_beside_the_model(config, run, tmp_path):
     stages = folders(config, run=run)
     mark_done(stages["teacher"])

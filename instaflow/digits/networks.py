@@ -4,6 +4,8 @@ from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditio
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 TEXT_WIDTH = 64
+PERCEPTUAL = {"channels": (3, 16, 32, 64), "strides": (1, 2, 2)}
+"""Sizes of the classifier's convolutions, on 32x32, 16x16 and 8x8 places."""
 
 
 def build_autoencoder() -> AutoencoderKL:

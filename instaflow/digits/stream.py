@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from instaflow.digits.captions import caption_for
 from instaflow.digits.losses import autoencoder_loss, denoiser_loss
@@ -38,6 +39,23 @@ class AutoencoderLoss(nn.Module):
     def forward(self, images: Tensor, draws: np.ndarray) -> Tensor:
         """Scalar. images: [B, 3, 32, 32] in [-1, 1]; draws: [B, >= 1], whose first column seeds the latents' noise."""
         return autoencoder_loss(self.vae, images, generators_from(draws))
+
+
+class ClassifierLoss(nn.Module):
+    """Cross entropy of ten digits, read from what `layers` make of an image."""
+
+    def __init__(self, layers: nn.Sequential, width: int) -> None:
+        """`width`: the values that `layers` make of an image."""
+        super().__init__()
+        self.layers, self.head = layers, nn.Linear(width, 10)
+
+    def forward(self, images: Tensor, labels: Tensor, draws: np.ndarray) -> Tensor:
+        """Scalar. images: [B, 3, 32, 32] in [-1, 1]; labels: [B], int64; `draws` is not needed."""
+        return functional.cross_entropy(self.logits(images), labels)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """[B, 10]"""
+        return self.head(self.layers(images).flatten(1))
 
 
 class DenoiserLoss(nn.Module):

@@ -34,6 +34,11 @@ def data_to_velocity(x: Tensor, data: Tensor, alpha: Tensor, sigma: Tensor) -> T
     return ((alpha + sigma) * data - x) / sigma
 
 
+def velocity_to_data(x: Tensor, velocity: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """data = z + (1 - t) v = (x + σ v) / (α + σ)."""
+    return (x + sigma * velocity) / (alpha + sigma)
+
+
 def v_prediction_to_data(x: Tensor, v: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """data = α x - σ v, where v = α ε - σ data (Salimans & Ho 2022, App. D)."""
     return alpha * x - sigma * v

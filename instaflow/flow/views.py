@@ -19,6 +19,7 @@ from instaflow.flow.schedules import (
     flow_time,
     v_prediction_to_data,
     v_prediction_to_velocity,
+    velocity_to_data,
 )
 
 NUM_TIMESTEPS = 1000
@@ -43,6 +44,10 @@ class VelocityView:
     def velocity(self, x: Tensor, timestep: Tensor, output: Tensor) -> Tensor:
         """The velocity data - noise that the network's output stands for."""
         return -output
+
+    def data(self, x: Tensor, timestep: Tensor, velocity: Tensor) -> Tensor:
+        """Where the velocity leads from the network's input: x + (1 - t) v."""
+        return x + (timestep / NUM_TIMESTEPS).view(-1, 1, 1, 1) * velocity
 
     def one_step(self, noise: Tensor, output: Tensor) -> Tensor:
         """Data after one step from noise, given the output there: noise - 0.999 output, as the scheduler has it."""
@@ -110,6 +115,10 @@ class EpsilonView:
             "sample": data_to_velocity,
         }[self.prediction_type]
         return to_velocity(x.float(), output.float(), *self.alpha_sigma(timestep))
+
+    def data(self, x: Tensor, timestep: Tensor, velocity: Tensor) -> Tensor:
+        """Where the velocity leads from the network's input: z + (1 - t) v."""
+        return velocity_to_data(x, velocity, *self.alpha_sigma(timestep))
 
     def one_step(self, noise: Tensor, output: Tensor) -> Tensor:
         """Data after one step from noise, given the output there: the data that it predicts at the last timestep."""

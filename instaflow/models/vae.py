@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
 from instaflow.errors import DataError
@@ -38,6 +38,18 @@ def vae_in(found: Path) -> Any:
         low_cpu_mem_usage=False,
         local_files_only=True,
     )
+
+
+def load_tiny(folder: Path, *, device: torch.device) -> Any:
+    """An AutoencoderTiny, which decodes a large VAE's latents with far less memory. Raises DataError."""
+    try:
+        tiny: Any = AutoencoderTiny.from_pretrained(
+            str(folder), use_safetensors=True, low_cpu_mem_usage=False, local_files_only=True
+        )
+    except Exception as error:  # diffusers and safetensors each raise their own kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"The decoder '{folder}' cannot be loaded: {reason}", "Restore its files") from error
+    return tiny.float().to(device).requires_grad_(False).eval()
 
 
 @torch.no_grad()

@@ -4,7 +4,8 @@ import numpy as np
 
 from instaflow.streams import random_stream, stream_key
 
-COLUMNS = 2  # the time, and whether the caption is dropped
+TIME, DROPOUT, CROP = 0, 1, slice(2, 4)
+COLUMNS = 4
 
 
 def draws(seed: int, name: str, position: int, size: int) -> np.ndarray:
@@ -12,4 +13,6 @@ def draws(seed: int, name: str, position: int, size: int) -> np.ndarray:
 
     Every process draws the whole batch's and takes its rows, so the number of processes does not change them.
     """
-    return random_stream(stream_key("draws", seed, name), position).random_sample((size, COLUMNS))
+    first = random_stream(stream_key("draws", seed, name), position).random_sample((size, 2))
+    crops = random_stream(stream_key("crops", seed, name), position).random_sample((size, 2))
+    return np.concatenate([first, crops], axis=1)

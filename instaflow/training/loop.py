@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,13 @@ class Job:
     """The samples from a position on: (position, size) to the loss's arguments. Positions count over epochs."""
     describe: Callable[[int, int], str]
     """The samples from a position on in words, for the message of a loss that is not finite."""
-    phases: list[Phase]
+    phases: Sequence[Phase]
     settings: TrainingStage
     """Everything else, as the experiment says it."""
     by_time: LossByTime | None = None
     """Where the loss notes its samples' losses by time, if it does."""
+    begin: Callable[[Any], None] | None = None
+    """Told each phase as it begins, and as the training goes on in it."""
     preview_every: int | None = None
     """Samples between two previews, the last of them at the end; None for no previews."""
     preview: Callable[[dict[str, Tensor], int], Mapping[str, float | None]] | None = None
@@ -85,7 +87,7 @@ class Span:
         return rate * 0.5 * (1 + math.cos(math.pi * rest))
 
 
-def spans_of(phases: list[Phase], micro_batch_size: int | None, processes: int) -> list[Span]:
+def spans_of(phases: Sequence[Phase], micro_batch_size: int | None, processes: int) -> list[Span]:
     """Where each phase begins and ends. Raises ConfigError if a global batch cannot be shared out."""
     spans: list[Span] = []
     for index, phase in enumerate(phases):
@@ -148,6 +150,8 @@ def train(job: Job, folder: StageFolder, stop: Stop) -> Trained:
                 continue
             size = span.phase.global_batch_size
             engine.set_batch(span.micro_batch_size, size)
+            if job.begin:
+                job.begin(span.phase)
             log_every = max(1, (span.end - span.start) // size * len(spans) // LOG_LINES) * size
             while position < span.end:
                 if told_to_stop(stop, place):

@@ -128,6 +128,19 @@ def test_raw_weights_that_are_nowhere_are_missed_before_the_first_stage(config, 
     assert worked[0][-1] == "report"
 
 
+def test_what_a_loss_lacks_is_missed_before_the_first_stage(config, worked, monkeypatch, tmp_path):
+    change = f"stages.student.perceptual={{weights: {tmp_path / 'w.pth'}}}"
+    found = load_experiment(config, [change, "stages.student.phases.0.loss=lpips"])
+    with pytest.raises(InstaFlowError, match="There is no file") as caught:
+        experiment.run_all(found, Stop())
+    assert "alexnet-owt-7be5be79.pth" in caught.value.hint
+    (tmp_path / "w.pth").write_bytes(b"")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InstaFlowError, match=r"'stages\.student': perceptual\.network: alex needs lpips") as caught:
+        experiment.run_all(found, Stop())
+    assert caught.value.hint == "pip install lpips" and worked[0] == []
+
+
 def test_one_stage_runs_alone(config, worked):
     mark_done(folders(config)["teacher"])
     experiment.run_one(load_experiment(config), "pairs", Stop())

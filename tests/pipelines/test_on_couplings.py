@@ -2,13 +2,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from instaflow.sections import Phase
+from instaflow.sections import FlowPhase
 from instaflow.stages import DistillStage
 from instaflow.training.losses import DistillLoss
 from pipelines import on_couplings
 from tests.models.made import load, write_flow
 
-PHASES = [Phase(samples=8, global_batch_size=4, learning_rate=1e-3)]
+PHASES = [FlowPhase(samples=8, global_batch_size=4, learning_rate=1e-3)]
 
 
 @pytest.mark.parametrize("wanted", [False, True])

@@ -53,6 +53,7 @@ def job_of(loss: nn.Module, **changes) -> Job:
         "describe": lambda position, size: f"samples {position} to {position + size - 1}",
         "phases": PHASES,
         "by_time": None,
+        "begin": None,
         "preview_every": None,
         "preview": None,
     }

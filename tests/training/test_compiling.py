@@ -7,14 +7,14 @@ from pydantic import ValidationError
 
 from instaflow.couplings.loader import Batch
 from instaflow.errors import InstaFlowError
-from instaflow.sections import Phase
+from instaflow.sections import FlowPhase
 from instaflow.stages import DistillStage
 from instaflow.training.losses import DistillLoss
 from pipelines import on_couplings
 from tests.models.made import load, noise, write_flow
 from tests.training.made import StopAt, folder_of
 
-PHASES = [Phase(samples=8, global_batch_size=4, learning_rate=1e-3)]
+PHASES = [FlowPhase(samples=8, global_batch_size=4, learning_rate=1e-3)]
 
 
 class Pairs:

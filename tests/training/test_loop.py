@@ -223,6 +223,35 @@ def test_another_seed_is_another_run(whole, tmp_path):
     assert not same(other.raw, whole[1].raw)
 
 
+# --- phases -----------------------------------------------------------------------------------------------------------
+
+
+class Weighed(Fit):
+    """A loss that is what the phase makes of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.begun = []
+
+    def begin(self, phase):
+        self.begun.append(phase)
+
+    def forward(self, x, y, draws):
+        return super().forward(x, y, draws) * (1 if self.begun[-1] == PHASES[0] else 3)
+
+
+def test_the_loss_is_told_each_phase_and_once_more_when_it_goes_on(whole, tmp_path):
+    loss = Weighed()
+    expected = train_in(tmp_path / "whole", loss=loss, begin=loss.begin)
+    assert loss.begun == PHASES and not same(expected.raw, whole[1].raw)
+    for step, told in ((3, PHASES), (7, PHASES[1:]), (9, PHASES[1:])):
+        first, second = Weighed(), Weighed()
+        with pytest.raises(Interrupted):
+            train_in(tmp_path / str(step), loss=first, begin=first.begin, stop=StopAt(step))
+        assert same(train_in(tmp_path / str(step), loss=second, begin=second.begin).raw, expected.raw)
+        assert second.begun == told
+
+
 # --- previews ---------------------------------------------------------------------------------------------------------
 
 

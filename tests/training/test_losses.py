@@ -7,8 +7,10 @@ from torch import nn
 
 from instaflow.flow.views import EpsilonView, VelocityView
 from instaflow.models.samplers import flow_scheduler
+from instaflow.sections import FlowPhase
 from instaflow.training.draws import draws
-from instaflow.training.losses import DistillLoss, ReflowLoss
+from instaflow.training.losses import DistillLoss, ReflowLoss, pseudo_huber
+from instaflow.training.perceptual import PerceptualDistance, PerceptualNetwork, small_layers
 from tests.models.made import ddim, load, noise, teacher_scheduler, write_model
 
 PROMPTS = ["the digit 7", "an odd digit", "a digit"]
@@ -115,3 +117,187 @@ def test_a_loss_trains_the_network_and_nothing_else(folders):
     loss = ReflowLoss(model.unet, model.view(), model.encode, 0.1)
     own = {name.removeprefix("unet.") for name in loss.state_dict()}
     assert own == set(model.unet.state_dict())
+
+
+# --- the other losses -------------------------------------------------------------------------------------------------
+
+
+def phase(loss):
+    return FlowPhase(samples=8, global_batch_size=4, learning_rate=1e-3, loss=loss)
+
+
+class Squares:
+    """Stands for a perceptual distance: half the mean square of what is between."""
+
+    def __call__(self, latents, targets, draws):
+        self.draws = draws
+        return (latents - targets).square().mean((1, 2, 3)) / 2
+
+
+def huber(error):
+    """As 2-rectified flow++ has it, of one sample, in float64."""
+    error = error.double()
+    d = error.numel()
+    return ((error.square().sum() + (0.00054 * d) ** 2).sqrt() - 0.00054 * d) / d
+
+
+def test_pseudo_huber_by_hand():
+    errors = noise(3) * torch.tensor([1e-6, 1e-2, 30.0]).view(3, 1, 1, 1)
+    expected = torch.stack([huber(error) for error in errors])
+    torch.testing.assert_close(pseudo_huber(errors.double()).flatten(), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(pseudo_huber(errors).flatten().double(), expected, rtol=1e-5, atol=0)
+
+
+def test_a_phase_says_how_a_student_is_measured():
+    start, data, numbers = noise(3), noise(3, seed=1), draws(0, "student/", 0, 3)
+    distance = Squares()
+    loss = DistillLoss(Recorder(), VelocityView(), Encoder(), distance)
+    output = 0.3 * torch.sin(start) + torch.tensor([11.0, 12.0, 7.0]).view(3, 1, 1, 1) / 10
+    errors = start - 0.999 * output - data
+    expected = {
+        "l2": errors.square().mean(),
+        "pseudo-huber": torch.stack([huber(error) for error in errors]).mean().float(),
+        "lpips": errors.square().mean() / 2,
+    }
+    torch.testing.assert_close(loss(start, data, PROMPTS, numbers), expected["l2"])  # before any phase
+    for name, value in expected.items():
+        loss.begin(phase(name))
+        torch.testing.assert_close(loss(start, data, PROMPTS, numbers), value)
+    assert distance.draws is numbers
+
+
+def test_a_perceptual_distance_is_not_trained_with_the_network(folders):
+    model = load(folders["velocity"])
+    network = PerceptualNetwork(small_layers([3, 8], [1]), [2], of_imagenet=False)
+    loss = DistillLoss(model.unet, model.view(), model.encode, PerceptualDistance(model.vae, network))
+    assert {name.removeprefix("unet.") for name in loss.state_dict()} == set(model.unet.state_dict())
+    model.unet.requires_grad_(True)
+    loss.begin(phase("lpips"))
+    loss(noise(3), noise(3, seed=1), PROMPTS, draws(0, "student/", 0, 3)).backward()
+    assert all(weight.grad.isfinite().all() for weight in model.unet.parameters())
+    assert sum(float(weight.grad.abs().sum()) for weight in model.unet.parameters()) > 0
+    assert all(weight.grad is None for weight in [*model.vae.parameters(), *network.parameters()])
+
+
+# --- time densities ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("density", ["u-shaped", "logit-normal"])
+def test_a_velocity_flow_visits_the_density_s_times(density):
+    unet, u = Recorder(), np.array([0.0, 0.1, 0.5, 0.9])
+    loss = ReflowLoss(unet, VelocityView(), Encoder(), 0.0, time_density=density)
+    loss(noise(4), noise(4, seed=1), ["a digit"] * 4, numbers(u))
+    t = {
+        "u-shaped": 0.5 + np.arcsinh((2 * u - 1) * np.sinh(2)) / 4,
+        "logit-normal": np.array([0, 1 / (1 + np.exp(1.2815515655)), 0.5, 1 / (1 + np.exp(-1.2815515655))]),
+    }[density]
+    np.testing.assert_allclose(unet.calls[0][1].numpy(), np.minimum(1000 * (1 - t), 999), rtol=1e-6)
+
+
+def test_an_epsilon_flow_visits_the_density_over_the_teacher_s_range():
+    unet, u = Recorder(), np.array([0.0, 0.1, 0.5, 0.9])
+    view = EpsilonView(ddim().alphas_cumprod)
+    loss = ReflowLoss(unet, view, Encoder(), 0.0, time_density="u-shaped")
+    loss(noise(4), noise(4, seed=1), ["a digit"] * 4, numbers(u))
+    alpha_bar = ddim().alphas_cumprod.double().numpy()
+    known = np.sqrt(alpha_bar) / (np.sqrt(alpha_bar) + np.sqrt(1 - alpha_bar))
+    t = known[-1] + (known[0] - known[-1]) * (0.5 + np.arcsinh((2 * u - 1) * np.sinh(2)) / 4)
+    assert unet.calls[0][1].tolist() == [int(np.abs(known - time).argmin()) for time in t]
+
+
+# --- what 2-rectified flow++ minimises --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parametrization", ["velocity", "epsilon"])
+@pytest.mark.parametrize("name", ["l2", "pseudo-huber", "lpips", "lpips-huber"])
+def test_reflow_losses_by_hand(parametrization, name):
+    """In the paper's own terms, where t is 0 at the data: z = (1-t) x + t z', target z' - x, x̂ = z - t pred."""
+    view = VelocityView() if parametrization == "velocity" else EpsilonView(ddim().alphas_cumprod)
+    unet, start, data = Recorder(), noise(4), noise(4, seed=1)
+    loss, u = ReflowLoss(unet, view, Encoder(), 0.0, Squares()), [0.05, 0.3, 0.5, 0.9]
+    loss.begin(phase(name))
+    found = loss(start, data, [*PROMPTS, ""], numbers(u))
+    ((x, timestep),) = unet.calls
+    lengths = torch.tensor([11.0, 12.0, 7.0, 0.0]).view(4, 1, 1, 1) / 10
+    output = (0.3 * torch.sin(x) + lengths).double()
+    losses = []
+    for row in range(4):
+        if parametrization == "velocity":
+            t = 1 - u[row]
+            z, pred = (1 - t) * data[row] + t * start[row], output[row]
+        else:
+            alpha_bar = float(ddim().alphas_cumprod.double()[timestep[row]])
+            a, s = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+            t, z = s / (a + s), (a * data[row] + s * start[row]) / (a + s)
+            pred = output[row] - (z * (a + s) - s * output[row]) / a  # ε̂ - x̂0
+        errors = pred - (start[row] - data[row])
+        lpips = (z - t * pred - data[row]).square().mean() / 2
+        losses.append(
+            {
+                "l2": errors.square().mean(),
+                "pseudo-huber": huber(errors),
+                "lpips": lpips / t,
+                "lpips-huber": (1 - t) * huber(errors) + lpips / t,
+            }[name]
+        )
+    torch.testing.assert_close(found.double(), torch.stack(losses).mean(), rtol=3e-3, atol=0)  # the nearest timestep
+    if parametrization == "velocity":
+        torch.testing.assert_close(found.double(), torch.stack(losses).mean(), rtol=1e-5, atol=0)
+    by_time = loss.by_time.total()
+    assert float(by_time[0].sum() / by_time[1].sum()) == pytest.approx(found.item(), rel=1e-5)
+    found.backward()
+    assert unet.weight.grad.abs() > 0
+
+
+@pytest.mark.parametrize("u", [0.0, 1e-7, 1 - 1e-7, 1 - 2**-53])
+def test_the_weights_are_finite_at_both_ends_of_time(u):
+    loss = ReflowLoss(Recorder(), VelocityView(), Encoder(), 0.0, Squares())
+    start, data = noise(1), noise(1, seed=1)
+    loss.begin(phase("lpips-huber"))
+    found = loss(start, data, ["a digit"], numbers([u]))
+    found.backward()
+    assert found.isfinite() and loss.unet.weight.grad.isfinite()
+    if u > 0.5:  # at the data LPIPS falls with the square of t', and its weight rises with 1/t'
+        assert float(found) == pytest.approx(float(huber(loss_errors(loss.unet, start, data))), rel=1e-3)
+
+
+def loss_errors(unet, start, data):
+    ((x, _),) = unet.calls
+    return (-(0.3 * torch.sin(x) + 0.7) - (data - start)).detach()[0]
+
+
+def test_a_weighted_perceptual_loss_is_computed_in_float32():
+    class Dtypes(Squares):
+        def __call__(self, latents, targets, draws):
+            self.dtype = (latents @ targets.transpose(2, 3)).dtype  # what autocast would make bfloat16
+            return super().__call__(latents, targets, draws)
+
+    distance = Dtypes()
+    loss = ReflowLoss(Recorder(), VelocityView(), Encoder(), 0.0, distance)
+    loss.begin(phase("lpips"))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss(noise(1), noise(1, seed=1), ["a digit"], numbers([0.5]))
+    assert distance.dtype == torch.float32
+    student = DistillLoss(Recorder(), VelocityView(), Encoder(), distance)
+    student.begin(phase("lpips"))
+    with torch.autocast("cpu", torch.bfloat16):
+        student(noise(1), noise(1, seed=1), ["a digit"], numbers([0.5]))
+    assert distance.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_a_velocity_leads_to_the_data_that_the_network_predicts(prediction_type):
+    view = EpsilonView(ddim().alphas_cumprod, prediction_type)
+    x, output = noise(3), noise(3, seed=1)
+    timestep = torch.tensor([999, 500, 3])
+    scheduler = ddim(prediction_type=prediction_type)
+    scheduler.set_timesteps(1000)
+    found = view.data(x, timestep, view.velocity(x, timestep, output))
+    for row in range(3):
+        step = scheduler.step(output[row], int(timestep[row]), x[row])
+        torch.testing.assert_close(found[row], step.pred_original_sample, rtol=1e-4, atol=1e-4)
+    last = torch.full((3,), 999)
+    ends = view.data(x, last, view.velocity(x, last, output)), view.one_step(x, output)
+    torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-4)
+    flow = VelocityView()
+    torch.testing.assert_close(flow.data(x, last.float(), flow.velocity(x, last, output)), flow.one_step(x, output))
