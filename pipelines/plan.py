@@ -23,12 +23,13 @@ from instaflow.digits.networks import build_autoencoder, build_text_encoder, bui
 from instaflow.digits.tokenizer import build_tokenizer
 from instaflow.models.architecture import Architecture
 from instaflow.models.families import SD1, architecture_of
-from instaflow.sections import Phase, share_of
+from instaflow.sections import PERCEPTUAL_LOSSES, FlowPhase, Phase, share_of
 from instaflow.stages import CoupleStage, DistillStage, EvaluateStage, FlowStage, ReflowStage, TeacherStage
 from pipelines.couple import DTYPES
 
 BACKWARD = 2  # a backward pass counts as two forward passes, and gradient checkpointing as a third
 DECODED = 8  # kept images at a time
+DECODINGS = 3  # a coupled latent, and a student's there and back; the perceptual network itself is not counted
 
 
 @dataclass(frozen=True)
@@ -135,14 +136,24 @@ class Plan:
             bfloat16=stage.mixed_precision is not None,
             checkpointing=stage.gradient_checkpointing,
         )
-        trained = parameters["unet"]
+        trained, compute = parameters["unet"], samples * (passes * flops["unet"] + flops["text"])
+        seen = [phase for phase in stage.phases if phase.loss in PERCEPTUAL_LOSSES]
+        if seen and stage.perceptual and not stage.perceptual.decoder:  # what a tiny one takes is next to nothing
+            crop = stage.perceptual.crop
+            share = crop**2 / (model.latent_shape[1] * model.latent_shape[2]) if crop else 1.0
+            compute += round(DECODINGS * samples_of(seen) * share * flops["decode"])
+            activations += model.perceptual_memory(
+                largest_share(seen, stage, self.gpus, f"stages.{name}.phases"),
+                bfloat16=stage.mixed_precision is not None,
+                crop=crop,
+            )
         if stage.preview:  # which samples with a network of its own, while no activations are held
             activations = max(activations, 4 * trained)
         return Cost(
             name=name,
             kind=kind,
             samples=samples,
-            flops=samples * (passes * flops["unet"] + flops["text"]),
+            flops=compute,
             disk=2 * model_bytes(parameters) + num_checkpoints(stage, stage.phases) * checkpoint_bytes(stage, trained),
             while_saving=checkpoint_bytes(stage, trained),
             memory=training_memory(
@@ -153,7 +164,7 @@ class Plan:
                 gpus=self.gpus,
             ),
             half=stage.mixed_precision is not None,
-            paper_days=samples * PAPER_DAYS[kind] if is_of_the_paper(model) else None,
+            paper_days=paper_days(kind, stage.phases) if is_of_the_paper(model) else None,
         )
 
     def teacher(self, name: str, stage: TeacherStage) -> Cost:
@@ -240,6 +251,14 @@ def is_of_the_paper(model: Architecture) -> bool:
     """Whether a model has the U-Net and the latents that InstaFlow's figures are of."""
     same = model.parameters()["unet"] == SD1.parameters()["unet"]
     return same and model.latent_shape == SD1.latent_shape
+
+
+def paper_days(kind: str, phases: Sequence[FlowPhase]) -> float | None:
+    """A100-days of the paper's for as many samples; None where it trained with no such loss."""
+    ways = [kind if phase.loss == "l2" else f"{kind} by {phase.loss.upper()}" for phase in phases]
+    if not set(ways) <= set(PAPER_DAYS):
+        return None
+    return sum(samples_of([phase]) * PAPER_DAYS[way] for way, phase in zip(ways, phases, strict=True))
 
 
 def samples_of(phases: Sequence[Phase]) -> int:

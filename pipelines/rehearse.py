@@ -17,7 +17,8 @@ from instaflow.models.families import architecture_of
 from instaflow.models.tiny import write_tiny
 from instaflow.prompt_sources import choice_of, exists
 from instaflow.rundir import read_done, stage_folders
-from instaflow.stages import CoupleStage, EvaluateStage, Stage
+from instaflow.stages import CoupleStage, EvaluateStage, FlowStage, Stage
+from instaflow.training.perceptual import write_tiny_network
 from instaflow.world import barrier, world
 from pipelines.experiment import check_inputs, run_stage, say
 
@@ -28,6 +29,7 @@ MOST_CHECKPOINTS = 4
 FEWEST_IMAGES = 128  # for a Fréchet distance
 FEWEST_PATHS = 8
 TOKENS = 77
+PERCEPTUAL = "perceptual"
 CAPTIONS = ["a lighthouse at dusk", "two cups of tea on a wooden table", "a red bicycle against a wall"]
 
 
@@ -39,6 +41,8 @@ class Rehearsal:
     """The stages', by name."""
     models: dict[str, Path] = field(default_factory=dict)
     """Where the tiny models go, by the place of what they stand for."""
+    perceptual: bool = False
+    """Whether a tiny perceptual network is wanted."""
     changes: list[str] = field(default_factory=list)
     """What is otherwise, in words; counts are not told."""
 
@@ -72,6 +76,8 @@ def run(experiment: Experiment, run_dir: str | None, stop: Stop) -> None:
         tokenizer.model_max_length = TOKENS
         for place, architecture in architectures.items():
             write_tiny(made.models[place], architecture, tokenizer)
+        if made.perceptual:
+            write_tiny_network(Path(folder) / ".tiny" / PERCEPTUAL)
     barrier()
     stages = stage_folders(replace(experiment, run=folder, stages=made.stages()))
     check_inputs(stages)
@@ -98,6 +104,8 @@ def rehearsal_of(experiment: Experiment, folder: Path) -> Rehearsal:
         settings = shrunk(stage.model_dump())
         outside = {key: place for key, place in stage.parents().items() if place not in experiment.stages}
         for key, place in outside.items():
+            if key == "perceptual.network":
+                continue
             if stage.parent_keys.get(key) == "couplings":
                 added = f"{name}-couplings"
                 while added in experiment.stages:
@@ -106,6 +114,10 @@ def rehearsal_of(experiment: Experiment, folder: Path) -> Rehearsal:
                 made.changes.append(f"{name}: couplings of a tiny model in place of '{place}'")
             else:
                 put(settings, key, made.swap(place, folder))
+        if isinstance(stage, FlowStage) and stage.perceptual and stage.perceptual.network not in experiment.stages:
+            settings["perceptual"] = {"network": str(folder / ".tiny" / PERCEPTUAL)}
+            made.perceptual = True
+            made.changes.append(f"{name}: a tiny random perceptual network in place of '{stage.perceptual.network}'")
         if isinstance(stage, EvaluateStage) and stage.reference.model in made.models:
             settings["reference"]["model"] = str(made.models[stage.reference.model])
         if isinstance(stage, CoupleStage) and not isinstance(stage.prompts, list) and not exists(stage.prompts):
@@ -124,8 +136,8 @@ def shrunk(settings: dict[str, Any]) -> dict[str, Any]:
     What is computed at a time stays: global and micro batches, and those of sampling.
     """
     small = dict(settings)
-    for key in ("phases", "autoencoder_phases"):
-        if key in settings:
+    for key in ("phases", "autoencoder_phases", "perceptual_phases"):
+        if settings.get(key):
             small[key] = [shrunk_phase(phase) for phase in settings[key]]
     if "phases" in settings:
         some = max(sum(phase["samples"] for phase in small["phases"]) // MOST_CHECKPOINTS, 1)

@@ -140,6 +140,17 @@ class Architecture:
         return backward_memory(self.build_vae, work, bfloat16=bfloat16)
 
     @cache  # noqa: B019
+    def perceptual_memory(self, batch: int, *, bfloat16: bool = False, crop: int | None = None) -> int:
+        """The same of the VAE's frozen decoder alone, for latents of `crop` cells a side."""
+        channels, *sides = self.latent_shape
+        height, width = [crop, crop] if crop else sides
+
+        def work(vae: Any) -> Tensor:
+            return vae.decode(torch.empty(batch, channels, height, width, requires_grad=True)).sample
+
+        return backward_memory(lambda: self.build_vae().requires_grad_(False), work, bfloat16=bfloat16)
+
+    @cache  # noqa: B019
     def sampling_memory(self, batch: int, dtype: torch.dtype) -> int:
         """Bytes alive at the highest moment of a call of the U-Net without gradient, besides its weights."""
         with FakeTensorMode(), torch.no_grad(), default_dtype(dtype):
@@ -253,7 +264,7 @@ def backward_memory(build: Callable[[], Any], work: Callable[[Any], Tensor], *, 
     with FakeTensorMode():
         network = build()
         network.train()
-        for parameter in network.parameters():
+        for parameter in filter(lambda parameter: parameter.requires_grad, network.parameters()):
             parameter.register_post_accumulate_grad_hook(drop_gradient)
 
         def both() -> None:

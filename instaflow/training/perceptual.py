@@ -149,6 +149,14 @@ def save_network(folder: Path, layers: nn.Sequential, channels: Sequence[int], s
     replace_folder(temporary, folder)
 
 
+def write_tiny_network(folder: Path) -> None:
+    """A network's folder with two layers of random weights, of seed 0."""
+    torch.manual_seed(0)
+    channels, strides = (3, 8, 8), (1, 2)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    save_network(folder, small_layers(channels, strides), channels, strides)
+
+
 def load_network(folder: Path) -> PerceptualNetwork:
     """The network in a folder that `save_network` wrote; each of its layers counts alike. Raises DataError."""
     try:

@@ -35,6 +35,8 @@ def least(config: Path) -> list[str]:
         for key in ("phases", "autoencoder_phases"):
             for index, phase in enumerate(settings.get(key, [])):
                 options.append(f"stages.{name}.{key}.{index}.samples={2 * phase['global_batch_size']}")
+        if settings.get("micro_batch_size"):  # fewer calls of tiny networks
+            options.append(f"stages.{name}.micro_batch_size=256")
         if settings["kind"] == "couple":
             options.append(f"stages.{name}.count={2 * settings['batch_size']}")
     return [word for option in options for word in ("--set", option)]
@@ -53,7 +55,7 @@ def test_every_packaged_experiment_can_be_rehearsed(config: Path, tmp_path: Path
         assert (run / name / "done.json").is_file()
         tars = sum(tar.stat().st_size for tar in (run / name).rglob("*.tar"))
         tensors = sum(map(tensor_bytes, (run / name).rglob("*.safetensors")))
-        assert (tars > 0, tensors > 0) == (stage.gives == "couplings", stage.gives == "model")
+        assert (tars > 0, tensors > 0) == ("couplings" in stage.gives(), "model" in stage.gives())
         assert plan.cost_of(name).disk == pytest.approx(tars + tensors, rel=0.01 if tensors else 0)
 
 

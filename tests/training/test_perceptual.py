@@ -8,6 +8,7 @@ from diffusers import AutoencoderTiny
 from torch.nn import functional
 
 from instaflow.errors import DataError
+from instaflow.models.tiny import tiny_vae
 from instaflow.models.vae import load_tiny
 from instaflow.training.perceptual import (
     PerceptualDistance,
@@ -18,7 +19,7 @@ from instaflow.training.perceptual import (
     save_network,
     small_layers,
 )
-from tests.models.made import build_vae, noise
+from tests.models.made import noise
 
 BACKBONE = {"alex": torchvision.models.alexnet, "vgg": torchvision.models.vgg16}
 
@@ -105,7 +106,7 @@ def test_the_gradient_is_finite_where_no_channel_answers():
 @pytest.fixture
 def distance():
     torch.manual_seed(0)
-    vae = build_vae(scaling_factor=0.7).requires_grad_(False).eval()
+    vae = tiny_vae(scaling_factor=0.7).requires_grad_(False).eval()
     return PerceptualDistance(vae, PerceptualNetwork(small_layers([3, 8, 8], [1, 2]), [2, 4], of_imagenet=False))
 
 
