@@ -272,10 +272,8 @@ def check_parents(name: str, stage: Stage, stages: dict[str, Stage]) -> None:
         wanted = stage.parent_keys.get(key, "model")
         where = f"stages.{name}.{key}"
         if parent in stages:
-            if wanted not in stages[parent].gives():
-                givers = ", ".join(
-                    other for other, found in stages.items() if wanted in found.gives() and other != name
-                )
+            if not stages[parent].serves(wanted):
+                givers = ", ".join(other for other, found in stages.items() if found.serves(wanted) and other != name)
                 raise ConfigError(
                     f"'{where}' needs a stage that gives {article(wanted)}, and '{parent}' gives none",
                     f"Stages that do: {givers}" if givers else "",

@@ -146,6 +146,16 @@ def missing_files(folder: Path, *needed: tuple[tuple[str, ...], ...]) -> list[st
 # --- what a perceptual loss needs -------------------------------------------------------------------------------------
 
 
+def check_network(folder: Path) -> None:
+    """Raises DataError unless `folder` has a perceptual network's files."""
+    missing = missing_files(folder, (("config.json",), ("model.safetensors",)))
+    if missing:
+        raise DataError(
+            f"'{folder}' is no perceptual network: it lacks {' and '.join(missing)}",
+            "Name a teacher stage, or its folder 'perceptual'",
+        )
+
+
 def check_perceptual(settings: Perceptual) -> None:
     """Raises DataError unless the weights and the decoder that are named lie there, and are what they should be."""
     if settings.weights is not None:

@@ -45,7 +45,8 @@ class Stage(Section):
     """What every stage has."""
 
     parent_keys: ClassVar[dict[str, str]] = {}
-    """The keys that name another stage, and what it must give, as `gives` calls it."""
+    """The keys that name another stage, and what it must give: "model", "couplings" or "perceptual network"."""
+    gives: ClassVar[str] = ""
     free_keys: ClassVar[frozenset[str]] = frozenset()
     """Keys that may change between an interruption and its resumption: they do not change the result."""
 
@@ -53,9 +54,9 @@ class Stage(Section):
         """Each place that names another stage, a folder or a hub model, with the name found there."""
         return {key: getattr(self, key) for key in self.parent_keys}
 
-    def gives(self) -> set[str]:
-        """What others can build on: "model", "couplings", "perceptual network"."""
-        return set()
+    def serves(self, wanted: str) -> bool:
+        """Whether it gives what another stage wants of it."""
+        return self.gives == wanted
 
     def files(self) -> dict[str, str]:
         """Each place that names a file or folder whose content decides the result, with the path found there."""
@@ -69,6 +70,7 @@ class Stage(Section):
 class TrainingStage(Stage):
     """What every stage has that trains a network."""
 
+    gives: ClassVar[str] = "model"
     free_keys: ClassVar[frozenset[str]] = frozenset(
         {"checkpoint_every", "compile", "gradient_checkpointing", "keep_checkpoint_every", "keep_checkpoints"}
         | {"loader_workers", "micro_batch_size", "offload_optimizer", "trackers", "zero_stage"}
@@ -100,9 +102,6 @@ class TrainingStage(Stage):
     trackers: list[Literal["tensorboard", "wandb"]] = ["tensorboard"]  # noqa: RUF012  (pydantic copies it)
     """Where the figures of stats.jsonl go besides: RUN/STAGE/tensorboard, or Weights & Biases (an extra to install)."""
 
-    def gives(self) -> set[str]:
-        return {"model"}
-
     def packages(self) -> dict[str, str]:
         """What the settings need that only an extra installs: the package, and the setting that asks for it."""
         asked = {"wandb": "trackers: wandb"} if "wandb" in self.trackers else {}
@@ -130,14 +129,15 @@ class TeacherStage(TrainingStage):
     guidance_scale: NonNegativeFloat
     """With `num_steps`, the default that the model folder carries for sampling."""
 
-    def gives(self) -> set[str]:
-        return {"model", "perceptual network"} if self.perceptual_phases else {"model"}
+    def serves(self, wanted: str) -> bool:
+        return super().serves(wanted) or (wanted == "perceptual network" and self.perceptual_phases is not None)
 
 
 class CoupleStage(Stage):
     """Writes (noise, latent) couplings of a model into webdataset shards."""
 
     parent_keys: ClassVar[dict[str, str]] = {"model": "model"}
+    gives: ClassVar[str] = "couplings"
     free_keys: ClassVar[frozenset[str]] = frozenset({"prompts", "output"})  # their content counts, not their place
 
     kind: Literal["couple"]
@@ -168,9 +168,6 @@ class CoupleStage(Stage):
     """Where the shards' tars go, by default into the stage's folder: any URL that fsspec writes to, such as
     s3://bucket/pairs or sftp://host/pairs. Credentials and endpoints are fsspec's to know, by its variables
     (FSSPEC_S3_ENDPOINT_URL...), its files in ~/.config/fsspec, or what the store's own package looks at."""
-
-    def gives(self) -> set[str]:
-        return {"couplings"}
 
     @field_validator("output")
     @classmethod

@@ -10,9 +10,9 @@ from instaflow import world
 from instaflow.config import Experiment
 from instaflow.errors import ConfigError, InstaFlowError, Interrupted
 from instaflow.interruption import Stop
-from instaflow.places import check_perceptual, find_model
+from instaflow.places import check_network, check_perceptual, find_model
 from instaflow.rundir import StageFolder, locked, stage_folders
-from instaflow.sections import share_of
+from instaflow.sections import BACKBONES, share_of
 from instaflow.stages import CoupleStage, FlowStage, TrainingStage
 from instaflow.stores import Store
 from instaflow.world import ALONE, Worker
@@ -93,8 +93,10 @@ def check_inputs(stages: dict[str, StageFolder]) -> None:
             look_at_prompts(stage)
             if stage.stage.output:
                 Store(stage.stage.output).sizes("")
-        if isinstance(stage.stage, FlowStage) and stage.stage.perceptual:
-            check_perceptual(stage.stage.perceptual)
+        if isinstance(stage.stage, FlowStage) and (perceptual := stage.stage.perceptual):
+            check_perceptual(perceptual)
+            if perceptual.network not in {*BACKBONES, *stage.stage_names}:
+                check_network(Path(perceptual.network))
         for parent in stage.stage.parents().values():
             if parent not in stage.stage_names and not Path(parent).is_dir():
                 find_model(parent)

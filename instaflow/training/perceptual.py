@@ -39,7 +39,7 @@ class PerceptualNetwork(nn.Module):
         super().__init__()
         bounds = zip((0, *taps), taps, strict=False)
         self.slices = nn.ModuleList(layers[start:end] for start, end in bounds)
-        self.heads = [torch.ones(())] * len(taps) if heads is None else list(heads)
+        self.heads = nn.ParameterList([torch.ones(())] * len(taps) if heads is None else heads)
         self.of_imagenet = of_imagenet
         self.register_buffer("shift", torch.tensor(SHIFT if of_imagenet else (0.0,) * 3).view(1, 3, 1, 1))
         self.register_buffer("scale", torch.tensor(SCALE if of_imagenet else (1.0,) * 3).view(1, 3, 1, 1))
@@ -58,9 +58,7 @@ class PerceptualNetwork(nn.Module):
     def distance(self, features: list[Tensor], others: list[Tensor]) -> Tensor:
         """d of each pair of images [B], from what `forward` makes of them."""
         layers = zip(features, others, self.heads, strict=True)
-        return torch.stack(
-            [((one - other).square() * head.to(one.device)).sum(1).mean((1, 2)) for one, other, head in layers]
-        ).sum(0)
+        return torch.stack([((one - other).square() * head).sum(1).mean((1, 2)) for one, other, head in layers]).sum(0)
 
 
 class PerceptualDistance:

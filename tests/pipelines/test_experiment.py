@@ -134,6 +134,9 @@ def test_what_a_loss_lacks_is_missed_before_the_first_stage(config, worked, monk
     with pytest.raises(InstaFlowError, match="There is no file") as caught:
         experiment.run_all(found, Stop())
     assert "alexnet-owt-7be5be79.pth" in caught.value.hint
+    folder = load_experiment(config, [f"stages.student.perceptual={{network: {tmp_path}}}", *found.overrides[1:]])
+    with pytest.raises(InstaFlowError, match=r"is no perceptual network: it lacks config\.json and model\.safetensors"):
+        experiment.run_all(folder, Stop())
     (tmp_path / "w.pth").write_bytes(b"")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InstaFlowError, match=r"'stages\.student': perceptual\.network: alex needs lpips") as caught:

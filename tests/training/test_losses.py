@@ -258,7 +258,7 @@ def test_the_weights_are_finite_at_both_ends_of_time(u):
     found.backward()
     assert found.isfinite() and loss.unet.weight.grad.isfinite()
     if u > 0.5:  # at the data LPIPS falls with the square of t', and its weight rises with 1/t'
-        assert float(found) == pytest.approx(float(huber(loss_errors(loss.unet, start, data))), rel=1e-3)
+        assert found.item() == pytest.approx(float(huber(loss_errors(loss.unet, start, data))), rel=1e-3)
 
 
 def loss_errors(unet, start, data):
