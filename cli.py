@@ -1,5 +1,6 @@
 """The `instaflow` command: options, help and exit codes. Each command imports what it runs, and nothing else."""
 
+import logging
 import os
 import shlex
 import sys
@@ -10,6 +11,9 @@ from typing import Any
 import click
 
 from instaflow import __version__
+
+NOISY = ("diffusers.quantizers.torchao.torchao_quantizer", "torch.utils._pytree")
+"""Loggers that warn at every start where torchao is installed, for those who write it."""
 
 
 class Commands(click.Group):
@@ -403,6 +407,9 @@ def inspect(folder: Path, count: int, output: Path, model: str | None) -> None:
 def main() -> None:
     """Run the command; turn what the user can mend into `Error:` and `Hint:`."""
     from instaflow.errors import InstaFlowError, of_the_system
+
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
     if any(os.environ.get(name, "1") != "1" for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")):  # torchrun's, DeepSpeed's
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # several processes share the cores: don't spin

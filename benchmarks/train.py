@@ -1,7 +1,8 @@
 """Training samples a second and peak memory, against the loop that a user of diffusers would write.
 
     python -m benchmarks.train                          reflow of the digits' architecture, on this machine
-    python -m benchmarks.train --loss distill           distillation
+    python -m benchmarks.train --loss distill           distillation by L2
+    python -m benchmarks.train --loss lpips             distillation by LPIPS on AlexNet, at random weights
     python -m benchmarks.train --architecture sd15      Stable Diffusion 1.5's, at random weights
 
 All sides train the same network on the same shards with the same loss, batch, precision and optimizer, in turns, each
@@ -27,7 +28,9 @@ from typing import Any
 
 import click
 import torch
-from torch import Tensor, nn
+import torchvision
+from torch import Tensor
+from torch.nn import functional
 
 from benchmarks.measuring import build, in_turns, matmul_flops, profiler, ratios_to, shares_of
 from benchmarks.memory import peak_memory
@@ -42,9 +45,10 @@ from instaflow.models.sampling import network_flops
 from instaflow.models.settings import ModelSettings
 from instaflow.models.text_to_image import TextToImage
 from instaflow.rundir import StageFolder
-from instaflow.sections import Phase
+from instaflow.sections import FlowPhase, Perceptual
 from instaflow.stages import DistillStage, FlowStage, ReflowStage
-from instaflow.training.losses import DistillLoss, ReflowLoss
+from instaflow.training.losses import DistillLoss, FlowLoss, ReflowLoss
+from instaflow.training.perceptual import PerceptualDistance, load_lpips
 from instaflow.world import hardware
 from pipelines.on_couplings import Material, train_on
 
@@ -63,18 +67,25 @@ class Options:
     dtype: str
     steps: int
     rounds: int
+    stock_workers: int
     couplings: Path
+
+    @property
+    def backbone(self) -> Path:
+        """AlexNet's weights."""
+        return self.couplings.parent / "alexnet.pth"
 
 
 @click.command()
 @click.option("--architecture", type=click.Choice(["digits", "sd15"]), default="digits", show_default=True)
-@click.option("--loss", type=click.Choice(["reflow", "distill"]), default="reflow", show_default=True)
+@click.option("--loss", type=click.Choice(["reflow", "distill", "lpips"]), default="reflow", show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--micro-batch-size", type=click.IntRange(1), help="Through the network at a time.  [default: all]")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
 @click.option("--steps", type=click.IntRange(1), default=30, show_default=True, help="Of each side a round.")
 @click.option("--rounds", type=click.IntRange(1), default=11, show_default=True)
 @click.option("--records", type=click.IntRange(1), default=2000, show_default=True, help="Couplings to train on.")
+@click.option("--stock-workers", type=click.IntRange(0), default=0, show_default=True, help="Of the user's DataLoader.")
 @click.option("--profile", is_flag=True, help="Say where the time of our sides goes.")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the result as JSON.")
 def main(
@@ -86,6 +97,7 @@ def main(
     steps: int,
     rounds: int,
     records: int,
+    stock_workers: int,
     profile: bool,
     output: Path | None,
 ) -> None:
@@ -95,7 +107,10 @@ def main(
         model = TextToImage(build(architecture), ModelSettings(), architecture)
         couplings = make_couplings(Path(place), model.latent_shape, prompts_of(architecture), records)
         micro = min(micro_batch_size or batch_size, batch_size)
-        options = Options(architecture, loss, batch_size, micro, dtype, steps, rounds, couplings)
+        options = Options(architecture, loss, batch_size, micro, dtype, steps, rounds, stock_workers, couplings)
+        if loss == "lpips":
+            torch.manual_seed(0)
+            torch.save(torchvision.models.alexnet(weights=None).state_dict(), options.backbone)
         sides = {name: Side(name, options) for name in SIDES}
         seconds = in_turns({name: side.run for name, side in sides.items()}, rounds)
         shares = {name: side.ask("profile") for name, side in sides.items()} if profile else {}
@@ -250,7 +265,7 @@ def ours(options: Options, turns: Turns, compiled: bool = False) -> None:
     settings: dict[str, Any] = {
         "init": options.architecture,
         "couplings": "pairs",
-        "phases": [Phase(samples=samples, global_batch_size=options.batch_size, learning_rate=LEARNING_RATE)],
+        "phases": [FlowPhase(samples=samples, global_batch_size=options.batch_size, learning_rate=LEARNING_RATE)],
         "micro_batch_size": options.micro_batch_size,
         "mixed_precision": None if options.dtype == "float32" else options.dtype,
         "ema_decay": DECAY,
@@ -261,13 +276,18 @@ def ours(options: Options, turns: Turns, compiled: bool = False) -> None:
         "preview": None,
     }
     stage: FlowStage
-    loss: nn.Module
+    loss: FlowLoss
     if options.loss == "reflow":
         stage = ReflowStage(kind="reflow", caption_dropout=0.0, **settings)
         loss = ReflowLoss(model.unet, VelocityView(), model.encode, 0.0)
     else:
+        distance = None
+        if options.loss == "lpips":
+            distance = PerceptualDistance(model.vae, load_lpips("alex", options.backbone).to(model.device))
+            settings["phases"] = [FlowPhase(**{**settings["phases"][0].model_dump(), "loss": "lpips"})]
+            settings["perceptual"] = Perceptual(weights=str(options.backbone))
         stage = DistillStage(kind="distill", **settings)
-        loss = DistillLoss(model.unet, VelocityView(), model.encode)
+        loss = DistillLoss(model.unet, VelocityView(), model.encode, distance)
     model.unet.requires_grad_(True)
     folder = StageFolder(options.couplings / "run", "compiled" if compiled else "ours", stage, 0, (), "", ())
     folder.folder.mkdir(parents=True)
@@ -287,7 +307,6 @@ def stock(options: Options, turns: Turns) -> None:
     from accelerate import Accelerator
     from diffusers.optimization import get_scheduler
     from diffusers.training_utils import EMAModel
-    from torch.nn import functional
     from torch.utils.data import DataLoader
 
     half = options.dtype == "bfloat16"
@@ -319,8 +338,9 @@ def stock(options: Options, turns: Turns) -> None:
     shards = read_manifest(options.couplings).plan.num_shards
     tars = [str(tar_path(options.couplings, shard)) for shard in range(shards)]
     dataset = webdataset.WebDataset(tars, shardshuffle=shards, seed=0).shuffle(1000).decode().map(sample_of)
-    loader = DataLoader(dataset.repeat(), batch_size=options.micro_batch_size, num_workers=WORKERS)
+    loader = DataLoader(dataset.repeat(), batch_size=options.micro_batch_size, num_workers=options.stock_workers)
     unet, optimizer, loader, scheduler = accelerator.prepare(unet, optimizer, loader, scheduler)
+    distance = stock_distance(options, pipeline.vae.to(accelerator.device)) if options.loss == "lpips" else None
     batches = iter(loader)
     losses: list[float] = []
     turns.losses = lambda: losses
@@ -340,7 +360,10 @@ def stock(options: Options, turns: Turns) -> None:
                     x, timesteps = noise, torch.full((len(noise),), 999, device=noise.device)
                     target = (noise - data) / 0.999
                 output = unet(x, timesteps, hidden, return_dict=False)[0]
-                loss = functional.mse_loss(output.float(), target.float(), reduction="mean")
+                if options.loss == "lpips":
+                    loss = distance(noise - 0.999 * output.float(), data)
+                else:
+                    loss = functional.mse_loss(output.float(), target.float(), reduction="mean")
                 average = accelerator.gather(loss.repeat(options.micro_batch_size)).mean()
                 train_loss += average.item() / accelerator.gradient_accumulation_steps
                 accelerator.backward(loss)
@@ -356,7 +379,32 @@ def stock(options: Options, turns: Turns) -> None:
         loss.detach().item(), scheduler.get_last_lr()[0]  # what the example's progress bar shows
 
 
-WORKERS = 0  # the example's default
+def stock_distance(options: Options, vae: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """LPIPS of decoded latents, by its authors' package, as its page has it: small images are enlarged first."""
+    import lpips
+
+    network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+    state = torch.load(options.backbone, weights_only=True)
+    for part in network.net.children():
+        own = {name: state[f"features.{name}"] for name in part.state_dict()}
+        part.load_state_dict(own)
+    network.to(vae.device).requires_grad_(False)
+    vae.requires_grad_(False)
+
+    def image(latents: Tensor) -> Tensor:
+        with torch.autocast(vae.device.type, torch.bfloat16, enabled=options.dtype == "bfloat16"):
+            decoded: Tensor = vae.decode(latents / vae.config.scaling_factor).sample
+        return decoded if min(decoded.shape[2:]) > 64 else functional.interpolate(decoded, size=224, mode="bilinear")
+
+    def distance(latents: Tensor, data: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = image(data)
+        found: Tensor = network(image(latents), wanted).mean()
+        return found
+
+    return distance
+
+
 SIDES: dict[str, Callable[[Options, Turns], None]] = {"ours": ours, "compiled": ours_compiled, "stock": stock}
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ def load_pipeline(found: Path, dtype: torch.dtype) -> Any:
     xl = pipeline_class(folder) == "StableDiffusionXLPipeline"
     pipeline: Any = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
     options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "feature_extractor": None}
+    options["low_cpu_mem_usage"] = False  # the other way needs accelerate, and leaves tensors without values
     options |= {"add_watermarker": False} if xl else {"safety_checker": None, "requires_safety_checker": False}
     if found.is_file():
         return pipeline.from_single_file(str(found), config=str(folder), **options)
@@ -58,7 +59,6 @@ def load_pipeline(found: Path, dtype: torch.dtype) -> Any:
         str(folder),
         variant=None if full else "fp16",
         use_safetensors=True,
-        low_cpu_mem_usage=False,  # its other way needs one more library
         **options,
     )
 

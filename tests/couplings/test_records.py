@@ -205,10 +205,35 @@ def test_an_image_of_another_format_and_a_pickled_array_are_refused(tmp_path):
     png = write_extra("image.png", np.zeros((4, 4, 3), np.uint8))
     with pytest.raises(ValueError, match="cannot be read"):
         read_extra("image.webp", png)
-    with pytest.raises(ValueError, match="allow_pickle"):
+    with pytest.raises(ValueError, match="not that of plain numbers"):
         read_extra("embedding.npy", write_extra("embedding.npy", np.array([None])))
 
 
 def test_a_shard_without_extras_has_none(tmp_path):
     records = Shard(latents(), latents(), ["a", "b", "c"], INDICES)
     assert read_shard(tmp_path, write_shard(tmp_path, 0, records, left_out=[8])).extras == {}
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(6, dtype=np.float16).reshape(1, 2, 3),
+        np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        np.array(7, dtype=np.uint8),
+        np.empty((0, 4), np.int64),
+        np.arange(3, dtype=">f4"),
+    ],
+)
+def test_arrays_are_read_as_numpy_reads_them(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    read = read_extra("trajectory.npy", buffer.getvalue())
+    assert read.dtype == array.dtype and read.shape == array.shape and np.array_equal(read, array)
+
+
+@pytest.mark.parametrize("header", ["{'descr': '<f2', 'fortran_order': False, 'shape': (9, 9), }", "{'descr': '<f2'}"])
+def test_arrays_that_are_not_what_their_header_says_are_refused(header):
+    text = header.encode().ljust(117) + b"\n"
+    file = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(100)
+    with pytest.raises(ValueError, match=r"cut short|not that of plain numbers"):
+        read_extra("trajectory.npy", file)
