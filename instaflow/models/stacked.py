@@ -59,9 +59,8 @@ def stack(unet: Any) -> StackedUNet:
     else: zero are its branch, the attention behind it, and its shortcut but for an identity on the skip connection. All
     other weights of the first copy are the U-Net's, and training opens the way for what they make.
 
-    On the digits, every count cut to a tenth, one step of the 2-rectified flow has a loss of 0.038 over 200 couplings,
-    and after 60 batches of training 0.0017. Begun so, two U-Nets have 0.038 and then 0.0015; as plain copies 1.84 and
-    0.021; and as copies with the first one's normalization and activation between them 1.22 and 0.042.
+    Plain copies would begin far off, and with the normalization kept between them too: what the first one's last block
+    makes is not what the second one's first block knows.
     """
     network: StackedUNet = StackedUNet.from_config(unet.config)
     weights, names = unet.state_dict(), network.state_dict().keys()
