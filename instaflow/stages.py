@@ -229,6 +229,9 @@ class FlowStage(TrainingStage):
     parametrization: Parametrization = "velocity"
     negate_output_at_start: bool = False
     """Negate the last convolution of an epsilon teacher before training, as a flow of the paper's sign would see it."""
+    stacked: bool = False
+    """Train two U-Nets in series, as InstaFlow-1.7B: copies of `init`, which at the start return what it does. What is
+    two U-Nets already stays so without this."""
     gradient_checkpointing: bool = False
     """Compute a block's activations once more on the way back, in place of keeping them: less memory, more time."""
     loader_workers: NonNegativeInt = 4

@@ -20,6 +20,7 @@ from instaflow.models.loading import load_model
 from instaflow.models.samplers import flow_scheduler
 from instaflow.models.sampling import compiling
 from instaflow.models.settings import ModelSettings, read_settings
+from instaflow.models.stacked import StackedUNet, stack
 from instaflow.models.text_to_image import TextToImage, negate_output
 from instaflow.models.vae import load_tiny
 from instaflow.rundir import StageFolder
@@ -61,6 +62,12 @@ def open_material(stage: StageFolder) -> Material:
             f"Stage '{stage.name}': '{settings.init}' is a velocity flow already",
             "Leave out parametrization and negate_output_at_start",
         )
+    if settings.stacked:
+        if isinstance(model.unet, StackedUNet):
+            raise ConfigError(
+                f"Stage '{stage.name}': '{settings.init}' is two U-Nets in series already", "Leave out stacked"
+            )
+        model.unet = stack(model.unet)
     view = VelocityView() if settings.parametrization == "velocity" else model.view()
     return Material(model, couplings, view)
 

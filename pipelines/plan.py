@@ -76,10 +76,12 @@ class Plan:
     def architecture(self, place: str) -> Architecture:
         """What a stage's model, or one that was made elsewhere, is made of. Raises DataError."""
         stage = self.stages.get(place)
-        if isinstance(stage, FlowStage):
-            return self.architecture(stage.init)
         if place not in self.found:
-            self.found[place] = digits_architecture() if stage else architecture_of(place)
+            if isinstance(stage, FlowStage):
+                init = self.architecture(stage.init)
+                self.found[place] = init.stacked() if stage.stacked else init
+            else:
+                self.found[place] = digits_architecture() if stage else architecture_of(place)
         return self.found[place]
 
     def guidance(self, place: str) -> float:
@@ -127,7 +129,7 @@ class Plan:
 
     def flow(self, name: str, stage: FlowStage) -> Cost:
         kind = "reflow" if isinstance(stage, ReflowStage) else "distill"
-        model = self.architecture(stage.init)
+        model = self.architecture(name)
         flops, parameters = model.flops(), model.parameters()
         samples = samples_of(stage.phases)
         passes = 1 + BACKWARD + stage.gradient_checkpointing

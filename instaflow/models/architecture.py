@@ -8,7 +8,7 @@ import json
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from instaflow.errors import DataError
 from instaflow.models.settings import ModelSettings, read_settings
+from instaflow.models.stacked import StackedUNet
 from instaflow.places import pipeline_class
 
 Config = dict[str, Any]
@@ -71,8 +72,16 @@ class Architecture:
 
     # --- networks -----------------------------------------------------------------------------------------------------
 
+    @property
+    def unet_class(self) -> Any:
+        return StackedUNet if self.unet.get("_class_name") == StackedUNet.__name__ else UNet2DConditionModel
+
+    def stacked(self) -> "Architecture":
+        """The same with two U-Nets in series."""
+        return replace(self, unet=self.unet | {"_class_name": StackedUNet.__name__})
+
     def build_unet(self) -> Any:
-        return UNet2DConditionModel.from_config(self.unet)
+        return self.unet_class.from_config(self.unet)
 
     def build_vae(self) -> Any:
         return AutoencoderKL.from_config(self.vae)
@@ -107,7 +116,7 @@ class Architecture:
             image, latent = torch.empty(1, 3, height, width), torch.empty(1, *self.latent_shape)
             ids = torch.zeros(1, self.embedding_shape[0], dtype=torch.long)
         return {
-            "unet": unet_flops(self.unet, self.latent_shape, self.text(1)),
+            "unet": unet_flops(self.unet_class, self.unet, self.latent_shape, self.text(1)),
             "text": flops_of(lambda: [encoder(ids) for encoder in encoders]),
             "encode": flops_of(lambda: vae.encode(image)),
             "decode": flops_of(lambda: vae.decode(latent)),
@@ -195,11 +204,11 @@ def num_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def unet_flops(config: Config, latent_shape: tuple[int, int, int], text: dict[str, Any]) -> int:
-    """Floating-point operations of one call of a U-Net for one record; `text` is what it takes for one prompt."""
+def unet_flops(kind: Any, config: Config, latent_shape: tuple[int, int, int], text: dict[str, Any]) -> int:
+    """Floating-point operations of one call of a U-Net of some class for one record, with the text of one prompt."""
     text = on_meta(text)
     with torch.device("meta"):
-        unet: Any = UNet2DConditionModel.from_config(config)
+        unet = kind.from_config(config)
         noise, timestep = torch.empty(1, *latent_shape), torch.tensor(0)
     return flops_of(lambda: unet(noise, timestep, **text))
 

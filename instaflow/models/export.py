@@ -9,10 +9,19 @@ import transformers
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from instaflow.files import replace_folder, write_file, write_json
+from instaflow.models import stacked
 from instaflow.models.settings import ModelSettings, write_settings
 
 transformers.utils.logging.disable_progress_bar()
 
+CODE = f"unet/{stacked.__name__}.py"
+"""Where stock diffusers looks for a class that model_index.json places in that module."""
+STACKED = f"""The network is two U-Nets in series, for which diffusers has no class: the code lies in `{CODE}`
+and needs nothing else. diffusers runs it where it is told to trust it, and refuses to load the model otherwise.
+ControlNets and adapters are made for one U-Net, and are refused.
+
+"""
+"""The model card's words on it."""
 LOADED_FROM = {"_name_or_path", "name_or_path", "is_local", "local_files_only"}
 """What the libraries note about where a part came from."""
 
@@ -20,6 +29,7 @@ LOADED_FROM = {"_name_or_path", "name_or_path", "is_local", "local_files_only"}
 def save_model(folder: Path, *, scheduler: Any, settings: ModelSettings, **parts: Any) -> None:
     """Write a pipeline folder that stock diffusers loads; complete or absent, free of machine paths.
 
+    Beside a stacked U-Net lies the code of its class, where `trust_remote_code=True` finds it.
     The parts are unet, vae, text_encoder and tokenizer; with text_encoder_2, tokenizer_2 and
     force_zeros_for_empty_prompt it is a StableDiffusionXLPipeline.
     """
@@ -42,13 +52,16 @@ def save_model(folder: Path, *, scheduler: Any, settings: ModelSettings, **parts
         content = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(content, dict) and LOADED_FROM & content.keys():
             write_json(file, {key: value for key, value in content.items() if key not in LOADED_FROM})
+    code = isinstance(pipeline.unet, stacked.StackedUNet)
+    if code:
+        shutil.copyfile(stacked.__file__, temporary / CODE)
     write_settings(temporary, settings)
-    write_file(temporary / "README.md", model_card(settings, type(pipeline).__name__))
+    write_file(temporary / "README.md", model_card(settings, type(pipeline).__name__, code))
     replace_folder(temporary, folder)
 
 
-def model_card(settings: ModelSettings, pipeline: str) -> str:
-    """The folder's README: what the model is and the stock lines that sample it."""
+def model_card(settings: ModelSettings, pipeline: str, code: bool) -> str:
+    """The folder's README: what the model is and the stock lines that sample it. `code`: a class lies beside it."""
     what = {
         "teacher": "A diffusion model: the teacher",
         "flow": "A rectified flow",
@@ -56,6 +69,8 @@ def model_card(settings: ModelSettings, pipeline: str) -> str:
     }[settings.kind]
     guidance = settings.guidance_scale if settings.guidance_scale > 1 else 1.0
     place = '"."' if pipeline == "StableDiffusionXLPipeline" else '".", safety_checker=None'
+    place += ", trust_remote_code=True" if code else ""
+    weights = "exponential moving average" if settings.weights == "ema" else "raw, as the optimizer left them"
     lines = [f"- {entry['stage']} ({entry['kind']}): {entry['summary']}" for entry in settings.lineage]
     return f"""---
 library_name: diffusers
@@ -71,7 +86,7 @@ pipeline = {pipeline}.from_pretrained({place})
 image = pipeline("a prompt", num_inference_steps={settings.num_steps}, guidance_scale={guidance}).images[0]
 ```
 
-Weights: {"exponential moving average" if settings.weights == "ema" else "raw, as the optimizer left them"}.
+{STACKED if code else ""}Weights: {weights}.
 Parametrization: {settings.parametrization}. Made by, oldest first:
 
 {chr(10).join(lines)}

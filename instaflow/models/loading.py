@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from instaflow.errors import DataError
 from instaflow.models.settings import ModelSettings, read_settings
+from instaflow.models.stacked import StackedUNet
 from instaflow.models.text_to_image import TextToImage
 from instaflow.places import configuration_of, find_model, pipeline_class
 
@@ -55,12 +56,12 @@ def load_pipeline(found: Path, dtype: torch.dtype) -> Any:
     if found.is_file():
         return pipeline.from_single_file(str(found), config=str(folder), **options)
     full = any(file for file in folder.glob("unet/*.safetensors") if ".fp16" not in file.name)
-    return pipeline.from_pretrained(
-        str(folder),
-        variant=None if full else "fp16",
-        use_safetensors=True,
-        **options,
-    )
+    how = {"variant": None if full else "fp16", "use_safetensors": True}
+    if pipeline.load_config(str(folder))["unet"][1] == StackedUNet.__name__:  # by our code: the folder's is never run
+        options["unet"] = StackedUNet.from_pretrained(
+            str(folder / "unet"), torch_dtype=dtype, low_cpu_mem_usage=False, **how
+        )
+    return pipeline.from_pretrained(str(folder), **how, **options)
 
 
 def check_network(model: TextToImage) -> None:

@@ -133,7 +133,7 @@ def compiling(what: str) -> Iterator[None]:
 
 def network_flops(model: "TextToImage") -> int:
     """Floating-point operations of one call of the network for one record, counted without computing."""
-    return unet_flops(model.unet.config, model.latent_shape, model.encode([""]))
+    return unet_flops(type(model.unet), model.unet.config, model.latent_shape, model.encode([""]))
 
 
 def filled(rows: Tensor, count: int) -> Tensor:
