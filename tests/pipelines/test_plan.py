@@ -74,12 +74,32 @@ def test_the_packaged_stable_diffusion_plan_matches_the_papers_sums(monkeypatch,
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     found = costs("sd15", gpus=8)
     days = {name: cost.paper_days for name, cost in found.items()}
-    assert days == pytest.approx({"pairs": 8, "2rf": 11.2 + 64, "pairs2": 8, "student": 54.4})
+    assert days == pytest.approx({"pairs": 8, "2rf": 11.2 + 64, "pairs2": 8, "student": 54.4 + 53.6})
     assert found["pairs"].flops == pytest.approx(1.6e6 * 50 * SD1.flops()["unet"], rel=0.001 + 0.0003)
     assert all(cost.half for cost in found.values())
     assert found["2rf"].memory.total == pytest.approx(
         20 * 859.5e6 + 4 * 206.7e6 + found["2rf"].memory.activations, rel=0.01
     )
+
+
+def test_a_perceptual_phase_costs_three_decodings_and_their_memory(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    whole = costs("sd15")["student"]
+    other = costs("sd15", "stages.student.phases.1.loss=l2", "stages.student.perceptual=null")["student"]
+    assert whole.flops - other.flops == pytest.approx(3 * 18_432_000 * SD1.flops()["decode"])
+    assert whole.memory.activations - other.memory.activations == SD1.perceptual_memory(8, bfloat16=True)
+    cropped = costs("sd15", "stages.student.perceptual.crop=32")["student"]
+    assert cropped.flops - other.flops == pytest.approx((whole.flops - other.flops) / 4)
+    assert cropped.memory.activations < other.memory.activations + 0.3 * SD1.perceptual_memory(8, bfloat16=True)
+
+
+def test_two_unets_in_series_cost_about_twice_as_much(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    one, two = (costs("sd15", f"stages.2rf.stacked={stacked}") for stacked in ("false", "true"))
+    for name in ("2rf", "pairs2"):
+        assert two[name].flops == pytest.approx(2 * one[name].flops, rel=0.05)
+    assert two["2rf"].memory.weights == 4 * 1_719_017_924 and two["pairs"] == one["pairs"]
+    assert two["2rf"].paper_days is two["student"].paper_days is None
 
 
 def test_the_plan_fits_a_terminal_and_says_what_it_rests_on(monkeypatch, tmp_path):
@@ -89,8 +109,8 @@ def test_the_plan_fits_a_terminal_and_says_what_it_rests_on(monkeypatch, tmp_pat
     text = "\n".join(lines)
     assert "an assumption: no GPU was measured yet" in text
     totals = [line.split() for line in lines if line.strip().startswith("total")]
-    assert totals[0][1:3] == ["3,200,000", "52,096,000"]
-    assert totals[1][-1] == "145.6"  # 199.2 without the 53.6 of LPIPS
+    assert totals[0][1:3] == ["3,200,000", "70,528,000"]
+    assert totals[1][-1] == "199.2"
     told = "\n".join(run(load_experiment("sd15"), gpus=1, utilization=0.6))
     assert "assumption" not in told
     days = [float(re.search(r"total +([\d.]+)", part.partition("GPU-days")[2])[1]) for part in (text, told)]
