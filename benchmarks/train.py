@@ -113,8 +113,9 @@ def main(
             torch.save(torchvision.models.alexnet(weights=None).state_dict(), options.backbone)
         sides = {name: Side(name, options) for name in SIDES}
         seconds = in_turns({name: side.run for name, side in sides.items()}, rounds)
+        memory = {name: side.ask("memory") for name, side in sides.items()}
         shares = {name: side.ask("profile") for name, side in sides.items()} if profile else {}
-        ends = {name: side.ask("end") for name, side in sides.items()}
+        losses = {name: side.ask("end") for name, side in sides.items()}
     rates = {name: batch_size * steps / statistics.median(taken) for name, taken in seconds.items()}
     ratios = ratios_to("stock", seconds)
     result: dict[str, Any] = {
@@ -123,8 +124,8 @@ def main(
         "hardware": hardware(),
         "samples_per_second": rates,
         "ratio": ratios,
-        "peak_memory_gib": {name: end["memory"] / 2**30 for name, end in ends.items()},
-        "mean_loss": {name: end["loss"] for name, end in ends.items()},
+        "peak_memory_gib": {name: held / 2**30 for name, held in memory.items()},
+        "mean_loss": losses,
         "seconds": seconds,
         "shares_of_time": shares,
         "versions": {
@@ -138,7 +139,7 @@ def main(
         result["matmul_fraction"] = {name: flops * rate / peak for name, rate in rates.items()}
     for name, rate in rates.items():
         ratio = f"{ratios[name]:6.2f} times stock, the median of {rounds} rounds" if name in ratios else ""
-        click.echo(f"{name:>9}: {rate:9.1f} samples/s {ends[name]['memory'] / 2**30:7.2f} GiB {ratio}".rstrip())
+        click.echo(f"{name:>9}: {rate:9.1f} samples/s {memory[name] / 2**30:7.2f} GiB {ratio}".rstrip())
     for name, fraction in result.get("matmul_fraction", {}).items():
         click.echo(f"{name:>9}: {fraction:8.1%} of the rate of one large matrix product")
     for name, found in shares.items():
@@ -192,12 +193,12 @@ class Side:
     def __init__(self, name: str, options: Options) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(name, options, theirs), daemon=True)
+        self.process = context.Process(target=serve, args=(name, options, theirs))
         self.process.start()
         theirs.close()
 
     def ask(self, what: str) -> Any:
-        """Have it "run" a round, which gives the seconds, or "profile" one, or "end", which gives memory and loss."""
+        """Have it "run" a round, which gives the seconds, "profile" one, tell its "memory", or "end": its mean loss."""
         self.pipe.send(what)
         return self.pipe.recv()
 
@@ -232,10 +233,10 @@ class Turns:
         finish()
         if self.report:
             self.pipe.send(self.report())
-        what = self.pipe.recv()
+        while (what := self.pipe.recv()) == "memory":
+            self.pipe.send(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_memory())
         if what == "end":
-            memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_memory()
-            self.pipe.send({"memory": memory, "loss": statistics.fmean(self.losses() or [math.nan])})
+            self.pipe.send(statistics.fmean(self.losses() or [math.nan]))
             raise SystemExit
         if what == "profile":
             profile = profiler()
@@ -338,7 +339,13 @@ def stock(options: Options, turns: Turns) -> None:
     shards = read_manifest(options.couplings).plan.num_shards
     tars = [str(tar_path(options.couplings, shard)) for shard in range(shards)]
     dataset = webdataset.WebDataset(tars, shardshuffle=shards, seed=0).shuffle(1000).decode().map(sample_of)
-    loader = DataLoader(dataset.repeat(), batch_size=options.micro_batch_size, num_workers=options.stock_workers)
+    context = "fork" if options.stock_workers else None
+    loader = DataLoader(
+        dataset.repeat(),
+        batch_size=options.micro_batch_size,
+        num_workers=options.stock_workers,
+        multiprocessing_context=context,
+    )
     unet, optimizer, loader, scheduler = accelerator.prepare(unet, optimizer, loader, scheduler)
     distance = stock_distance(options, pipeline.vae.to(accelerator.device)) if options.loss == "lpips" else None
     batches = iter(loader)
