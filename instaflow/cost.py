@@ -19,14 +19,15 @@ class GPU:
     name: str
     half: float  # in bfloat16 or float16
     single: float  # in float32
+    memory: float  # bytes
 
 
 GPUS = (
-    GPU("A100", 312e12, 19.5e12),
-    GPU("H100", 989e12, 67e12),
-    GPU("H200", 989e12, 67e12),
-    GPU("L40S", 362e12, 91.6e12),
-    GPU("RTX 4090", 165e12, 82.6e12),
+    GPU("A100", 312e12, 19.5e12, 80e9),
+    GPU("H100", 989e12, 67e12, 80e9),
+    GPU("H200", 989e12, 67e12, 141e9),
+    GPU("L40S", 362e12, 91.6e12, 48e9),
+    GPU("RTX 4090", 165e12, 82.6e12, 24e9),
 )
 UTILIZATION = 0.3
 """The share of the datasheet's rate that is taken for granted; an assumption, until benchmarks/ has measured one."""

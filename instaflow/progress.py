@@ -62,4 +62,5 @@ class Progress:
             self.live.stop()
         elif not self.quiet and kind is None:
             seconds = time.monotonic() - self.began
-            print(f"{self.label}: {self.done:,} {self.unit} in {seconds:,.1f} s", flush=True)
+            more = f"{self.done - self.start:,} more, now " if self.start else ""
+            print(f"{self.label}: {more}{self.done:,} {self.unit} in {seconds:,.1f} s", flush=True)

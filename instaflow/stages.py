@@ -237,7 +237,7 @@ class FlowStage(TrainingStage):
     loader_workers: NonNegativeInt = 4
     """Threads that read the next shards while a process trains; with 0 a shard is read when its first record is due."""
     compile: bool = False
-    """Compile the network (torch.compile), which takes a minute or two and on a CPU a C++ compiler."""
+    """Compile the network (torch.compile): minutes for each micro batch size, and on a CPU with a C++ compiler."""
     preview: Preview | None = Preview()
     """What the moving average draws on the way, kept as a picture and two figures; null for none."""
 

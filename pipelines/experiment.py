@@ -20,8 +20,11 @@ from instaflow.world import ALONE, Worker
 
 def run_all(experiment: Experiment, stop: Stop) -> None:
     """Run every stage that is not done, in order. Raises Interrupted when told to stop, as all of these do."""
+    from pipelines.plan import check_crops
+
     stages = stage_folders(experiment)
     check_inputs(stages)
+    check_crops(experiment)
     try:
         for stage in stages.values():
             run_stage(stage, stop)

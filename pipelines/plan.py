@@ -21,14 +21,16 @@ from instaflow.cost import (
 )
 from instaflow.digits.networks import build_autoencoder, build_text_encoder, build_unet
 from instaflow.digits.tokenizer import build_tokenizer
+from instaflow.errors import ConfigError
 from instaflow.models.architecture import Architecture
 from instaflow.models.families import SD1, architecture_of
 from instaflow.sections import PERCEPTUAL_LOSSES, FlowPhase, Phase, share_of
 from instaflow.stages import CoupleStage, DistillStage, EvaluateStage, FlowStage, ReflowStage, TeacherStage
 from pipelines.couple import DTYPES
+from pipelines.previews import BATCH as PREVIEWED
 
 BACKWARD = 2  # a backward pass counts as two forward passes, and gradient checkpointing as a third
-DECODED = 8  # kept images at a time
+DECODED = 8  # images at a time, where they are kept or shown
 DECODINGS = 3  # a coupled latent, and a student's there and back; the perceptual network itself is not counted
 
 
@@ -130,6 +132,7 @@ class Plan:
     def flow(self, name: str, stage: FlowStage) -> Cost:
         kind = "reflow" if isinstance(stage, ReflowStage) else "distill"
         model = self.architecture(name)
+        check_crop(name, stage, model)
         flops, parameters = model.flops(), model.parameters()
         samples = samples_of(stage.phases)
         passes = 1 + BACKWARD + stage.gradient_checkpointing
@@ -141,16 +144,20 @@ class Plan:
         trained, compute = parameters["unet"], samples * (passes * flops["unet"] + flops["text"])
         seen = [phase for phase in stage.phases if phase.loss in PERCEPTUAL_LOSSES]
         if seen and stage.perceptual and not stage.perceptual.decoder:  # what a tiny one takes is next to nothing
-            crop = stage.perceptual.crop
-            share = crop**2 / (model.latent_shape[1] * model.latent_shape[2]) if crop else 1.0
-            compute += round(DECODINGS * samples_of(seen) * share * flops["decode"])
+            crop, sides = stage.perceptual.crop, model.latent_shape[1:]
+            share = crop**2 / (sides[0] * sides[1]) if crop else 1.0
+            decodings = DECODINGS + stage.gradient_checkpointing
+            compute += round(decodings * samples_of(seen) * share * flops["decode"])
             activations += model.perceptual_memory(
                 largest_share(seen, stage, self.gpus, f"stages.{name}.phases"),
-                bfloat16=stage.mixed_precision is not None,
+                bfloat16=stage.mixed_precision is not None and kind == "distill",  # reflow's is float32
+                checkpointing=stage.gradient_checkpointing,
                 crop=crop,
             )
         if stage.preview:  # which samples with a network of its own, while no activations are held
-            activations = max(activations, 4 * trained)
+            rows = PREVIEWED * (2 if isinstance(stage, ReflowStage) and stage.guidance_scale > 1 else 1)
+            sampling = model.sampling_memory(rows, torch.float32)
+            activations = max(activations, 4 * trained + max(sampling, model.decoding_memory(DECODED, torch.float32)))
         return Cost(
             name=name,
             kind=kind,
@@ -263,6 +270,23 @@ def paper_days(kind: str, phases: Sequence[FlowPhase]) -> float | None:
     return sum(samples_of([phase]) * PAPER_DAYS[way] for way, phase in zip(ways, phases, strict=True))
 
 
+def check_crops(experiment: Experiment) -> None:
+    """Raises ConfigError where a stage compares squares that are larger than its latents."""
+    plan = Plan(experiment, gpus=1)
+    for name, stage in experiment.stages.items():
+        if isinstance(stage, FlowStage) and stage.perceptual and stage.perceptual.crop:
+            check_crop(name, stage, plan.architecture(name))
+
+
+def check_crop(name: str, stage: FlowStage, model: Architecture) -> None:
+    crop, side = stage.perceptual and stage.perceptual.crop, min(model.latent_shape[1:])
+    if crop and crop > side:
+        raise ConfigError(
+            f"Stage '{name}': perceptual.crop is {crop}, a latent's side {side}",
+            "Choose a smaller one, or null for the whole latent",
+        )
+
+
 def samples_of(phases: Sequence[Phase]) -> int:
     """The samples of all phases, in whole global batches."""
     return sum(phase.samples // phase.global_batch_size * phase.global_batch_size for phase in phases)
@@ -338,12 +362,17 @@ def table_of_days(costs: list[Cost], gpus: int, utilization: float | None) -> li
         told = [of_days(cost.paper_days) if cost.paper_days else ""] if paper else []
         precision = "16 bits" if cost.half else "float32"
         rows.append((cost.name, precision, *(of_days(values[row]) for values in days.values()), *told))
-    told = [of_days(sum(cost.paper_days or 0 for cost in costs))] if paper else []
+    whole = all(cost.paper_days for cost in costs)  # a part of the sum would read as all of it
+    told = [of_days(sum(cost.paper_days or 0 for cost in costs)) if whole else ""] if paper else []
     rows.append(("total", "", *(of_days(sum(values)) for values in days.values()), *told))
     if gpus > 1:
         spread = [of_days(sum(values) / gpus) for values in days.values()]
         rows.append((f"on {gpus} of them", "", *spread, *([""] if paper else [])))
-    notes = ["The rate is that of dense matrix products in a stage's precision; for float32 without TF32."]
+    notes = []
+    for gpu in GPUS:
+        if large := [cost.name for cost in costs if cost.memory.total > gpu.memory]:
+            notes.append(f"Too large for the {gpu.memory / 1e9:.0f} GB of {gpu.name}: {', '.join(large)}")
+    notes += ["The rate is that of dense matrix products in a stage's precision; for float32 without TF32."]
     if gpus > 1:
         notes.append("Several GPUs divide the days by their number only where nothing is lost between them.")
     if paper:

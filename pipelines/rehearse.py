@@ -5,22 +5,26 @@ couplings that no stage makes are made by an added one.
 """
 
 import shlex
+import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from instaflow.config import Experiment, in_order, parse_stage
 from instaflow.digits.tokenizer import build_tokenizer
-from instaflow.errors import Interrupted
+from instaflow.errors import ConfigError, Interrupted
+from instaflow.files import json_text, write_file
 from instaflow.interruption import Stop
 from instaflow.models.families import architecture_of
 from instaflow.models.tiny import write_tiny
 from instaflow.prompt_sources import choice_of, exists
 from instaflow.rundir import read_done, stage_folders
-from instaflow.stages import CoupleStage, EvaluateStage, FlowStage, Stage
+from instaflow.sections import share_of
+from instaflow.stages import CoupleStage, EvaluateStage, FlowStage, Stage, TrainingStage
 from instaflow.training.perceptual import write_tiny_network
 from instaflow.world import barrier, world
 from pipelines.experiment import check_inputs, run_stage, say
+from pipelines.plan import check_crops
 
 LESS = 1000
 FEWEST_BATCHES = 2  # of a training phase, and of a couple stage
@@ -28,6 +32,7 @@ FEWEST_SHARDS, MOST_SHARDS = 2, 8
 MOST_CHECKPOINTS = 4
 FEWEST_IMAGES = 128  # for a Fréchet distance
 FEWEST_PATHS = 8
+TINY_MICRO_BATCH = 256  # tiny networks take as long for few samples as for many
 TOKENS = 77
 PERCEPTUAL = "perceptual"
 CAPTIONS = ["a lighthouse at dusk", "two cups of tea on a wooden table", "a red bicycle against a wall"]
@@ -67,6 +72,12 @@ def run(experiment: Experiment, run_dir: str | None, stop: Stop) -> None:
     """Run the experiment's rehearsal; go on where it stopped. Raises what a run raises, and Interrupted."""
     folder = run_dir or f"{experiment.run.rstrip('/')}-rehearsal"
     made = rehearsal_of(experiment, Path(folder))
+    check_crops(experiment)
+    for name, settings in experiment.stages.items():
+        if isinstance(settings, TrainingStage):
+            for index, phase in enumerate(settings.phases):
+                share_of(phase, settings.micro_batch_size, world().size, f"stages.{name}.phases.{index}")
+    settle(Path(folder), made)
     architectures = {place: architecture_of(place) for place in made.models}
     say(f"A rehearsal of {experiment.source} in {folder}: every count is a thousandth, or the least that works")
     for line in made.changes:
@@ -95,6 +106,28 @@ def run(experiment: Experiment, run_dir: str | None, stop: Stop) -> None:
     width = max(map(len, stages))
     for name, stage in stages.items():
         say(f"  {name:<{width}}  {stage.stage.kind:<8}  {seconds[name]:>6,.1f} s")
+
+
+def settle(folder: Path, made: Rehearsal) -> None:
+    """Take the folder for this rehearsal: what another one left there is worth nothing and goes.
+
+    Raises ConfigError if a stage lies there that no rehearsal made.
+    """
+    if not world().leads:
+        return
+    mark = folder / ".rehearsal.json"
+    stages = [path.parent for path in folder.glob("*/stage.json")]
+    if stages and not mark.is_file():
+        raise ConfigError(
+            f"'{folder}' holds a run, not a rehearsal: its stage '{stages[0].name}' would be in the way",
+            "Choose another --run-dir, or none",
+        )
+    text = json_text(made.settings)
+    if mark.is_file() and mark.read_text(encoding="utf-8") != text:
+        for stage in stages:
+            shutil.rmtree(stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(mark, text)
 
 
 def rehearsal_of(experiment: Experiment, folder: Path) -> Rehearsal:
@@ -133,7 +166,7 @@ def rehearsal_of(experiment: Experiment, folder: Path) -> Rehearsal:
 def shrunk(settings: dict[str, Any]) -> dict[str, Any]:
     """A stage's settings with each count a thousandth, or the least with which all of the code still has work.
 
-    What is computed at a time stays: global and micro batches, and those of sampling.
+    Global batches stay, and those of sampling; micro batches become larger where they are small.
     """
     small = dict(settings)
     for key in ("phases", "autoencoder_phases", "perceptual_phases"):
@@ -143,6 +176,8 @@ def shrunk(settings: dict[str, Any]) -> dict[str, Any]:
         some = max(sum(phase["samples"] for phase in small["phases"]) // MOST_CHECKPOINTS, 1)
         for key in ("checkpoint_every", "keep_checkpoint_every"):
             small[key] = settings[key] and max(settings[key] // LESS, some)
+    if settings.get("micro_batch_size"):
+        small["micro_batch_size"] = max(settings["micro_batch_size"], TINY_MICRO_BATCH)
     if settings["kind"] == "couple":
         small["count"] = less(settings["count"], FEWEST_BATCHES * settings["batch_size"])
         fewest, most = (-(-small["count"] // shards) for shards in (MOST_SHARDS, FEWEST_SHARDS))

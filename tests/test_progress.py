@@ -36,7 +36,7 @@ def test_off_a_terminal_plain_lines_tell_rate_time_left_and_figures(capsys, monk
     assert capsys.readouterr().out.splitlines() == [
         "2rf: 1,500/3,000 samples, 50/s, 30 s left  loss 0.2500  rate 1.0000",
         "2rf: 2,000/3,000 samples, 50/s, 20 s left",
-        "2rf: 2,000 samples in 30.0 s",
+        "2rf: 1,000 more, now 2,000 samples in 30.0 s",
     ]
 
 
@@ -80,4 +80,4 @@ def test_on_a_terminal_a_live_line_shows_bar_rate_and_figures(columns):
 
 def test_to_a_pipe_no_control_codes_go():
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
-    assert re.fullmatch(r"pairs: 4,096 couplings in [0-9.]+ s\n", done.stdout)
+    assert re.fullmatch(r"pairs: 3,072 more, now 4,096 couplings in [0-9.]+ s\n", done.stdout)

@@ -23,8 +23,8 @@ EXTRAS = ("embedding.npy", "image.png", "image.webp", "pooled.npy", "trajectory.
 IN_ORDER = sorted(FIELDS + EXTRAS)  # as webdataset's TarWriter has it
 HEADER = re.compile(
     rb"\x93NUMPY(?:\x01\x00(?P<short>..)|[\x02\x03]\x00(?P<long>....))"
-    rb"(?P<fields>\{'descr': '(?P<type>[<>|=]?[biufc]\d{1,2})', 'fortran_order': (?P<order>True|False), "
-    rb"'shape': \((?P<shape>[\d, ]*)\), \} *\n)",
+    rb"(?P<fields>\{'descr': '(?P<type>[<>|=]?(?:[biu][1248]|f[248]|c8|c16))', 'fortran_order': (?P<order>True|False), "
+    rb"'shape': \((?P<shape>|\d+,|\d+(?:, \d+)+)\), \} *\n)",
     re.DOTALL,
 )
 MOST_HEADER = 1024  # bytes; NumPy's own take 128
@@ -196,8 +196,8 @@ def _npy_header(content: bytes | memoryview) -> tuple[np.dtype, tuple[int, ...],
     end = found.start("fields") + int.from_bytes(length, "little")
     dtype = np.dtype(found["type"].decode())
     shape = tuple(int(size) for size in found["shape"].split(b",") if size.strip())
-    if end < found.end() or end + math.prod(shape) * dtype.itemsize > len(content):
-        raise ValueError("it holds an .npy file that is cut short")
+    if end != found.end() or end + math.prod(shape) * dtype.itemsize > len(content):
+        raise ValueError("it holds an .npy file that is not what its header says")
     return dtype, shape, found["order"] == b"True", end
 
 

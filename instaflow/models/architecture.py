@@ -149,7 +149,9 @@ class Architecture:
         return backward_memory(self.build_vae, work, bfloat16=bfloat16)
 
     @cache  # noqa: B019
-    def perceptual_memory(self, batch: int, *, bfloat16: bool = False, crop: int | None = None) -> int:
+    def perceptual_memory(
+        self, batch: int, *, bfloat16: bool = False, checkpointing: bool = False, crop: int | None = None
+    ) -> int:
         """The same of the VAE's frozen decoder alone, for latents of `crop` cells a side."""
         channels, *sides = self.latent_shape
         height, width = [crop, crop] if crop else sides
@@ -157,7 +159,13 @@ class Architecture:
         def work(vae: Any) -> Tensor:
             return vae.decode(torch.empty(batch, channels, height, width, requires_grad=True)).sample
 
-        return backward_memory(lambda: self.build_vae().requires_grad_(False), work, bfloat16=bfloat16)
+        def build() -> Any:
+            vae = self.build_vae().requires_grad_(False)
+            if checkpointing:
+                vae.enable_gradient_checkpointing()
+            return vae
+
+        return backward_memory(build, work, bfloat16=bfloat16)
 
     @cache  # noqa: B019
     def sampling_memory(self, batch: int, dtype: torch.dtype) -> int:

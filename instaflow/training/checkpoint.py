@@ -17,6 +17,9 @@ from torch import Tensor
 from instaflow.errors import DataError
 from instaflow.files import replace_folder, write_json
 
+DIGITS = "[0-9]" * 12
+"""A checkpoint's name, as a glob; a folder of another name is the user's own."""
+
 
 class OneByOne(Mapping[str, Tensor]):
     """The tensors of a safetensors file, each read anew when it is asked for: no two need be in memory together."""
@@ -49,6 +52,7 @@ class Checkpoint:
     """"NAME/exp_avg", "NAME/exp_avg_sq" and "NAME/step" for each parameter."""
     state: dict[str, Any]
     """samples_seen and whatever else the loop counts."""
+    folder: Path
 
 
 def save_checkpoint(
@@ -66,7 +70,7 @@ def save_checkpoint(
     """
     final = folder / f"{state['samples_seen']:012d}"
     temporary = folder / f".{final.name}.tmp"
-    for unfinished in folder.glob(".*.tmp"):  # of a killed run
+    for unfinished in folder.glob(f".{DIGITS}.tmp"):  # of a killed run
         shutil.rmtree(unfinished)
     temporary.mkdir(parents=True)
     for part, entries in parts.items():
@@ -86,7 +90,7 @@ def save_checkpoint(
 
 def complete_checkpoints(folder: Path) -> list[Path]:
     """The checkpoint folders, oldest first; one that a kill left unfinished has another name."""
-    return sorted(path for path in folder.glob("[0-9]*") if path.is_dir())
+    return sorted(path for path in folder.glob(DIGITS) if path.is_dir())
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:
@@ -101,8 +105,13 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
             OneByOne(newest / "ema.safetensors"),
             OneByOne(newest / "optimizer.safetensors"),
             json.loads((newest / "state.json").read_text()),
+            newest,
         )
     except Exception as error:  # safetensors raises its own kinds
-        raise DataError(
-            f"The checkpoint '{newest}' is damaged: {error}", f"Delete it to go on from the one before: rm -r {newest}"
-        ) from error
+        raise damaged(newest, str(error)) from error
+
+
+def damaged(folder: Path, why: str) -> DataError:
+    return DataError(
+        f"The checkpoint '{folder}' is damaged: {why}", f"Delete it to go on from the one before: rm -r {folder}"
+    )

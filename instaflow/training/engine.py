@@ -114,7 +114,7 @@ class Engine:
             size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
             real = parameter.ds_numel - world().rank * size  # type: ignore[attr-defined]  # what follows only fills up
             parts = safe_get_local_fp32_param(parameter), safe_get_local_optimizer_state(parameter, AVERAGE)
-            yield tuple(part.flatten()[: max(0, real)] for part in parts)
+            yield tuple(part.detach().flatten()[: max(0, real)] for part in parts)
 
     # --- weights and state --------------------------------------------------------------------------------------------
 
@@ -155,8 +155,6 @@ class Engine:
             average.copy_(averages[name])
         for name, parameter in self.trained():
             self.put(parameter, AVERAGE, averages[name])
-            if f"{name}/step" not in optimizer:  # a parameter that never had a gradient
-                continue
             for key in MOMENTS:
                 if self.in_8_bits:
                     for part, own in parts_of(self.adamw.state[parameter][key]).items():

@@ -18,7 +18,7 @@ from instaflow.progress import Progress
 from instaflow.rundir import StageFolder
 from instaflow.sections import Phase, share_of
 from instaflow.stages import TrainingStage
-from instaflow.training.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
+from instaflow.training.checkpoint import complete_checkpoints, damaged, load_checkpoint, save_checkpoint
 from instaflow.training.draws import draws
 from instaflow.training.engine import Engine
 from instaflow.training.figures import Figures, LossByTime
@@ -110,16 +110,20 @@ def train(job: Job, folder: StageFolder, stop: Stop) -> Trained:
     total = spans[-1].end
 
     # State
-    saved = load_checkpoint(checkpoints)
-    if saved:
-        job.loss.load_state_dict(saved.model)
-    first = spans[0]
-    engine = Engine(job.loss, job.settings, (first.micro_batch_size, first.phase.global_batch_size))
-    position, told = 0, None
-    if saved:
-        position, told = saved.state["samples_seen"], saved.state
-        engine.load(saved.ema, saved.state["ema_updates"], saved.optimizer)
-        del saved
+    saved, position, told = load_checkpoint(checkpoints), 0, None
+    try:
+        if saved:
+            job.loss.load_state_dict(saved.model)
+            position, told = saved.state["samples_seen"], saved.state
+        first = spans[0]
+        engine = Engine(job.loss, job.settings, (first.micro_batch_size, first.phase.global_batch_size))
+        if saved:
+            engine.load(saved.ema, saved.state["ema_updates"], saved.optimizer)
+    except (KeyError, RuntimeError, TypeError) as error:
+        if saved is None:
+            raise
+        raise damaged(saved.folder, f"it lacks {error}" if isinstance(error, KeyError) else str(error)) from error
+    del saved
     if place.leads:
         folder.forget_stats(lambda line: line.get("job") != job.name or line.get("samples_seen", 0) <= position)
     last_saved = position

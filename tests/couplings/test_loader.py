@@ -216,3 +216,14 @@ def test_latents_of_another_shape_are_refused(tmp_path):
 def test_no_batch_lies_before_the_stream_or_is_empty(folder, position, size):
     with pytest.raises(ValueError, match="no batch"):
         Couplings(folder, seed=0).batch(position, size)
+
+
+def test_each_window_is_shuffled_in_its_own_way(tmp_path):
+    couplings = Couplings(make_couplings(tmp_path / "pairs", manifest_of(count=40)), seed=0)  # two windows of 4 shards
+    order = couplings._order(0)[0].tolist()
+
+    def permutation(window):
+        shards, rows = couplings._window(0, 20 * window)[1].T
+        return [5 * (order.index(shard) - WINDOW * window) + row for shard, row in zip(shards, rows, strict=True)]
+
+    assert sorted(permutation(0)) == sorted(permutation(1)) == list(range(20)) and permutation(0) != permutation(1)

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 
 from instaflow.config import load_experiment
 from instaflow.errors import ConfigError, DataError
@@ -62,8 +63,9 @@ def test_a_flow_in_a_folder_is_called_once_a_step(tmp_path, config):
 
 
 def test_memory_is_that_of_the_zero_stage_and_the_precision(config):
-    usual = costs(config)["2rf"].memory
-    shared = costs(config, "stages.2rf.zero_stage=2", gpus=2)["2rf"].memory
+    none = "stages.2rf.preview=null"  # it takes the same however small the batch is
+    usual = costs(config, none)["2rf"].memory
+    shared = costs(config, none, "stages.2rf.zero_stage=2", gpus=2)["2rf"].memory
     assert shared.gradients * 2 == usual.gradients
     assert shared.activations == pytest.approx(usual.activations / 2, rel=0.05)  # half of the batch
     half = costs(config, "stages.pairs.dtype=float16")["pairs"].memory
@@ -84,13 +86,40 @@ def test_the_packaged_stable_diffusion_plan_matches_the_papers_sums(monkeypatch,
 
 def test_a_perceptual_phase_costs_three_decodings_and_their_memory(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    whole = costs("sd15")["student"]
-    other = costs("sd15", "stages.student.phases.1.loss=l2", "stages.student.perceptual=null")["student"]
+    none = "stages.student.preview=null"
+    whole = costs("sd15", none)["student"]
+    other = costs("sd15", none, "stages.student.phases.1.loss=l2", "stages.student.perceptual=null")["student"]
     assert whole.flops - other.flops == pytest.approx(3 * 18_432_000 * SD1.flops()["decode"])
     assert whole.memory.activations - other.memory.activations == SD1.perceptual_memory(8, bfloat16=True)
-    cropped = costs("sd15", "stages.student.perceptual.crop=32")["student"]
+    cropped = costs("sd15", none, "stages.student.perceptual.crop=32")["student"]
     assert cropped.flops - other.flops == pytest.approx((whole.flops - other.flops) / 4)
     assert cropped.memory.activations < other.memory.activations + 0.3 * SD1.perceptual_memory(8, bfloat16=True)
+
+
+def test_perceptual_parts_count_as_they_run(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    perceptual = [
+        "stages.2rf.phases.1.loss=lpips",
+        "stages.2rf.perceptual={network: alex, weights: alex.pth, crop: 16}",
+    ]
+    plain, reflow = (costs("sd15", *changes)["2rf"] for changes in ([], perceptual))
+    added = SD1.perceptual_memory(16, bfloat16=False, crop=16)  # float32, whatever the network computes in
+    assert reflow.memory.activations - plain.memory.activations == added
+    again = "stages.student.gradient_checkpointing=true"
+    once, twice = (costs("sd15", *changes)["student"] for changes in ([], [again]))
+    unet, decode = SD1.flops()["unet"], SD1.flops()["decode"]
+    assert twice.flops - once.flops == pytest.approx(40_448_000 * unet + 18_432_000 * decode)
+    assert twice.memory.activations < 0.6 * once.memory.activations
+    with pytest.raises(ConfigError, match=r"perceptual.crop is 65, a latent's side 64"):
+        costs("sd15", "stages.student.perceptual.crop=65")
+
+
+def test_a_preview_needs_room_for_a_second_network_and_what_it_computes(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    small = ["stages.2rf.micro_batch_size=1", "stages.2rf.gradient_checkpointing=true"]
+    with_preview, without = (costs("sd15", *small, *more)["2rf"] for more in ([], ["stages.2rf.preview=null"]))
+    sampling = max(SD1.sampling_memory(32, torch.float32), SD1.decoding_memory(8, torch.float32))
+    assert with_preview.memory.activations == 4 * SD1.parameters()["unet"] + sampling > without.memory.activations
 
 
 def test_two_unets_in_series_cost_about_twice_as_much(monkeypatch, tmp_path):

@@ -9,8 +9,9 @@ import pytest
 
 from instaflow.config import load_experiment
 from instaflow.couplings.manifest import read_manifest
+from instaflow.errors import ConfigError
 from pipelines.plan import Plan
-from pipelines.rehearse import CAPTIONS, rehearsal_of
+from pipelines.rehearse import CAPTIONS, rehearsal_of, settle
 from tests.experiments import PHASE, write
 from tests.models.made import write_flow
 from tests.pipelines.runs import ROOT, instaflow, stop_when
@@ -35,8 +36,6 @@ def least(config: Path) -> list[str]:
         for key in ("phases", "autoencoder_phases"):
             for index, phase in enumerate(settings.get(key, [])):
                 options.append(f"stages.{name}.{key}.{index}.samples={2 * phase['global_batch_size']}")
-        if settings.get("micro_batch_size"):  # fewer calls of tiny networks
-            options.append(f"stages.{name}.micro_batch_size=256")
         if settings["kind"] == "couple":
             options.append(f"stages.{name}.count={2 * settings['batch_size']}")
     return [word for option in options for word in ("--set", option)]
@@ -109,7 +108,7 @@ def test_counts_become_a_thousandth_and_never_too_few(tmp_path):
     assert [phase.samples for phase in after.phases] == [4480, 25600]
     assert [phase.warmup_samples for phase in after.phases] == [64, 1024]
     assert [phase.global_batch_size for phase in after.phases] == [64, 1024]
-    kept = ("micro_batch_size", "mixed_precision", "negate_output_at_start", "ema_decay", "caption_dropout")
+    kept = ("mixed_precision", "negate_output_at_start", "ema_decay", "caption_dropout")
     assert all(getattr(before, key) == getattr(after, key) for key in kept)
     assert (stages["pairs"].count, stages["pairs"].records_per_shard) == (1600, 200)
     digits = rehearsal_of(load_experiment("digits"), tmp_path).stages()
@@ -126,3 +125,26 @@ def test_what_is_small_already_stays(tmp_path):
     made = rehearsal_of(experiment, tmp_path).stages()
     assert (made["pairs"].count, made["pairs"].records_per_shard) == (3, 2)
     assert made["2rf"].phases == experiment.stages["2rf"].phases
+
+
+def test_a_run_is_not_rehearsed_over_and_another_rehearsal_is(config, tmp_path):
+    made = rehearsal_of(load_experiment(config), tmp_path)
+    real = tmp_path / "real"
+    (real / "pairs").mkdir(parents=True)
+    (real / "pairs" / "stage.json").write_text("{}")
+    with pytest.raises(ConfigError, match="holds a run, not a rehearsal: its stage 'pairs'"):
+        settle(real, made)
+    assert (real / "pairs" / "stage.json").exists()
+
+    settle(tmp_path / "own", made)
+    (tmp_path / "own" / "pairs").mkdir()
+    (tmp_path / "own" / "pairs" / "stage.json").write_text("{}")
+    settle(tmp_path / "own", made)  # the same once more goes on
+    assert (tmp_path / "own" / "pairs").exists()
+    settle(tmp_path / "own", rehearsal_of(load_experiment(config, ["stages.pairs.num_steps=3"]), tmp_path))
+    assert not (tmp_path / "own" / "pairs").exists()
+
+
+def test_micro_batches_are_checked_as_they_are_written(config):
+    found = instaflow("rehearse", config, "--set", "stages.2rf.micro_batch_size=3", expect=1)
+    assert "cannot share evenly" in found.stderr

@@ -1,4 +1,5 @@
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ def checkpoint_at(samples):
         {"net.weight": tensor + 1},
         {"net.weight/exp_avg": tensor + 2},
         {"samples_seen": samples, "loss_sum": 0.1 + samples},
+        Path(f"{samples:012d}"),
     )
 
 
@@ -136,3 +138,19 @@ def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path, name, damage):
     assert f"rm -r {newest}" in caught.value.hint
     checkpoint.shutil.rmtree(newest)  # what the hint says
     assert equal(load_checkpoint(tmp_path), checkpoint_at(1))
+
+
+def test_what_a_user_puts_beside_checkpoints_stays_and_is_none(tmp_path):
+    for name in ("000000000064.bak", "7", "9notes"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".x.tmp").write_text("mine")
+    for samples in (64, 128, 192):
+        save(tmp_path, checkpoint_at(samples), keep=1, keep_every=1000)
+    assert {path.name for path in tmp_path.iterdir()} == {"000000000064.bak", "7", "9notes", ".x.tmp", f"{192:012d}"}
+    assert load_checkpoint(tmp_path).state["samples_seen"] == 192
+
+
+def test_multiples_that_were_jumped_over_are_not_made_up_for(tmp_path):
+    for samples in (250, 280, 320, 330, 340):
+        save(tmp_path, checkpoint_at(samples), keep=1, keep_every=100)
+    assert [int(path.name) for path in complete_checkpoints(tmp_path)] == [250, 320, 340]

@@ -76,6 +76,15 @@ def test_losses_by_time_survive_a_stop(tmp_path, monkeypatch, step):
     assert figures(folder_of(tmp_path / "stopped")) == figures(folder_of(tmp_path / "whole"))
 
 
+@pytest.mark.parametrize(("rank", "counted"), [("0", 5.0), ("1", 0.0)])
+def test_one_process_goes_on_with_the_losses_of_all(monkeypatch, rank, counted):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    by_time = LossByTime()
+    Figures(by_time, {"loss_sum": 3.0, "loss_count": 2, "loss_by_time": [[1.0] * BINS, [0.5] * BINS]})
+    assert float(by_time.sums[1].sum()) == counted
+
+
 def test_the_distance_of_the_average(tmp_path):
     trained = train(job_of(Fit()), folder_of(tmp_path), StopAt())
     names = [name for name in trained.raw if name != "seen"]

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from instaflow.errors import ConfigError, InstaFlowError, Interrupted
+from instaflow.errors import ConfigError, DataError, InstaFlowError, Interrupted
 from instaflow.sections import Phase
 from instaflow.training import loop
 from instaflow.training.checkpoint import complete_checkpoints, load_checkpoint
@@ -216,6 +216,22 @@ def test_a_finished_run_is_taken_from_its_checkpoint(whole):
     again = train_in(whole[0], batch=never)
     assert same(again.raw, whole[1].raw) and same(again.ema, whole[1].ema) and again.samples_seen == TOTAL
     assert len(figures(folder_of(whole[0]))) == STEPS
+
+
+@pytest.mark.parametrize("part", ["model", "ema", "optimizer", "state"])
+def test_a_checkpoint_that_lacks_something_is_named(tmp_path, part):
+    with pytest.raises(Interrupted):
+        train_in(tmp_path, stop=StopAt(5))
+    newest = complete_checkpoints(tmp_path / "2rf" / "checkpoints" / "fit")[-1]
+    if part == "state":
+        (newest / "state.json").write_text("{}")
+    else:
+        tensors = load_file(newest / f"{part}.safetensors")
+        tensors.pop(sorted(tensors)[0])
+        save_file(tensors, newest / f"{part}.safetensors")
+    with pytest.raises(DataError, match=f"'{newest}' is damaged") as caught:
+        train_in(tmp_path)
+    assert f"rm -r {newest}" in caught.value.hint
 
 
 def test_another_seed_is_another_run(whole, tmp_path):
