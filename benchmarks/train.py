@@ -73,7 +73,7 @@ class Options:
     @property
     def backbone(self) -> Path:
         """AlexNet's weights."""
-        return self.couplings.parent / "alexnet.pth"
+        return self.couplings / "alexnet.pth"
 
 
 @click.command()

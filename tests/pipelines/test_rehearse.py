@@ -54,7 +54,7 @@ def test_every_packaged_experiment_can_be_rehearsed(config: Path, tmp_path: Path
         assert (run / name / "done.json").is_file()
         tars = sum(tar.stat().st_size for tar in (run / name).rglob("*.tar"))
         tensors = sum(map(tensor_bytes, (run / name).rglob("*.safetensors")))
-        assert (tars > 0, tensors > 0) == ("couplings" in stage.gives(), "model" in stage.gives())
+        assert (tars > 0, tensors > 0) == (stage.serves("couplings"), stage.serves("model"))
         assert plan.cost_of(name).disk == pytest.approx(tars + tensors, rel=0.01 if tensors else 0)
 
 
