@@ -20,11 +20,12 @@ from instaflow.world import ALONE, Worker
 
 def run_all(experiment: Experiment, stop: Stop) -> None:
     """Run every stage that is not done, in order. Raises Interrupted when told to stop, as all of these do."""
-    from pipelines.plan import check_crops
-
     stages = stage_folders(experiment)
     check_inputs(stages)
-    check_crops(experiment)
+    if any(isinstance(stage, FlowStage) and stage.perceptual for stage in experiment.stages.values()):
+        from pipelines.plan import check_crops
+
+        check_crops(experiment)
     try:
         for stage in stages.values():
             run_stage(stage, stop)
