@@ -23,9 +23,8 @@ from typing import Any
 import click
 import torch
 
-from benchmarks.measuring import build, in_turns, matmul_flops, profiler, ratios_to, shares_of, timed
+from benchmarks.measuring import build, in_turns, manifest_of, matmul_flops, profiler, ratios_to, shares_of, timed
 from instaflow.couplings.generate import Sampler, make_records, write_records
-from instaflow.couplings.manifest import Manifest
 from instaflow.couplings.prompts import prompt_of
 from instaflow.digits.captions import TRAINED
 from instaflow.models.device import device, set_up_cpu
@@ -69,22 +68,14 @@ def main(
     scheduler = coupling_scheduler(model)
     pipeline.scheduler = type(scheduler).from_config(scheduler.config)
     per_round = batch_size * batches
-    manifest = Manifest(
-        stage="bench",
-        seed=0,
-        count=per_round * (rounds + 1),
-        records_per_shard=per_round,
-        latent_shape=model.latent_shape,
-        prompts_hash="",
-        model=architecture,
-        model_fingerprint="",
-        sampler={},
+    manifest = manifest_of(
+        model.latent_shape,
+        per_round * (rounds + 1),
+        per_round,
         num_steps=num_steps,
         guidance_scale=guidance_scale,
-        timestep_spacing="trailing",
         dtype=dtype,
         batch_size=batch_size,
-        hardware={},
     )
     plain = sampler(model, scheduler, manifest)
     began = time.perf_counter()

@@ -19,6 +19,7 @@ from typing import Any
 
 import click
 
+from benchmarks.measuring import manifest_of
 from benchmarks.memory import peak_memory
 from instaflow.couplings.generate import stored_noise
 from instaflow.couplings.loader import WINDOW, Couplings
@@ -81,23 +82,7 @@ def main(
 
 def make_shards(folder: Path, shape: tuple[int, int, int], count: int, records_per_shard: int, read: int) -> Manifest:
     """A done stage's folder with a sidecar for every shard, and tars for the first ones that a training reads."""
-    manifest = Manifest(
-        stage="pairs",
-        seed=0,
-        count=count,
-        records_per_shard=records_per_shard,
-        latent_shape=shape,
-        prompts_hash="",
-        model="",
-        model_fingerprint="",
-        sampler={},
-        num_steps=25,
-        guidance_scale=1.0,
-        timestep_spacing="trailing",
-        dtype="float32",
-        batch_size=1,
-        hardware={},
-    )
+    manifest = manifest_of(shape, count, records_per_shard)
     write_manifest(folder, manifest)
     plan = manifest.plan
     (folder / "shards").mkdir()

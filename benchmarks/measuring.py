@@ -6,22 +6,28 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from diffusers import StableDiffusionPipeline
 
+from instaflow.couplings.manifest import Manifest
 from instaflow.digits.networks import build_autoencoder, build_scheduler, build_text_encoder, build_unet
 from instaflow.digits.tokenizer import build_tokenizer
+from instaflow.models.families import SD1
+
+
+def networks(architecture: str, tokenizer: Any) -> tuple[Any, Any, Any]:
+    """U-Net, autoencoder and text encoder of the architecture."""
+    if architecture == "digits":
+        return build_unet(), build_autoencoder(), build_text_encoder(tokenizer)
+    return SD1.build_unet(), SD1.build_vae(), SD1.build_text_encoders()[0]
 
 
 def build(architecture: str) -> StableDiffusionPipeline:
     """A pipeline of the architecture with random weights."""
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
-    if architecture == "digits":
-        unet, vae, text_encoder = build_unet(), build_autoencoder(), build_text_encoder(tokenizer)
-    else:
+    if architecture != "digits":
         tokenizer.model_max_length = 77
-        unet, vae, text_encoder = sd15_networks()
+    unet, vae, text_encoder = networks(architecture, tokenizer)
     return StableDiffusionPipeline(
         unet=unet,
         vae=vae,
@@ -34,23 +40,24 @@ def build(architecture: str) -> StableDiffusionPipeline:
     )
 
 
-def sd15_networks() -> tuple[UNet2DConditionModel, AutoencoderKL, CLIPTextModel]:
-    """U-Net, autoencoder and text encoder of Stable Diffusion 1.5."""
-    unet = UNet2DConditionModel(
-        sample_size=64,
-        block_out_channels=(320, 640, 1280, 1280),
-        attention_head_dim=8,
-        cross_attention_dim=768,
-    )
-    vae = AutoencoderKL(
-        sample_size=512,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(128, 256, 512, 512),
-        layers_per_block=2,
-    )
-    text = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-    return unet, vae, CLIPTextModel(text)
+def manifest_of(latent_shape: tuple[int, int, int], count: int, records_per_shard: int, **changes: Any) -> Manifest:
+    """What a couple stage of these couplings would say of itself."""
+    settings: dict[str, Any] = {
+        "stage": "pairs",
+        "seed": 0,
+        "prompts_hash": "",
+        "model": "",
+        "model_fingerprint": "",
+        "sampler": {},
+        "num_steps": 25,
+        "guidance_scale": 1.0,
+        "timestep_spacing": "trailing",
+        "dtype": "float32",
+        "batch_size": records_per_shard,
+        "hardware": {},
+    }
+    settings |= {"latent_shape": latent_shape, "count": count, "records_per_shard": records_per_shard}
+    return Manifest(**settings | changes)
 
 
 def in_turns(sides: dict[str, Callable[[int], float]], rounds: int) -> dict[str, list[float]]:

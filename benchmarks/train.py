@@ -32,11 +32,11 @@ import torchvision
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.measuring import build, in_turns, matmul_flops, profiler, ratios_to, shares_of
+from benchmarks.measuring import build, in_turns, manifest_of, matmul_flops, profiler, ratios_to, shares_of
 from benchmarks.memory import peak_memory
 from instaflow.couplings.generate import Made, make_records, write_records
 from instaflow.couplings.loader import Couplings
-from instaflow.couplings.manifest import Manifest, read_manifest, write_manifest
+from instaflow.couplings.manifest import read_manifest, write_manifest
 from instaflow.couplings.shards import tar_path
 from instaflow.digits.captions import TRAINED
 from instaflow.flow.views import VelocityView
@@ -159,23 +159,7 @@ def prompts_of(architecture: str) -> list[str]:
 
 def make_couplings(folder: Path, latent_shape: tuple[int, int, int], prompts: list[str], count: int) -> Path:
     """Couplings whose latents are random, written as a couple stage writes its own."""
-    manifest = Manifest(
-        stage="pairs",
-        seed=0,
-        count=count,
-        records_per_shard=250,
-        latent_shape=latent_shape,
-        prompts_hash="",
-        model="",
-        model_fingerprint="",
-        sampler={},
-        num_steps=25,
-        guidance_scale=1.0,
-        timestep_spacing="trailing",
-        dtype="float32",
-        batch_size=250,
-        hardware={},
-    )
+    manifest = manifest_of(latent_shape, count, 250)
     write_manifest(folder, manifest)
     for shard in range(manifest.plan.num_shards):
         records = make_records(folder, shard, manifest, prompts, lambda indices, noise, texts: lambda: Made(-noise))
