@@ -70,6 +70,15 @@ class Perceptual(Section):
         return self
 
 
+def check_crop(perceptual: Perceptual, side: int, where: str) -> None:
+    """Raises ConfigError, naming `where`, if the square that is compared is larger than a latent of this side."""
+    if perceptual.crop and perceptual.crop > side:
+        raise ConfigError(
+            f"Stage '{where}': perceptual.crop is {perceptual.crop}, a latent's side {side}",
+            "Choose a smaller one, or null for the whole latent",
+        )
+
+
 def share_of(phase: Phase, micro_batch_size: int | None, processes: int, where: str = "phases") -> int:
     """The samples that one process takes through the network at a time, by default its whole share of a global batch.
 

@@ -24,7 +24,7 @@ from instaflow.models.stacked import StackedUNet, stack
 from instaflow.models.text_to_image import TextToImage, negate_output
 from instaflow.models.vae import load_tiny
 from instaflow.rundir import StageFolder
-from instaflow.sections import BACKBONES
+from instaflow.sections import BACKBONES, check_crop
 from instaflow.training.draws import draws
 from instaflow.training.loop import Job, Trained, as_tensors, train
 from instaflow.training.losses import FlowLoss
@@ -81,11 +81,7 @@ def open_distance(stage: StageFolder, model: TextToImage) -> PerceptualDistance 
     if settings is None:
         return None
     channels, *sides = model.latent_shape
-    if settings.crop and settings.crop > min(sides):
-        raise ConfigError(
-            f"Stage '{stage.name}': perceptual.crop is {settings.crop}, a latent's side {min(sides)}",
-            "Choose a smaller one, or null for the whole latent",
-        )
+    check_crop(settings, min(sides), stage.name)
     if settings.network in BACKBONES:
         network = load_lpips(settings.network, Path(settings.weights))
     else:

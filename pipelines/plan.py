@@ -21,10 +21,9 @@ from instaflow.cost import (
 )
 from instaflow.digits.networks import build_autoencoder, build_text_encoder, build_unet
 from instaflow.digits.tokenizer import build_tokenizer
-from instaflow.errors import ConfigError
 from instaflow.models.architecture import Architecture
 from instaflow.models.families import SD1, architecture_of
-from instaflow.sections import PERCEPTUAL_LOSSES, FlowPhase, Phase, share_of
+from instaflow.sections import PERCEPTUAL_LOSSES, FlowPhase, Phase, check_crop, share_of
 from instaflow.stages import CoupleStage, DistillStage, EvaluateStage, FlowStage, ReflowStage, TeacherStage
 from pipelines.couple import DTYPES
 from pipelines.previews import BATCH as PREVIEWED
@@ -132,7 +131,8 @@ class Plan:
     def flow(self, name: str, stage: FlowStage) -> Cost:
         kind = "reflow" if isinstance(stage, ReflowStage) else "distill"
         model = self.architecture(name)
-        check_crop(name, stage, model)
+        if stage.perceptual:
+            check_crop(stage.perceptual, min(model.latent_shape[1:]), name)
         flops, parameters = model.flops(), model.parameters()
         samples = samples_of(stage.phases)
         passes = 1 + BACKWARD + stage.gradient_checkpointing
@@ -274,17 +274,8 @@ def check_crops(experiment: Experiment) -> None:
     """Raises ConfigError where a stage compares squares that are larger than its latents."""
     plan = Plan(experiment, gpus=1)
     for name, stage in experiment.stages.items():
-        if isinstance(stage, FlowStage) and stage.perceptual and stage.perceptual.crop:
-            check_crop(name, stage, plan.architecture(name))
-
-
-def check_crop(name: str, stage: FlowStage, model: Architecture) -> None:
-    crop, side = stage.perceptual and stage.perceptual.crop, min(model.latent_shape[1:])
-    if crop and crop > side:
-        raise ConfigError(
-            f"Stage '{name}': perceptual.crop is {crop}, a latent's side {side}",
-            "Choose a smaller one, or null for the whole latent",
-        )
+        if isinstance(stage, FlowStage) and stage.perceptual:
+            check_crop(stage.perceptual, min(plan.architecture(name).latent_shape[1:]), name)
 
 
 def samples_of(phases: Sequence[Phase]) -> int:
