@@ -192,8 +192,8 @@ def plan(config: str, overrides: tuple[str, ...], gpus: int, utilization: float 
     seconds on a CPU, reads no weights and asks no network.
 
     \b
-        instaflow plan sd15 --gpus 8
-        instaflow plan sd15 --gpus 8 --set stages.2rf.zero_stage=2
+        instaflow plan sd15-instaflow --gpus 8
+        instaflow plan sd15-instaflow --gpus 8 --set stages.2rf.zero_stage=2
     """
     from instaflow.config import load_experiment
 
@@ -216,8 +216,8 @@ def rehearse(config: str, overrides: tuple[str, ...], run_dir: str | None) -> No
     is fetched. What comes out is worthless; that it comes out tells that the experiment runs to its end.
 
     \b
-        instaflow rehearse sd15
-        torchrun --nproc-per-node 2 -m cli rehearse sd15
+        instaflow rehearse sd15-instaflow
+        torchrun --nproc-per-node 2 -m cli rehearse sd15-instaflow
     """
     from instaflow.config import load_experiment
 

@@ -37,7 +37,7 @@ from instaflow.sections import (
     form_of_prompts,
 )
 
-Parametrization = Literal["velocity", "epsilon"]
+Parametrization = Literal["velocity", "epsilon", "rectified-diffusion"]
 TimeDensity = Literal["uniform", "u-shaped", "logit-normal"]
 
 
@@ -227,6 +227,8 @@ class FlowStage(TrainingStage):
     perceptual: Perceptual | None = None
     """For a phase whose loss is perceptual."""
     parametrization: Parametrization = "velocity"
+    """What the network is trained to answer: a velocity; or what its diffusion teacher answered, read as a velocity
+    ("epsilon"); or that, with uniform timesteps and the loss on the data that it predicts ("rectified-diffusion")."""
     negate_output_at_start: bool = False
     """Negate the last convolution of an epsilon teacher before training, as a flow of the paper's sign would see it."""
     stacked: bool = False
@@ -240,6 +242,11 @@ class FlowStage(TrainingStage):
     """Compile the network (torch.compile): minutes for each micro batch size, and on a CPU with a C++ compiler."""
     preview: Preview | None = Preview()
     """What the moving average draws on the way, kept as a picture and two figures; null for none."""
+
+    @property
+    def reading(self) -> Literal["velocity", "epsilon"]:
+        """How the trained network is read, whatever it was trained by."""
+        return "velocity" if self.parametrization == "velocity" else "epsilon"
 
     def parents(self) -> dict[str, str]:
         parents = {"init": self.init, "couplings": self.couplings}
@@ -287,6 +294,19 @@ class ReflowStage(FlowStage):
     num_steps: Steps = 25
     guidance_scale: NonNegativeFloat = 1.5
 
+    @model_validator(mode="after")
+    def form_of_rectified_diffusion(self) -> "ReflowStage":
+        if self.parametrization == "rectified-diffusion":
+            if self.time_density != "uniform":
+                raise ValueError(
+                    "parametrization: rectified-diffusion draws its timesteps uniformly; leave out time_density"
+                )
+            if any(phase.loss == "lpips-huber" for phase in self.phases):
+                raise ValueError(
+                    "loss: lpips-huber is of velocities; with rectified-diffusion choose pseudo-huber or lpips"
+                )
+        return self
+
 
 class DistillStage(FlowStage):
     """Trains a one-step student on couplings (InstaFlow, Eq. 6)."""
@@ -295,6 +315,10 @@ class DistillStage(FlowStage):
 
     @model_validator(mode="after")
     def losses_of_a_student(self) -> "DistillStage":
+        if self.parametrization == "rectified-diffusion":
+            raise ValueError(
+                "parametrization: a student's loss is on its data anyhow; for rectified-diffusion say epsilon"
+            )
         if any(phase.loss == "lpips-huber" for phase in self.phases):
             raise ValueError("loss: lpips-huber weighs two losses by time, which a student has not; choose lpips")
         return self

@@ -57,7 +57,7 @@ def open_material(stage: StageFolder) -> Material:
             f"{tuple(couplings.manifest.latent_shape)}, the model '{settings.init}' makes {model.latent_shape}"
         )
     own = model.settings.parametrization
-    if own == "velocity" and (settings.parametrization == "epsilon" or settings.negate_output_at_start):
+    if own == "velocity" and (settings.reading == "epsilon" or settings.negate_output_at_start):
         raise ConfigError(
             f"Stage '{stage.name}': '{settings.init}' is a velocity flow already",
             "Leave out parametrization and negate_output_at_start",
@@ -68,7 +68,7 @@ def open_material(stage: StageFolder) -> Material:
                 f"Stage '{stage.name}': '{settings.init}' is two U-Nets in series already", "Leave out stacked"
             )
         model.unet = stack(model.unet)
-    view = VelocityView() if settings.parametrization == "velocity" else model.view()
+    view = VelocityView() if settings.reading == "velocity" else model.view()
     return Material(model, couplings, view)
 
 
@@ -126,11 +126,16 @@ def prepare(stage: StageFolder, material: Material, make_loss: Callable[[View], 
     if stage.stage.negate_output_at_start:
         negate_output(model.unet)
     if check:
-        zero = float((data - noise).square().mean())
+        guess = "data" if stage.stage.parametrization == "rectified-diffusion" else "velocity"  # what the loss is of
+        zero = float((data - noise if guess == "velocity" else data).square().mean())
         new = isinstance(material.view, VelocityView) and isinstance(model.view(), EpsilonView)
         expected = "high: a teacher's network does not answer with velocities yet" if new else "falls in training"
         checks.append(StartCheck("first loss", mean_loss(loss, arguments), expected))
-        checks.append(StartCheck("loss of a velocity of zero", zero, "a trained network is below"))
+        checks.append(
+            StartCheck(
+                f"loss of {'a velocity' if guess == 'velocity' else guess} of zero", zero, "a trained network is below"
+            )
+        )
         checks.append(
             StartCheck("loss of the initial model's own velocity", exact, "where an exact reading would begin")
         )

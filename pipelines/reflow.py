@@ -6,7 +6,7 @@ from instaflow.flow.views import View
 from instaflow.interruption import Stop
 from instaflow.models.settings import ModelSettings
 from instaflow.rundir import StageFolder
-from instaflow.training.losses import ReflowLoss
+from instaflow.training.losses import RectifiedDiffusionLoss, ReflowLoss
 from pipelines.on_couplings import open_distance, open_material, prepare, save_both, train_on
 
 
@@ -19,12 +19,13 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
 
     def make_loss(view: View) -> ReflowLoss:
         dropout, density = settings.caption_dropout, settings.time_density
-        return ReflowLoss(model.unet, view, model.encode, dropout, distance, time_density=density)
+        kind = RectifiedDiffusionLoss if settings.parametrization == "rectified-diffusion" else ReflowLoss
+        return kind(model.unet, view, model.encode, dropout, distance, time_density=density)
 
     loss = prepare(stage, material, make_loss)
     exported = ModelSettings(
         kind="flow",
-        parametrization=settings.parametrization,
+        parametrization=settings.reading,
         num_steps=settings.num_steps,
         guidance_scale=settings.guidance_scale,
     )

@@ -382,6 +382,7 @@ def test_a_parent_that_cannot_serve_is_refused(tmp_path, override, message, hint
 
 ALEX = "stages.student.perceptual={network: alex, weights: alexnet.pth}"
 LPIPS = "stages.student.phases.0.loss=lpips"
+RECTIFIED = "stages.2rf.parametrization=rectified-diffusion"
 
 
 @pytest.mark.parametrize(
@@ -397,6 +398,14 @@ LPIPS = "stages.student.phases.0.loss=lpips"
         ([LPIPS, "stages.student.perceptual={netwrok: alex}"], "no setting 'netwrok'", "Did you mean 'network'?"),
         ([LPIPS, ALEX, "stages.student.perceptual.crop=0"], "'stages.student.perceptual.crop' should be greater", ""),
         (["stages.student.phases.0.loss=lpips-huber", ALEX], "a student has not; choose lpips", ""),
+        (["stages.student.parametrization=rectified-diffusion"], "a student's loss is on its data anyhow", ""),
+        ([RECTIFIED, "stages.2rf.time_density=u-shaped"], "draws its timesteps uniformly; leave out time_density", ""),
+        ([RECTIFIED, "stages.2rf.negate_output_at_start=true"], "goes with parametrization: velocity", ""),
+        (
+            [RECTIFIED, "stages.2rf.phases.0.loss=lpips-huber", ALEX.replace("student", "2rf")],
+            "with rectified-diffusion choose pseudo-huber or lpips",
+            "",
+        ),
         (["stages.student.phases.0.loss=l1"], "should be 'l2', 'pseudo-huber', 'lpips' or 'lpips-huber', not 'l1'", ""),
         (["stages.teacher.phases.0.loss=l2"], "'stages.teacher.phases.0' has no setting 'loss'", ""),
     ],

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from instaflow.flow.densities import DENSITIES
 from instaflow.flow.paths import velocity
-from instaflow.flow.views import View
+from instaflow.flow.views import NUM_TIMESTEPS, EpsilonView, View
 from instaflow.sections import FlowPhase, Loss
 from instaflow.stages import TimeDensity
 from instaflow.training.draws import DROPOUT, TIME
@@ -20,6 +20,8 @@ Encode = Callable[[Sequence[str | None]], dict[str, Any]]
 """Prompts, or None for no prompt, to the network's arguments, by the frozen text encoder."""
 HUBER = 0.00054
 """c of the pseudo-Huber loss for each of a sample's values (2-rectified flow++, arXiv 2405.20320)."""
+VALUE_HUBER = 0.001
+"""c of the pseudo-Huber loss of a single value (Rectified Diffusion's code)."""
 EDGE = 1e-5
 """Nearer to neither end of time does 2-rectified flow++ go, so that 1/t' stays finite."""
 
@@ -70,25 +72,60 @@ class ReflowLoss(FlowLoss):
         """Scalar. noise, data: [B, C, H, W]; draws: [B, COLUMNS], the time's and the dropout's among them."""
         dropped = draws[:, DROPOUT] < self.caption_dropout
         kept = [None if drop else prompt for drop, prompt in zip(dropped, prompts, strict=True)]
-        t = self.view.time(self.density(torch.as_tensor(draws[:, TIME])).to(noise.device, torch.float32))
+        t = self.times(torch.as_tensor(draws[:, TIME])).to(noise.device, torch.float32)
         x, timestep = self.view.point(noise, data, t)
         output = self.unet(x, timestep, **self.encode(kept), return_dict=False)[0]
         read = self.view.velocity(x, timestep, output)
-        errors = read - velocity(noise, data)
-        if self.loss == "l2":
-            losses = errors.square()
-        elif self.loss == "pseudo-huber":
-            losses = pseudo_huber(errors)
-        else:
-            level = (1 - t).clamp(EDGE, 1 - EDGE).view(-1, 1, 1, 1)  # t'
-            # In float32: near the data what is divided by t' is as small as bfloat16's rounding.
-            with torch.autocast(noise.device.type, enabled=False):
-                reached = self.view.data(x.float(), timestep, read.float())
-                losses = self.perceptual(reached, data, draws) / level
-            if self.loss == "lpips-huber":
-                losses = (1 - level) * pseudo_huber(errors) + losses
+
+        def reached() -> Tensor:
+            return self.view.data(x.float(), timestep, read.float())
+
+        losses = self.losses(read - velocity(noise, data), reached, data, t, draws)
         self.by_time.add(t, losses.detach().mean((1, 2, 3)))
         return losses.mean()
+
+    def times(self, uniform: Tensor) -> Tensor:
+        """Uniform numbers in [0, 1) as the flow times that training visits."""
+        return self.view.time(self.density(uniform).to(torch.float32))
+
+    def losses(
+        self, errors: Tensor, reached: Callable[[], Tensor], data: Tensor, t: Tensor, draws: np.ndarray
+    ) -> Tensor:
+        """[B, C, H, W] or [B, 1, 1, 1], of v̂ - v and x̂."""
+        if self.loss == "l2":
+            return errors.square()
+        if self.loss == "pseudo-huber":
+            return pseudo_huber(errors)
+        level = (1 - t).clamp(EDGE, 1 - EDGE).view(-1, 1, 1, 1)  # t'
+        # In float32: near the data what is divided by t' is as small as bfloat16's rounding.
+        with torch.autocast(data.device.type, enabled=False):
+            losses = self.perceptual(reached(), data, draws) / level
+        return (1 - level) * pseudo_huber(errors) + losses if self.loss == "lpips-huber" else losses
+
+
+class RectifiedDiffusionLoss(ReflowLoss):
+    """E D(data, x̂(x_τ, τ | prompt)) over couplings and uniform timesteps τ (Rectified Diffusion, arXiv 2410.07303).
+
+    The teacher's own training, but that noise and data are coupled: its network goes on to predict what it always did,
+    and x̂ is the data that this means. D is "l2", "pseudo-huber" of each value by itself, or "lpips" of decoded images.
+    """
+
+    def times(self, uniform: Tensor) -> Tensor:
+        """The flow times of timesteps 999 to 0, each equally often."""
+        if not isinstance(self.view, EpsilonView):
+            raise ValueError("Rectified Diffusion trains a diffusion's network")
+        return self.view.times().to(uniform.device)[((1 - uniform) * NUM_TIMESTEPS).long().clamp(max=NUM_TIMESTEPS - 1)]
+
+    def losses(
+        self, errors: Tensor, reached: Callable[[], Tensor], data: Tensor, t: Tensor, draws: np.ndarray
+    ) -> Tensor:
+        with torch.autocast(data.device.type, enabled=False):
+            if self.loss == "lpips":
+                return self.perceptual(reached(), data, draws)
+            misses = reached() - data
+        if self.loss == "pseudo-huber":
+            return (misses.square() + VALUE_HUBER**2).sqrt() - VALUE_HUBER
+        return misses.square()
 
 
 class DistillLoss(FlowLoss):

@@ -74,7 +74,7 @@ def test_memory_is_that_of_the_zero_stage_and_the_precision(config):
 
 def test_the_packaged_stable_diffusion_plan_matches_the_papers_sums(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    found = costs("sd15", gpus=8)
+    found = costs("sd15-instaflow", gpus=8)
     days = {name: cost.paper_days for name, cost in found.items()}
     assert days == pytest.approx({"pairs": 8, "2rf": 11.2 + 64, "pairs2": 8, "student": 54.4 + 53.6})
     assert found["pairs"].flops == pytest.approx(1.6e6 * 50 * SD1.flops()["unet"], rel=0.001 + 0.0003)
@@ -87,11 +87,13 @@ def test_the_packaged_stable_diffusion_plan_matches_the_papers_sums(monkeypatch,
 def test_a_perceptual_phase_costs_three_decodings_and_their_memory(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     none = "stages.student.preview=null"
-    whole = costs("sd15", none)["student"]
-    other = costs("sd15", none, "stages.student.phases.1.loss=l2", "stages.student.perceptual=null")["student"]
+    whole = costs("sd15-instaflow", none)["student"]
+    other = costs("sd15-instaflow", none, "stages.student.phases.1.loss=l2", "stages.student.perceptual=null")[
+        "student"
+    ]
     assert whole.flops - other.flops == pytest.approx(3 * 18_432_000 * SD1.flops()["decode"])
     assert whole.memory.activations - other.memory.activations == SD1.perceptual_memory(8, bfloat16=True)
-    cropped = costs("sd15", none, "stages.student.perceptual.crop=32")["student"]
+    cropped = costs("sd15-instaflow", none, "stages.student.perceptual.crop=32")["student"]
     assert cropped.flops - other.flops == pytest.approx((whole.flops - other.flops) / 4)
     assert cropped.memory.activations < other.memory.activations + 0.3 * SD1.perceptual_memory(8, bfloat16=True)
 
@@ -102,29 +104,31 @@ def test_perceptual_parts_count_as_they_run(monkeypatch, tmp_path):
         "stages.2rf.phases.1.loss=lpips",
         "stages.2rf.perceptual={network: alex, weights: alex.pth, crop: 16}",
     ]
-    plain, reflow = (costs("sd15", *changes)["2rf"] for changes in ([], perceptual))
+    plain, reflow = (costs("sd15-instaflow", *changes)["2rf"] for changes in ([], perceptual))
     added = SD1.perceptual_memory(16, bfloat16=False, crop=16)  # float32, whatever the network computes in
     assert reflow.memory.activations - plain.memory.activations == added
     again = "stages.student.gradient_checkpointing=true"
-    once, twice = (costs("sd15", *changes)["student"] for changes in ([], [again]))
+    once, twice = (costs("sd15-instaflow", *changes)["student"] for changes in ([], [again]))
     unet, decode = SD1.flops()["unet"], SD1.flops()["decode"]
     assert twice.flops - once.flops == pytest.approx(40_448_000 * unet + 18_432_000 * decode)
     assert twice.memory.activations < 0.6 * once.memory.activations
     with pytest.raises(ConfigError, match=r"perceptual.crop is 65, a latent's side 64"):
-        costs("sd15", "stages.student.perceptual.crop=65")
+        costs("sd15-instaflow", "stages.student.perceptual.crop=65")
 
 
 def test_a_preview_needs_room_for_a_second_network_and_what_it_computes(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     small = ["stages.2rf.micro_batch_size=1", "stages.2rf.gradient_checkpointing=true"]
-    with_preview, without = (costs("sd15", *small, *more)["2rf"] for more in ([], ["stages.2rf.preview=null"]))
+    with_preview, without = (
+        costs("sd15-instaflow", *small, *more)["2rf"] for more in ([], ["stages.2rf.preview=null"])
+    )
     sampling = max(SD1.sampling_memory(32, torch.float32), SD1.decoding_memory(8, torch.float32))
     assert with_preview.memory.activations == 4 * SD1.parameters()["unet"] + sampling > without.memory.activations
 
 
 def test_two_unets_in_series_cost_about_twice_as_much(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    one, two = (costs("sd15", f"stages.2rf.stacked={stacked}") for stacked in ("false", "true"))
+    one, two = (costs("sd15-instaflow", f"stages.2rf.stacked={stacked}") for stacked in ("false", "true"))
     for name in ("2rf", "pairs2"):
         assert two[name].flops == pytest.approx(2 * one[name].flops, rel=0.05)
     assert two["2rf"].memory.weights == 4 * 1_719_017_924 and two["pairs"] == one["pairs"]
@@ -133,14 +137,14 @@ def test_two_unets_in_series_cost_about_twice_as_much(monkeypatch, tmp_path):
 
 def test_the_plan_fits_a_terminal_and_says_what_it_rests_on(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    lines = run(load_experiment("sd15"), gpus=1, utilization=None)
+    lines = run(load_experiment("sd15-instaflow"), gpus=1, utilization=None)
     assert max(map(len, lines)) <= 100
     text = "\n".join(lines)
     assert "an assumption: no GPU was measured yet" in text
     totals = [line.split() for line in lines if line.strip().startswith("total")]
     assert totals[0][1:3] == ["3,200,000", "70,528,000"]
     assert totals[1][-1] == "199.2"
-    told = "\n".join(run(load_experiment("sd15"), gpus=1, utilization=0.6))
+    told = "\n".join(run(load_experiment("sd15-instaflow"), gpus=1, utilization=0.6))
     assert "assumption" not in told
     days = [float(re.search(r"total +([\d.]+)", part.partition("GPU-days")[2])[1]) for part in (text, told)]
     assert days[0] == pytest.approx(2 * days[1], rel=0.01)

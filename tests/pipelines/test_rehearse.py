@@ -102,7 +102,7 @@ def test_prompts_that_are_there_are_read(config, tmp_path):
 
 
 def test_counts_become_a_thousandth_and_never_too_few(tmp_path):
-    experiment = load_experiment("sd15")
+    experiment = load_experiment("sd15-instaflow")
     stages = rehearsal_of(experiment, tmp_path).stages()
     before, after = experiment.stages["2rf"], stages["2rf"]
     assert [phase.samples for phase in after.phases] == [4480, 25600]

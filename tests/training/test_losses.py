@@ -9,7 +9,7 @@ from instaflow.flow.views import EpsilonView, VelocityView
 from instaflow.models.samplers import flow_scheduler
 from instaflow.sections import FlowPhase
 from instaflow.training.draws import draws
-from instaflow.training.losses import DistillLoss, ReflowLoss, pseudo_huber
+from instaflow.training.losses import DistillLoss, RectifiedDiffusionLoss, ReflowLoss, pseudo_huber
 from instaflow.training.perceptual import PerceptualDistance, PerceptualNetwork, small_layers
 from tests.models.made import ddim, load, noise, teacher_scheduler, write_model
 
@@ -76,6 +76,40 @@ def test_reflow_of_a_diffusion_by_hand(prediction_type):
     epsilon = output if prediction_type == "epsilon" else s * x + a * output
     read = (x - s * epsilon) / a - epsilon
     torch.testing.assert_close(loss.double(), (data - start - read).square().mean(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("kind", ["l2", "pseudo-huber"])
+def test_rectified_diffusion_by_hand(prediction_type, kind):
+    """The teacher's own training, on paired noise: x_τ of the DDPM schedule, and the loss on the predicted data."""
+    unet, start, data = Recorder(), noise(3), noise(3, seed=1)
+    loss = RectifiedDiffusionLoss(unet, EpsilonView(ddim().alphas_cumprod, prediction_type), Encoder(), 0.0)
+    loss.begin(FlowPhase(samples=3, global_batch_size=3, learning_rate=1.0, loss=kind))
+    found = loss(start, data, PROMPTS, numbers([0.0, 0.7496, 0.9999]))
+    timestep = torch.tensor([999, 250, 0])
+    assert unet.calls[0][1].tolist() == timestep.tolist()
+    x = ddim().add_noise(data, start, timestep)
+    x[0] = start[0]  # as in sampling
+    torch.testing.assert_close(unet.calls[0][0], x, rtol=1e-5, atol=1e-5)
+    x = x.double()
+    alpha_bar = ddim().alphas_cumprod.double()[timestep].view(3, 1, 1, 1)
+    a, s = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    output = 0.3 * torch.sin(x) + torch.tensor([11.0, 12.0, 7.0]).view(3, 1, 1, 1) / 10
+    predicted = (x - s * output) / a if prediction_type == "epsilon" else a * x - s * output
+    misses = predicted - data
+    expected = misses.square() if kind == "l2" else (misses.square() + 0.001**2).sqrt() - 0.001
+    torch.testing.assert_close(found.double(), expected.mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_rectified_diffusion_visits_every_timestep_equally_often():
+    loss = RectifiedDiffusionLoss(Recorder(), EpsilonView(ddim().alphas_cumprod), Encoder(), 0.0)
+    middles = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    assert torch.equal(loss.times(middles), loss.view.times().flip(0))
+
+
+def test_rectified_diffusion_has_no_velocity_to_train():
+    with pytest.raises(ValueError, match="a diffusion's network"):
+        RectifiedDiffusionLoss(Recorder(), VelocityView(), Encoder(), 0.0).times(torch.zeros(1))
 
 
 def test_dropped_captions_are_no_prompt():
