@@ -19,12 +19,15 @@ from instaflow.cost import (
     shards_bytes,
     training_memory,
 )
-from instaflow.digits.networks import build_autoencoder, build_text_encoder, build_unet
+from instaflow.digits.images import SIZE
+from instaflow.digits.networks import PERCEPTUAL, build_autoencoder, build_text_encoder, build_unet
+from instaflow.digits.stream import ClassifierLoss
 from instaflow.digits.tokenizer import build_tokenizer
 from instaflow.models.architecture import Architecture
 from instaflow.models.families import SD1, architecture_of
 from instaflow.sections import PERCEPTUAL_LOSSES, FlowPhase, Phase, check_crop, share_of
 from instaflow.stages import CoupleStage, DistillStage, EvaluateStage, FlowStage, ReflowStage, TeacherStage
+from instaflow.training.perceptual import small_layers
 from pipelines.couple import DTYPES
 from pipelines.previews import BATCH as PREVIEWED
 
@@ -177,7 +180,10 @@ class Plan:
         )
 
     def teacher(self, name: str, stage: TeacherStage) -> Cost:
-        """The digits' two trainings, one after the other: the autoencoder, then U-Net and text encoder."""
+        """The digits' trainings, one after the other: autoencoder, U-Net with text encoder, perceptual network.
+
+        What the last one computes, and holds while it trains, is next to nothing and not counted.
+        """
         model = self.architecture(name)
         flops, parameters, bfloat16 = model.flops(), model.parameters(), stage.mixed_precision is not None
         first, second = samples_of(stage.autoencoder_phases), samples_of(stage.phases)
@@ -198,17 +204,20 @@ class Plan:
             )
             for job in trained
         ]
-        checkpoints = sum(
-            num_checkpoints(stage, phases[job]) * checkpoint_bytes(stage, trained[job]) for job in trained
-        )
+        samples, disk = first + second, 2 * model_bytes(parameters)
+        if stage.perceptual_phases:
+            layers, classifier = perceptual_parameters()
+            trained["perceptual"], phases["perceptual"] = classifier, stage.perceptual_phases
+            samples, disk = samples + samples_of(stage.perceptual_phases), disk + 4 * layers
+        saved = {job: checkpoint_bytes(stage, count) for job, count in trained.items()}
         return Cost(
             name=name,
             kind="teacher",
-            samples=first + second,
+            samples=samples,
             flops=(1 + BACKWARD)
             * (first * (flops["encode"] + flops["decode"]) + second * (flops["unet"] + flops["text"])),
-            disk=2 * model_bytes(parameters) + checkpoints,
-            while_saving=max(checkpoint_bytes(stage, count) for count in trained.values()),
+            disk=disk + sum(num_checkpoints(stage, phases[job]) * size for job, size in saved.items()),
+            while_saving=max(saved.values()),
             memory=max(memories, key=lambda memory: memory.total),
             half=bfloat16,
         )
@@ -247,6 +256,15 @@ def digits_architecture() -> Architecture:
             list[Any], [build_unet(), build_autoencoder(), build_text_encoder(build_tokenizer())]
         )
     return Architecture(dict(unet.config), dict(vae.config), (text_encoder.config.to_dict(),), {})
+
+
+def perceptual_parameters() -> tuple[int, int]:
+    """Of the digits' perceptual network, without and with the head that it is trained with."""
+    with torch.device("meta"):
+        layers = small_layers(**PERCEPTUAL)
+        classifier = ClassifierLoss(layers, layers(torch.empty(1, 3, SIZE, SIZE)).numel())
+    first, second = (sum(p.numel() for p in network.parameters()) for network in (layers, classifier))
+    return first, second
 
 
 def network_calls(stage: CoupleStage, *, is_flow: bool) -> int:

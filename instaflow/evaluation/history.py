@@ -44,8 +44,8 @@ def description(settings: dict[str, Any]) -> str:
 def samples_of(settings: dict[str, Any]) -> int | None:
     if "count" in settings:
         return int(settings["count"])
-    phases = [*settings.get("autoencoder_phases", []), *settings.get("phases", [])]
-    return sum(phase["samples"] for phase in phases)
+    keys = ("autoencoder_phases", "phases", "perceptual_phases")
+    return sum(phase["samples"] for key in keys for phase in settings.get(key) or ())
 
 
 def loss_curves(stage: StageFolder, stages: list[Stage]) -> list[LossCurve]:

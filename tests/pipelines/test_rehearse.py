@@ -33,8 +33,8 @@ def least(config: Path) -> list[str]:
     options = []
     for name, stage in load_experiment(str(config)).stages.items():
         settings = stage.model_dump()
-        for key in ("phases", "autoencoder_phases"):
-            for index, phase in enumerate(settings.get(key, [])):
+        for key in ("phases", "autoencoder_phases", "perceptual_phases"):
+            for index, phase in enumerate(settings.get(key) or ()):
                 options.append(f"stages.{name}.{key}.{index}.samples={2 * phase['global_batch_size']}")
         if settings["kind"] == "couple":
             options.append(f"stages.{name}.count={2 * settings['batch_size']}")
