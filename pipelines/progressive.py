@@ -21,7 +21,6 @@ from instaflow.training.loop import Job, as_tensors, train
 from instaflow.training.progressive import HalvingLoss, Teacher
 from instaflow.training.start_checks import StartCheck, parity
 from pipelines.on_couplings import (
-    CHECK_SIZE,
     FEW,
     Material,
     compile_networks,
@@ -32,6 +31,8 @@ from pipelines.on_couplings import (
     tell_checks,
     to_check,
 )
+
+CHECKED = 64  # samples that the first loss is measured on
 
 Batch = Callable[[int, int], tuple[Tensor, Tensor, list[str]]]
 """(position, size) to noise, data and prompts."""
@@ -111,9 +112,9 @@ def guided(teacher: TextToImage, guidance_scale: float) -> Teacher:
 
 def first_checks(stage: StageFolder, model: TextToImage, loss: HalvingLoss, batch: Batch) -> list[StartCheck]:
     """What the first phase starts from: how its first teacher is read, and how far a copy of it is from the task."""
-    numbers = draws(stage.seed, f"{stage.name}/start", 0, CHECK_SIZE)
+    numbers = draws(stage.seed, f"{stage.name}/start", 0, CHECKED)
     checks, losses = [], []
-    for place in range(0, CHECK_SIZE, FEW):
+    for place in range(0, CHECKED, FEW):
         noise, data, prompts = batch(place, FEW)
         if place == 0 and isinstance(loss.view, EpsilonView):
             checks.append(parity(model, noise, prompts, stage.stage.guidance_scale))
