@@ -178,7 +178,7 @@ def control(report: Report) -> list[str]:
 def progressive(report: Report) -> list[str]:
     """The student against progressive distillation, at one step."""
     verdicts = (
-        "so here training on couplings helps more than halving the steps.",
+        "so here training on couplings leads further.",
         "so here both roads lead as far.",
         "so here halving the steps leads further.",
     )
