@@ -34,9 +34,6 @@ from pipelines.on_couplings import (
 
 CHECKED = 64  # samples that the first loss is measured on
 
-Batch = Callable[[int, int], tuple[Tensor, Tensor, list[str]]]
-"""(position, size) to noise, data and prompts."""
-
 
 def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     """Halve the steps phase by phase, each a training with checkpoints of its own; write the last student.
@@ -58,7 +55,11 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
         compile_networks(stage, model, teacher)
     for phase in settings.phases:
         loss = HalvingLoss(model.unet, material.view, model.encode, guided(teacher, guidance), phase.num_steps)
-        trained = train(halving(stage, material, loss, phase, start=seen), stage, stop)
+        job = halving(stage, material, loss, phase, start=seen)
+        if seen == 0 and to_check(stage):
+            tell_checks(stage, first_checks(stage, model, job))
+        model.unet.requires_grad_(True)
+        trained = train(job, stage, stop)
         seen, guidance = seen + trained.samples_seen, 1.0
         weights = {name.removeprefix("unet."): value for name, value in trained.ema.items()}
         for network in (teacher.unet, model.unet):
@@ -86,9 +87,6 @@ def halving(stage: StageFolder, material: Material, loss: HalvingLoss, phase: Ha
         fresh, data = as_tensors(model.device, noise, records.latent)
         return fresh, data, records.prompts
 
-    if start == 0 and to_check(stage):
-        tell_checks(stage, first_checks(stage, model, loss, batch))
-    model.unet.requires_grad_(True)
     return Job(
         name=steps(phase.num_steps).replace(" ", "-"),
         loss=loss,
@@ -110,16 +108,16 @@ def guided(teacher: TextToImage, guidance_scale: float) -> Teacher:
     return of
 
 
-def first_checks(stage: StageFolder, model: TextToImage, loss: HalvingLoss, batch: Batch) -> list[StartCheck]:
+def first_checks(stage: StageFolder, model: TextToImage, job: Job) -> list[StartCheck]:
     """What the first phase starts from: how its first teacher is read, and how far a copy of it is from the task."""
     numbers = draws(stage.seed, f"{stage.name}/start", 0, CHECKED)
-    checks, losses = [], []
+    count, checks, losses = stage.stage.phases[0].num_steps, [], []
     for place in range(0, CHECKED, FEW):
-        noise, data, prompts = batch(place, FEW)
-        if place == 0 and isinstance(loss.view, EpsilonView):
+        noise, data, prompts = job.batch(place, FEW)
+        if place == 0 and isinstance(model.view(), EpsilonView):
             checks.append(parity(model, noise, prompts, stage.stage.guidance_scale))
-        losses.append(mean_loss(loss, (noise, data, prompts, numbers[place : place + FEW])))
-    said = f"first loss, of {steps(loss.num_steps)} against {2 * loss.num_steps} of its teacher"
+        losses.append(mean_loss(job.loss, (noise, data, prompts, numbers[place : place + FEW])))
+    said = f"first loss, of {steps(count)} against {2 * count} of its teacher"
     return [*checks, StartCheck(said, sum(losses) / len(losses), "falls in training: the student is still its teacher")]
 
 
