@@ -18,7 +18,7 @@ from instaflow.errors import ConfigError
 from instaflow.files import is_utf8
 from instaflow.places import check_file, is_hub_name
 from instaflow.sections import Section
-from instaflow.stages import KINDS, CoupleStage, Stage
+from instaflow.stages import KINDS, METHODS, CoupleStage, Stage
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 RESERVED = ("evaluate", "sample")
@@ -65,7 +65,7 @@ class Experiment:
 def in_story_order(stage: Stage) -> dict[str, Any]:
     """A stage's settings as a person would write them: its kind and what it builds on first."""
     settings = stage.model_dump(mode="json")
-    first = [key for key in ("kind", *stage.parent_keys) if key in settings]
+    first = [key for key in ("kind", "method", *stage.parent_keys) if key in settings]
     return {**{key: settings[key] for key in first}, **settings}
 
 
@@ -184,6 +184,11 @@ def parse_stage(name: str, settings: Any) -> Stage:
         said = f"no such kind: {kind!r}" if kind is not None else "'kind' is missing"
         raise ConfigError(f"'{where}': {said}", nearest(str(kind), KINDS))
     schema = KINDS[kind]
+    if kind == "distill":
+        method = settings.get("method", "instaflow")
+        if not isinstance(method, str) or method not in METHODS:
+            raise ConfigError(f"'{where}': no such method: {method!r}", f"Known: {', '.join(METHODS)}")
+        schema = METHODS[method]
     check_nested_keys(settings, schema, where)
     try:
         return schema.model_validate(settings)

@@ -48,6 +48,13 @@ class FlowPhase(Phase):
     loss: Loss = "l2"
 
 
+class HalvingPhase(Phase):
+    """A phase of progressive distillation."""
+
+    num_steps: Steps
+    """The student's, half of its teacher's."""
+
+
 class Perceptual(Section):
     """How it is measured how different two images look (LPIPS, arXiv 1801.03924), and what that needs."""
 

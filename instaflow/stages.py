@@ -6,6 +6,7 @@ a couple stage. Each takes a stage's name, a folder, or (for models) a hub name 
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -24,6 +25,7 @@ from instaflow.sections import (
     EvaluatedModel,
     FlowPhase,
     Fraction,
+    HalvingPhase,
     Keep,
     NonNegativeFloat,
     NonNegativeInt,
@@ -211,18 +213,33 @@ class CoupleStage(Stage):
         return self
 
 
-class FlowStage(TrainingStage):
-    """What reflow and distillation share: a network trained on couplings."""
+class CoupledStage(TrainingStage):
+    """What every stage has that trains a network on couplings."""
 
-    parent_keys: ClassVar[dict[str, str]] = {
-        "init": "model",
-        "couplings": "couplings",
-        "perceptual.network": "perceptual network",
-    }
-    free_keys: ClassVar[frozenset[str]] = TrainingStage.free_keys | {"preview"}
+    parent_keys: ClassVar[dict[str, str]] = {"init": "model", "couplings": "couplings"}
 
     init: str
     couplings: str
+    gradient_checkpointing: bool = False
+    """Compute a block's activations once more on the way back, in place of keeping them: less memory, more time."""
+    loader_workers: NonNegativeInt = 4
+    """Threads that read the next shards while a process trains; with 0 a shard is read when its first record is due."""
+    compile: bool = False
+    """Compile the network (torch.compile): minutes for each micro batch size, and on a CPU with a C++ compiler."""
+
+    @model_validator(mode="after")
+    def whole_graph(self) -> "CoupledStage":
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile goes with zero_stage 0, 1 or 2: stage 3 gathers weights amid the network's graph")
+        return self
+
+
+class FlowStage(CoupledStage):
+    """What reflow and distillation by one step share: a network trained from a coupled noise to its data."""
+
+    parent_keys: ClassVar[dict[str, str]] = CoupledStage.parent_keys | {"perceptual.network": "perceptual network"}
+    free_keys: ClassVar[frozenset[str]] = TrainingStage.free_keys | {"preview"}
+
     phases: Annotated[list[FlowPhase], Field(min_length=1)]
     perceptual: Perceptual | None = None
     """For a phase whose loss is perceptual."""
@@ -234,12 +251,6 @@ class FlowStage(TrainingStage):
     stacked: bool = False
     """Train two U-Nets in series, as InstaFlow-1.7B: copies of `init`, which at the start return what it does. What is
     two U-Nets already stays so without this."""
-    gradient_checkpointing: bool = False
-    """Compute a block's activations once more on the way back, in place of keeping them: less memory, more time."""
-    loader_workers: NonNegativeInt = 4
-    """Threads that read the next shards while a process trains; with 0 a shard is read when its first record is due."""
-    compile: bool = False
-    """Compile the network (torch.compile): minutes for each micro batch size, and on a CPU with a C++ compiler."""
     preview: Preview | None = Preview()
     """What the moving average draws on the way, kept as a picture and two figures; null for none."""
 
@@ -269,12 +280,6 @@ class FlowStage(TrainingStage):
             raise ValueError(f"loss: {wanted[0]} needs a section 'perceptual' that says by which network")
         if self.perceptual and not wanted:
             raise ValueError(f"perceptual goes with a phase of loss: {' or '.join(PERCEPTUAL_LOSSES)}")
-        return self
-
-    @model_validator(mode="after")
-    def whole_graph(self) -> "FlowStage":
-        if self.compile and self.zero_stage == 3:
-            raise ValueError("compile goes with zero_stage 0, 1 or 2: stage 3 gathers weights amid the network's graph")
         return self
 
     @model_validator(mode="after")
@@ -312,6 +317,7 @@ class DistillStage(FlowStage):
     """Trains a one-step student on couplings (InstaFlow, Eq. 6)."""
 
     kind: Literal["distill"]
+    method: Literal["instaflow"] = "instaflow"
 
     @model_validator(mode="after")
     def losses_of_a_student(self) -> "DistillStage":
@@ -321,6 +327,35 @@ class DistillStage(FlowStage):
             )
         if any(phase.loss == "lpips-huber" for phase in self.phases):
             raise ValueError("loss: lpips-huber weighs two losses by time, which a student has not; choose lpips")
+        return self
+
+
+class ProgressiveStage(CoupledStage):
+    """Halves a model's steps phase by phase: progressive distillation (Salimans & Ho 2022, arXiv 2202.00512).
+
+    In each phase a student learns to land in one step where its teacher lands in two; the first teacher is `init`, the
+    next ones are the students' moving averages. `couplings` give the data with its prompts, and none of their noise:
+    that is drawn anew for each sample. The network stays what `init` is, a diffusion or a velocity flow.
+    """
+
+    kind: Literal["distill"]
+    method: Literal["progressive"]
+    phases: Annotated[list[HalvingPhase], Field(min_length=1)]
+    guidance_scale: NonNegativeFloat
+    """The first teacher's, learned in the first phase; every student is sampled without. 1 or less: none."""
+
+    @model_validator(mode="after")
+    def steps_are_halved(self) -> "ProgressiveStage":
+        counts = [phase.num_steps for phase in self.phases]
+        if any(2 * after != before for before, after in pairwise(counts)):
+            raise ValueError(
+                f"phases: num_steps must halve from one phase to the next, say 8, 4, 2, 1, and {counts} do not"
+            )
+        if 2 * counts[0] > 1000:
+            raise ValueError(
+                f"phases: the first teacher would take {2 * counts[0]} steps, twice num_steps, and a schedule has 1000 "
+                "timesteps; begin with 500 at most"
+            )
         return self
 
 
@@ -352,9 +387,6 @@ class EvaluateStage(Stage):
         return self
 
 
-AnyStage = Annotated[
-    TeacherStage | CoupleStage | ReflowStage | DistillStage | EvaluateStage, Field(discriminator="kind")
-]
 KINDS: dict[str, type[Stage]] = {
     "teacher": TeacherStage,
     "couple": CoupleStage,
@@ -362,3 +394,5 @@ KINDS: dict[str, type[Stage]] = {
     "distill": DistillStage,
     "evaluate": EvaluateStage,
 }
+METHODS: dict[str, type[Stage]] = {"instaflow": DistillStage, "progressive": ProgressiveStage}
+"""The schemas of a distill stage, by its method."""

@@ -289,7 +289,7 @@ def gaps(protocol: DigitsProtocol, measured: list[Measured], rows: list[Row], re
     one_step = {
         m.label: (row.kind, m)
         for m, row in zip(measured, rows, strict=True)
-        if m.num_steps == 1 and row.kind in ("student", "direct")
+        if m.num_steps == 1 and row.kind not in ("teacher", "flow")
     }
     if not one_step:
         return None

@@ -13,7 +13,7 @@ from instaflow.interruption import Stop
 from instaflow.places import check_network, check_perceptual, find_model
 from instaflow.rundir import StageFolder, locked, stage_folders
 from instaflow.sections import BACKBONES, share_of
-from instaflow.stages import CoupleStage, FlowStage, TrainingStage
+from instaflow.stages import CoupleStage, FlowStage, ProgressiveStage, Stage, TrainingStage
 from instaflow.stores import Store
 from instaflow.world import ALONE, Worker
 
@@ -37,7 +37,9 @@ def run_all(experiment: Experiment, stop: Stop) -> None:
             say(f"The report: {stage.folder / 'report.html'}")
     for stage in list(stages.values())[::-1]:
         if stage.stage.kind == "distill":
-            say(f'Images in one step: instaflow sample {shlex.quote(str(stage.model))} --prompt "..."')
+            count = stage.stage.phases[-1].num_steps if isinstance(stage.stage, ProgressiveStage) else 1
+            said = "one step" if count == 1 else f"{count} steps"
+            say(f'Images in {said}: instaflow sample {shlex.quote(str(stage.model))} --prompt "..."')
             break
 
 
@@ -140,7 +142,7 @@ def run_stage(stage: StageFolder, stop: Stop) -> bool:
         stage.check_identity()
         say(f"{stage.name}: done before, in {stage.folder}")
         return False
-    module = importlib.import_module(f"pipelines.{stage.stage.kind}")
+    module = importlib.import_module(f"pipelines.{module_of(stage.stage)}")
     if place.leads:
         with locked(stage.folder, shared=isinstance(stage.stage, CoupleStage)) as is_alone:
             if stage.is_done() and place.size == 1:  # by another command, a moment ago
@@ -164,6 +166,13 @@ def run_stage(stage: StageFolder, stop: Stop) -> bool:
         work(module, stage, stop)
     world.barrier()
     return True
+
+
+def module_of(stage: Stage) -> str:
+    """Which module of this folder does a stage's work: that of its kind, or of its method of distillation."""
+    method: str | None = getattr(stage, "method", None)
+    kind: str = stage.kind  # type: ignore[attr-defined]
+    return kind if method in (None, "instaflow") else method
 
 
 def work(module: object, stage: StageFolder, stop: Stop) -> None:

@@ -35,6 +35,7 @@ from pipelines.previews import Previews
 
 CHECK_SIZE = 256  # couplings that the checks before the start look at
 FEW = 16  # of them are sampled
+CHECKS = "start_checks.json"
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Material:
     view: View
 
 
-def open_material(stage: StageFolder) -> Material:
+def open_parts(stage: StageFolder) -> tuple[TextToImage, Couplings]:
     """Load the initial model and open the couplings. Raises ConfigError if they do not go together."""
     settings = stage.stage
     model = load_model(stage.locate(settings.init), device=device())
@@ -56,6 +57,13 @@ def open_material(stage: StageFolder) -> Material:
             f"Stage '{stage.name}': the couplings '{settings.couplings}' hold latents of shape "
             f"{tuple(couplings.manifest.latent_shape)}, the model '{settings.init}' makes {model.latent_shape}"
         )
+    return model, couplings
+
+
+def open_material(stage: StageFolder) -> Material:
+    """What a flow's or a one-step student's stage trains. Raises ConfigError if its parts do not go together."""
+    settings = stage.stage
+    model, couplings = open_parts(stage)
     own = model.settings.parametrization
     if own == "velocity" and (settings.reading == "epsilon" or settings.negate_output_at_start):
         raise ConfigError(
@@ -107,8 +115,7 @@ def prepare(stage: StageFolder, material: Material, make_loss: Callable[[View], 
     """
     model, manifest = material.model, material.couplings.manifest
     loss, own = make_loss(material.view), make_loss(model.view())
-    file = stage.folder / "start_checks.json"
-    check = world().leads and not file.exists()
+    check = to_check(stage)
     checks: list[StartCheck] = []
     if check:
         batch = material.couplings.batch(0, min(CHECK_SIZE, len(material.couplings)))
@@ -139,12 +146,22 @@ def prepare(stage: StageFolder, material: Material, make_loss: Callable[[View], 
         checks.append(
             StartCheck("loss of the initial model's own velocity", exact, "where an exact reading would begin")
         )
-        if all(math.isfinite(entry.value) for entry in checks):  # else there is no training, and a next time
-            write_json(file, [asdict(entry) for entry in checks])
-        for entry in checks:
-            print(f"{stage.name}: before the start, {entry.what}: {entry.value:.4g} ({entry.expected})", flush=True)
+        tell_checks(stage, checks)
     model.unet.requires_grad_(True)
     return loss
+
+
+def to_check(stage: StageFolder) -> bool:
+    """Whether this process is to measure what a stage starts from: once, before its first update."""
+    return world().leads and not (stage.folder / CHECKS).exists()
+
+
+def tell_checks(stage: StageFolder, checks: list[StartCheck]) -> None:
+    """Print and store what was measured before the start."""
+    if all(math.isfinite(entry.value) for entry in checks):  # else there is no training, and a next time
+        write_json(stage.folder / CHECKS, [asdict(entry) for entry in checks])
+    for entry in checks:
+        print(f"{stage.name}: before the start, {entry.what}: {entry.value:.4g} ({entry.expected})", flush=True)
 
 
 def mean_loss(loss: nn.Module, arguments: tuple[Any, ...]) -> float:
@@ -158,21 +175,12 @@ def train_on(stage: StageFolder, stop: Stop, material: Material, loss: FlowLoss,
     if settings.gradient_checkpointing:
         material.model.unet.enable_gradient_checkpointing()
     if settings.compile:
-        if world().leads:
-            print(f"{stage.name}: compiling the network, which may take a minute or two", flush=True)
-        with compiling(f"The network of '{material.model.name}'"):
-            torch.compile(torch.sin)(torch.zeros(8, device=material.model.device))
-        material.model.unet.compile(dynamic=False)
+        compile_networks(stage, material.model)
 
     def batch(position: int, size: int) -> tuple[Tensor, Tensor, list[str]]:
         records = couplings.batch(position, size)
         noise, data = as_tensors(material.model.device, records.noise, records.latent)
         return noise, data, records.prompts
-
-    def describe(position: int, size: int) -> str:
-        indices = couplings.batch(position, size).indices
-        shards = sorted({int(index) // couplings.manifest.records_per_shard for index in indices})
-        return f"records of shards {', '.join(f'{shard:05d}' for shard in shards)} of '{settings.couplings}'"
 
     preview = settings.preview
     previews = Previews(stage, material.model, couplings, exported) if preview and world().leads else None
@@ -180,7 +188,7 @@ def train_on(stage: StageFolder, stop: Stop, material: Material, loss: FlowLoss,
         name="",
         loss=loss,
         batch=batch,
-        describe=describe,
+        describe=describing(couplings, settings.couplings),
         phases=settings.phases,
         settings=settings,
         by_time=getattr(loss, "by_time", None),
@@ -189,6 +197,27 @@ def train_on(stage: StageFolder, stop: Stop, material: Material, loss: FlowLoss,
         preview=previews,
     )
     return train(job, stage, stop)
+
+
+def compile_networks(stage: StageFolder, *models: TextToImage) -> None:
+    """Compile each model's network at its first call. Raises InstaFlowError where nothing can be compiled."""
+    if world().leads:
+        print(f"{stage.name}: compiling the network, which may take a minute or two", flush=True)
+    with compiling(f"The network of '{models[0].name}'"):
+        torch.compile(torch.sin)(torch.zeros(8, device=models[0].device))
+    for model in models:
+        model.unet.compile(dynamic=False)
+
+
+def describing(couplings: Couplings, place: str) -> Callable[[int, int], str]:
+    """The samples from a position on in words: of which shards of the couplings at `place` they are."""
+
+    def describe(position: int, size: int) -> str:
+        indices = couplings.batch(position, size).indices
+        shards = sorted({int(index) // couplings.manifest.records_per_shard for index in indices})
+        return f"records of shards {', '.join(f'{shard:05d}' for shard in shards)} of '{place}'"
+
+    return describe
 
 
 def save_both(

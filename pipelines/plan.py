@@ -26,7 +26,16 @@ from instaflow.digits.tokenizer import build_tokenizer
 from instaflow.models.architecture import Architecture
 from instaflow.models.families import SD1, architecture_of
 from instaflow.sections import PERCEPTUAL_LOSSES, FlowPhase, Phase, check_crop, share_of
-from instaflow.stages import CoupleStage, DistillStage, EvaluateStage, FlowStage, ReflowStage, TeacherStage
+from instaflow.stages import (
+    CoupledStage,
+    CoupleStage,
+    DistillStage,
+    EvaluateStage,
+    FlowStage,
+    ProgressiveStage,
+    ReflowStage,
+    TeacherStage,
+)
 from instaflow.training.perceptual import small_layers
 from pipelines.couple import DTYPES
 from pipelines.previews import BATCH as PREVIEWED
@@ -81,9 +90,9 @@ class Plan:
         """What a stage's model, or one that was made elsewhere, is made of. Raises DataError."""
         stage = self.stages.get(place)
         if place not in self.found:
-            if isinstance(stage, FlowStage):
+            if isinstance(stage, CoupledStage):
                 init = self.architecture(stage.init)
-                self.found[place] = init.stacked() if stage.stacked else init
+                self.found[place] = init.stacked() if isinstance(stage, FlowStage) and stage.stacked else init
             else:
                 self.found[place] = digits_architecture() if stage else architecture_of(place)
         return self.found[place]
@@ -93,11 +102,14 @@ class Plan:
         stage = self.stages.get(place)
         if isinstance(stage, TeacherStage | ReflowStage):
             return stage.guidance_scale
-        return 1.0 if isinstance(stage, DistillStage) else self.architecture(place).settings.guidance_scale
+        one = isinstance(stage, DistillStage | ProgressiveStage)
+        return 1.0 if one else self.architecture(place).settings.guidance_scale
 
     def is_flow(self, place: str) -> bool:
         stage = self.stages.get(place)
-        return isinstance(stage, FlowStage) or (stage is None and self.architecture(place).settings.kind != "teacher")
+        return isinstance(stage, CoupledStage) or (
+            stage is None and self.architecture(place).settings.kind != "teacher"
+        )
 
     def cost_of(self, name: str) -> Cost:
         stage: Any = self.stages[name]
@@ -107,6 +119,8 @@ class Plan:
             return self.couple(name, stage)
         if isinstance(stage, FlowStage):
             return self.flow(name, stage)
+        if isinstance(stage, ProgressiveStage):
+            return self.progressive(name, stage)
         return self.evaluate(name, stage)
 
     def couple(self, name: str, stage: CoupleStage) -> Cost:
@@ -177,6 +191,38 @@ class Plan:
             ),
             half=stage.mixed_precision is not None,
             paper_days=paper_days(kind, stage.phases) if is_of_the_paper(model) else None,
+        )
+
+    def progressive(self, name: str, stage: ProgressiveStage) -> Cost:
+        """Its trainings one after the other, each beside a frozen teacher that is called twice a sample."""
+        model = self.architecture(name)
+        flops, parameters, bfloat16 = model.flops(), model.parameters(), stage.mixed_precision is not None
+        samples, trained = samples_of(stage.phases), parameters["unet"]
+        branches = 2 if stage.guidance_scale > 1 else 1  # in the first phase alone
+        passes = 1 + BACKWARD + stage.gradient_checkpointing
+        calls = 2 * (samples + (branches - 1) * samples_of(stage.phases[:1]))
+        shares = [
+            largest_share([phase], stage, self.gpus, f"stages.{name}.phases.{index}")
+            for index, phase in enumerate(stage.phases)
+        ]
+        training = model.training_memory(max(shares), bfloat16=bfloat16, checkpointing=stage.gradient_checkpointing)
+        teaching = max(branches * shares[0], *shares)
+        return Cost(
+            name=name,
+            kind="distill",
+            samples=samples,
+            flops=(passes * samples + calls) * flops["unet"] + 2 * samples * flops["text"],
+            disk=2 * model_bytes(parameters)
+            + sum(num_checkpoints(stage, [phase]) for phase in stage.phases) * checkpoint_bytes(stage, trained),
+            while_saving=checkpoint_bytes(stage, trained),
+            memory=training_memory(
+                stage,
+                trained,
+                frozen=sum(parameters.values()),
+                activations=max(training, model.sampling_memory(teaching, torch.float32)),
+                gpus=self.gpus,
+            ),
+            half=bfloat16,
         )
 
     def teacher(self, name: str, stage: TeacherStage) -> Cost:

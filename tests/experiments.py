@@ -20,6 +20,13 @@ stages:
     models: [{{model: teacher, num_steps: [25, 1]}}, {{model: student, num_steps: [1]}}]
     reference: {{model: teacher, num_steps: 25}}
 """
+HALVED = """
+  halved:
+    {kind: distill, method: progressive, init: teacher, couplings: pairs, guidance_scale: 2,
+     phases: [{num_steps: 2, samples: 8, global_batch_size: 4, learning_rate: 1e-3},
+              {num_steps: 1, samples: 8, global_batch_size: 4, learning_rate: 1e-3}]}
+"""
+"""Another stage of SMALL."""
 
 
 def write(folder: Path, text: str = SMALL, name: str = "small.yaml") -> str:

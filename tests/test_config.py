@@ -9,7 +9,8 @@ from instaflow.config import apply_override, load_experiment
 from instaflow.dialect import parse_yaml
 from instaflow.errors import ConfigError, DataError
 from instaflow.sections import PromptSource
-from tests.experiments import PHASE, SMALL, write
+from instaflow.stages import DistillStage, ProgressiveStage
+from tests.experiments import HALVED, PHASE, SMALL, write
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 HUB = "kind: couple, model: some-one/some.model_1"
@@ -413,6 +414,49 @@ RECTIFIED = "stages.2rf.parametrization=rectified-diffusion"
 def test_losses_that_lack_something_are_refused(tmp_path, overrides, message, hint):
     error = refusal(tmp_path, SMALL, *overrides)
     assert message in error.message and hint in error.hint
+
+
+def test_a_distill_stage_has_the_schema_of_its_method(tmp_path):
+    stages = load_experiment(write(tmp_path, SMALL + HALVED)).stages
+    assert (type(stages["student"]), stages["student"].method) == (DistillStage, "instaflow")
+    assert type(stages["halved"]) is ProgressiveStage
+    assert stages["halved"].parents() == {"init": "teacher", "couplings": "pairs"}
+    assert [phase.num_steps for phase in stages["halved"].phases] == [2, 1]
+    written = load_experiment(write(tmp_path, SMALL + HALVED)).resolved().partition("  halved:\n")[2]
+    assert written.startswith("    kind: distill\n    method: progressive\n    init: teacher\n    couplings: pairs\n")
+
+
+@pytest.mark.parametrize(
+    ("override", "message", "hint"),
+    [
+        ("method=progresive", "'stages.halved': no such method: 'progresive'", "Known: instaflow, progressive"),
+        ("method=[1]", "'stages.halved': no such method: [1]", "Known: instaflow, progressive"),
+        ("method=instaflow", "'stages.halved' has no setting 'guidance_scale'", ""),
+        ("phases.1.num_steps=2", "'stages.halved': phases: num_steps must halve from one phase to the next", ""),
+        ("phases.0.num_steps=3", "say 8, 4, 2, 1, and [3, 1] do not", ""),
+        ("phases.1.num_steps=0", "'stages.halved.phases.1.num_steps' should be greater than or equal to 1, not 0", ""),
+        ("phases.0.loss=l2", "'stages.halved.phases.0' has no setting 'loss'", ""),
+        ("phases=[{num_steps: 512, samples: 8, global_batch_size: 4, learning_rate: 1e-3}]", "begin with 500", ""),
+        ("parametrization=velocity", "'stages.halved' has no setting 'parametrization'", ""),
+        ("preview=null", "'stages.halved' has no setting 'preview'", ""),
+        ("num_steps=2", "'stages.halved' has no setting 'num_steps'", "belongs into 'stages.halved.phases'"),
+        ("couplings=teacher", "'stages.halved.couplings' needs a stage that gives couplings", ""),
+    ],
+)
+def test_what_progressive_distillation_does_not_know_is_refused(tmp_path, override, message, hint):
+    error = refusal(tmp_path, SMALL + HALVED, f"stages.halved.{override}")
+    assert message in error.message and hint in error.hint
+
+
+def test_a_halving_says_its_steps(tmp_path):
+    assert (
+        "'stages.halved.phases.0.num_steps' is missing"
+        in refusal(tmp_path, SMALL + HALVED.replace("num_steps: 2, ", "")).message
+    )
+    assert (
+        "compile goes with zero_stage 0, 1 or 2"
+        in refusal(tmp_path, SMALL + HALVED, "stages.halved.compile=true", "stages.halved.zero_stage=3").message
+    )
 
 
 def test_lpips_needs_its_package_and_counts_its_files(tmp_path):

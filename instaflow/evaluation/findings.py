@@ -167,38 +167,55 @@ def _one_step_gain(before: Row | None, after: Row | None, what: str) -> list[str
 
 def control(report: Report) -> list[str]:
     """The student against direct distillation, at one step: which is the better, and at what cost."""
-    student, direct, found = one_step(report, "student"), one_step(report, "direct"), []
-    if not student or not direct:
+    verdicts = (
+        "so here reflow helps the one-step model.",
+        "so here reflow makes no difference to the one-step model.",
+        "so here reflow before distillation does not help.",
+    )
+    return _against(report, "direct", verdicts)
+
+
+def progressive(report: Report) -> list[str]:
+    """The student against progressive distillation, at one step."""
+    verdicts = (
+        "so here training on couplings leads further.",
+        "so here both roads lead as far.",
+        "so here halving the steps leads further.",
+    )
+    return _against(report, "progressive", verdicts)
+
+
+def _against(report: Report, kind: str, follows: tuple[str, str, str]) -> list[str]:
+    """The student against another model of one step; `follows` from it being the nearer, a tie, and the further."""
+    student, other, found = one_step(report, "student"), one_step(report, kind), []
+    if not student or not other:
         return []
-    names = named(student.label), named(direct.label)
-    if measured := distances(student, direct):
-        target, (ours, other) = measured
-        verdicts = (
-            f"{names[0]} is the nearer, so here reflow helps the one-step model.",
-            f"the same within {TIE:.0%}, so here reflow makes no difference to the one-step model.",
-            f"{names[1]} is the nearer, so here reflow before distillation does not help.",
-        )
-        values = f"{number(ours)} for {names[0]}, {number(other)} for {names[1]}"
-        found.append(f"Fréchet distance to {target}: {values}; {verdicts[1 + comparison(ours, other)]}")
-    if student.prompt_accuracy is not None and direct.prompt_accuracy is not None:
-        difference = student.prompt_accuracy - direct.prompt_accuracy
-        if abs(difference) <= 2 * _standard_error(student, direct):
+    names = named(student.label), named(other.label)
+    if measured := distances(student, other):
+        target, (ours, theirs) = measured
+        place = 1 + comparison(ours, theirs)
+        verdict = (f"{names[0]} is the nearer", f"the same within {TIE:.0%}", f"{names[1]} is the nearer")[place]
+        values = f"{number(ours)} for {names[0]}, {number(theirs)} for {names[1]}"
+        found.append(f"Fréchet distance to {target}: {values}; {verdict}, {follows[place]}")
+    if student.prompt_accuracy is not None and other.prompt_accuracy is not None:
+        difference = student.prompt_accuracy - other.prompt_accuracy
+        if abs(difference) <= 2 * _standard_error(student, other):
             verdict = f"a difference that {student.num_samples:,} samples cannot tell from chance."
         else:
             verdict = f"{names[0] if difference > 0 else names[1]} is the better."
-        values = f"{percent(student.prompt_accuracy)} and {percent(direct.prompt_accuracy)}"
+        values = f"{percent(student.prompt_accuracy)} and {percent(other.prompt_accuracy)}"
         found.append(f"Prompt accuracy: {values}; {verdict}")
-    return found + _budgets(report, student.model, direct.model)
+    return found + _budgets(report, student.model, other.model)
 
 
-def _budgets(report: Report, student: str, direct: str) -> list[str]:
+def _budgets(report: Report, student: str, other: str) -> list[str]:
     """What the two roads cost after the teacher, and whether they are alike."""
-    roads = [_road(report, model) for model in (student, direct)]
+    roads = [_road(report, model) for model in (student, other)]
     seconds = [sum(stage.seconds or 0 for stage in road) for road in roads]
     samples = [sum(s.samples or 0 for s in road if s.kind in ("reflow", "distill")) for road in roads]
     found = []
     if all(samples):
-        favoured = (direct, "", student)[1 + comparison(samples[0], samples[1])]
+        favoured = (other, "", student)[1 + comparison(samples[0], samples[1])]
         unequal = f", which favours {named(favoured)}" if favoured else ""
         found.append(f"Training samples seen on the way: {samples[0]:,} and {samples[1]:,}{unequal}.")
     if all(seconds):

@@ -20,6 +20,7 @@ def stages_so_far(stage: StageFolder) -> list[Stage]:
                 Stage(
                     name=name,
                     kind=settings["kind"],
+                    method=settings.get("method", "instaflow"),
                     description=description(settings),
                     parents=[parent for parent in parents if parent in stage.stage_names],
                     seconds=json.loads((folder / "done.json").read_text())["seconds"],
@@ -36,6 +37,11 @@ def description(settings: dict[str, Any]) -> str:
         return f"{settings['num_steps']}-step couplings of {settings['model']}{guidance}"
     if settings["kind"] == "reflow":
         return f"rectified flow from {settings['init']}, on {settings['couplings']}"
+    if settings.get("method") == "progressive":
+        counts = [str(phase["num_steps"]) for phase in (settings["phases"][0], settings["phases"][-1])]
+        taken = f"{' to '.join(dict.fromkeys(counts))} step{'' if counts[0] == '1' else 's'}"
+        guidance = f", guidance {settings['guidance_scale']:g}" if settings["guidance_scale"] > 1 else ""
+        return f"progressive distillation from {settings['init']}, {taken}{guidance}"
     if settings["kind"] == "distill":
         return f"one-step student from {settings['init']}, on {settings['couplings']}"
     return "autoencoder, text encoder and U-Net, on real images"

@@ -18,7 +18,8 @@ class Row:
     """One model at one number of steps.
 
     kind: "teacher", "flow" (after reflow), "student" (distilled after reflow), "direct" (distilled from the teacher
-    without reflow, the control) or any other word, which is shown as it is; `model_kind` derives it from the stages.
+    without reflow, the control), "progressive" (its steps halved, another control) or any other word, which is shown
+    as it is; `model_kind` derives it from the stages.
     frechet_distance_teacher is None for the reference itself: the teacher row all others are measured against.
     prompt_accuracy_unseen is that of the caption template that no training stage saw.
     straightness: S(Z) = ∫ E||(Z1 - Z0) - v(Z_t, t)||² dt; straightness_relative is S(Z) / E||Z1 - Z0||².
@@ -59,6 +60,7 @@ class Stage:
 
     name: str
     kind: str  # the config's word: teacher, couple, reflow, distill, ...
+    method: str = "instaflow"  # of distillation, the config's word
     description: str = ""
     parents: Sequence[str] = ()
     seconds: float | None = None
@@ -206,8 +208,8 @@ def labelled(model: str, weights: str) -> str:
 def model_kind(name: str, stages: Sequence[Stage]) -> str:
     """The kind of the model that stage `name` makes, from its lineage.
 
-    A distilled model is a "student" if reflow is among its ancestors, else "direct". A model that no stage made is
-    a "teacher".
+    A distilled model is a "student" if reflow is among its ancestors, else "direct"; one of another method than
+    InstaFlow's has that method's name. A model that no stage made is a "teacher".
     """
     by_name = {stage.name: stage for stage in stages}
     if name not in by_name:
@@ -217,6 +219,8 @@ def model_kind(name: str, stages: Sequence[Stage]) -> str:
         return "flow"
     if kind != "distill":
         return kind
+    if (method := by_name[name].method) != "instaflow":
+        return method
     return "student" if any(by_name[a].kind == "reflow" for a in _ancestors(name, by_name)) else "direct"
 
 

@@ -78,6 +78,13 @@ def contributions(report: Report, colours: Colours) -> str:
             "its quality to distillation alone; if it does worse, reflow is what made the difference.",
             findings.control(report),
         ),
+        (
+            "progressive",
+            "Another road: progressive distillation",
+            "No paths are straightened here. A student learns to land in one step where its teacher lands in two, and "
+            "is the next one’s teacher; so the steps are halved again and again, down to a single one.",
+            findings.progressive(report),
+        ),
     ]
     kinds = {row.kind for row in report.rows} | ({"couple"} if couplings else set())
     slots = {kind: colours[findings.rows_of(report, kind)[0].label] for kind in kinds - {"couple"}}

@@ -108,13 +108,13 @@ class EpsilonView:
         return torch.where((timestep == NUM_TIMESTEPS - 1).view(-1, 1, 1, 1), noise, x), timestep
 
     def velocity(self, x: Tensor, timestep: Tensor, output: Tensor) -> Tensor:
-        """The velocity data - noise that the network's output stands for, in float32."""
+        """The velocity data - noise that the network's output stands for, in float32 or better."""
         to_velocity = {
             "epsilon": epsilon_to_velocity,
             "v_prediction": v_prediction_to_velocity,
             "sample": data_to_velocity,
         }[self.prediction_type]
-        return to_velocity(x.float(), output.float(), *self.alpha_sigma(timestep))
+        return to_velocity(widened(x), widened(output), *self.alpha_sigma(timestep))
 
     def data(self, x: Tensor, timestep: Tensor, velocity: Tensor) -> Tensor:
         """Where the velocity leads from the network's input: z + (1 - t) v."""
@@ -123,7 +123,7 @@ class EpsilonView:
     def one_step(self, noise: Tensor, output: Tensor) -> Tensor:
         """Data after one step from noise, given the output there: the data that it predicts at the last timestep."""
         last = torch.full((len(noise),), NUM_TIMESTEPS - 1, device=noise.device)
-        noise, output = noise.float(), output.float()
+        noise, output = widened(noise), widened(output)
         if self.prediction_type == "sample":
             return output
         to_data = epsilon_to_data if self.prediction_type == "epsilon" else v_prediction_to_data
@@ -152,3 +152,8 @@ class EpsilonView:
 
 
 View = VelocityView | EpsilonView
+
+
+def widened(values: Tensor) -> Tensor:
+    """In float32 at least."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -62,10 +62,11 @@ def save_model(folder: Path, *, scheduler: Any, settings: ModelSettings, **parts
 
 def model_card(settings: ModelSettings, pipeline: str, code: bool) -> str:
     """The folder's README: what the model is and the stock lines that sample it. `code`: a class lies beside it."""
+    count = settings.num_steps
     what = {
         "teacher": "A diffusion model: the teacher",
         "flow": "A rectified flow",
-        "student": "A one-step text-to-image generator",
+        "student": f"A {'one' if count == 1 else count}-step text-to-image generator",
     }[settings.kind]
     guidance = settings.guidance_scale if settings.guidance_scale > 1 else 1.0
     place = '"."' if pipeline == "StableDiffusionXLPipeline" else '".", safety_checker=None'

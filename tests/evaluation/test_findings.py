@@ -3,7 +3,9 @@ from dataclasses import replace
 import pytest
 
 from instaflow.evaluation import findings
-from instaflow.evaluation.report import Row
+from instaflow.evaluation.page import page
+from instaflow.evaluation.report import Row, Stage
+from instaflow.evaluation.wording import number
 from tests.evaluation.example import ROWS, full_report, with_distance
 
 
@@ -27,6 +29,32 @@ def test_the_control_speaks_for_whichever_is_nearer(student, verdict):
     text = told(findings.control(with_distance("student", student)))
     assert f"{student:.3f} for `student`, 0.378 for `direct`; {verdict}" in text
     assert sum(word in text for word in ("`student` is the nearer", "`direct` is the nearer", "the same within")) == 1
+
+
+def with_halved(real: float):
+    """The report with a model of progressive distillation beside the others."""
+    report = full_report()
+    row = replace(ROWS[-1], model="halved", kind="progressive", frechet_distance_real=real)
+    stage = Stage(name="halved", kind="distill", method="progressive", parents=["teacher", "pairs"], samples=580_000)
+    return replace(report, rows=[*report.rows, row], stages=[*report.stages, stage])
+
+
+@pytest.mark.parametrize(
+    ("halved", "verdict"),
+    [
+        (0.4, "`student` is the nearer, so here training on couplings leads further"),
+        (0.32, "the same within 5%, so here both roads lead as far"),
+        (0.2, "`halved` is the nearer, so here halving the steps leads further"),
+    ],
+)
+def test_progressive_distillation_is_compared_with_the_student(halved, verdict):
+    report = with_halved(halved)
+    text = told(findings.progressive(report))
+    assert f"0.312 for `student`, {number(halved)} for `halved`; {verdict}." in text
+    assert "580,000 and 580,000." in text and "`direct`" not in text
+    assert findings.result(report).model == "student" and findings.control(report) == findings.control(full_report())
+    assert "Another road: progressive distillation" in page(report) and "Another road" not in page(full_report())
+    assert findings.progressive(full_report()) == []
 
 
 def test_a_small_difference_of_accuracies_is_called_chance_and_a_large_one_is_not():

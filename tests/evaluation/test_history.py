@@ -1,7 +1,10 @@
 """What a report takes from the folders of the stages before it."""
 
-from instaflow.evaluation.history import loss_curves, preview_curves, stages_so_far
-from tests.experiments import folders, mark_done, write
+import pytest
+
+from instaflow.evaluation.history import description, loss_curves, preview_curves, stages_so_far
+from instaflow.evaluation.report import model_kind
+from tests.experiments import HALVED, SMALL, folders, mark_done, write
 
 
 def test_losses_and_previews_are_told_apart(tmp_path):
@@ -20,3 +23,28 @@ def test_losses_and_previews_are_told_apart(tmp_path):
     assert (curve.distance, curve.frechet_distance) == ([0.7, 0.5], [0.35, 0.25])
     (losses,) = loss_curves(stages["report"], done)
     assert (losses.samples_seen, losses.loss) == ([64, 128, 192], [2.0, 2.0, 2.0])
+
+
+def test_a_halved_model_is_of_its_own_kind_and_says_how_it_was_made(tmp_path):
+    stages = folders(write(tmp_path, SMALL + HALVED), run=tmp_path / "run")
+    for name in ("teacher", "pairs", "halved"):
+        mark_done(stages[name])
+        stages[name].forget_stats(lambda line: "job" in line)
+    for job, loss in (("2-steps", 0.2), ("1-step", 0.4)):
+        stages["halved"].log(job=job, samples_seen=4, loss=loss)
+    done = stages_so_far(stages["report"])
+    assert model_kind("halved", done) == "progressive"
+    (halved,) = [stage for stage in done if stage.name == "halved"]
+    assert (halved.kind, halved.parents, halved.samples) == ("distill", ["teacher", "pairs"], 16)
+    assert halved.description == "progressive distillation from teacher, 2 to 1 steps, guidance 2"
+    assert [curve.stage for curve in loss_curves(stages["report"], done)] == ["halved 2-steps", "halved 1-step"]
+
+
+@pytest.mark.parametrize(
+    ("counts", "guidance", "said"),
+    [((4,), 1.0, "4 steps"), ((1,), 3.0, "1 step, guidance 3"), ((2, 1), 0, "2 to 1 steps")],
+)
+def test_a_halving_s_steps_in_words(counts, guidance, said):
+    settings = {"kind": "distill", "method": "progressive", "init": "2rf", "guidance_scale": guidance}
+    settings["phases"] = [{"num_steps": count} for count in counts]
+    assert description(settings) == f"progressive distillation from 2rf, {said}"

@@ -71,6 +71,8 @@ def test_the_kind_of_a_model_follows_from_its_lineage():
     }
     more = [*STAGES, Stage(name="fast", kind="dmd", parents=["teacher"])]
     assert model_kind("fast", more) == "dmd"
+    more = [*STAGES, Stage(name="halved", kind="distill", method="progressive", parents=["2rf", "pairs"])]
+    assert model_kind("halved", more) == "progressive"
 
 
 def test_a_row_keeps_no_place_for_misspelt_figures():
