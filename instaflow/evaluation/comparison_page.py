@@ -25,7 +25,7 @@ from instaflow.evaluation.wording import number, plus_minus
 from instaflow.files import write_file
 
 OWN_STYLE = """
-main { max-width: 1240px; }
+main { max-width: 1280px; }
 .near { background: var(--best); border-radius: 5px; padding: 1px 6px; margin: 0 -6px; }
 .group td { color: var(--soft); border-top: 1px solid var(--line); font-size: 0.82rem; padding-top: 10px; }
 .rank { color: var(--soft); display: inline-block; min-width: 1.7em; }
@@ -41,6 +41,9 @@ svg text.name { fill: var(--ink); }
 .ranking th.wrap { min-width: 70px; }
 details ul { margin: 8px 0; padding-left: 20px; } details p { margin: 0; }
 .matrix small { display: block; font-size: 0.9em; font-weight: 400; color: var(--soft); }
+@media (max-width: 720px) {
+  .ranking table { font-size: 0.78rem; } .ranking th, .ranking td { padding: 5px; } .rank { min-width: 1.4em; }
+}
 """
 
 
