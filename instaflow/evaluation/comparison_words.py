@@ -72,8 +72,8 @@ def caution(comparison: Comparison) -> list[str]:
     seeds = len(comparison.runs)
     found = [
         f"± is half of the 95\N{NO-BREAK SPACE}% interval of a mean over {seeds} seeds (Student’s t, {seeds - 1} "
-        f"degree{'s' if seeds > 2 else ''} of freedom). A seed changes everything: teacher, couplings, training, and "
-        "the noise of the evaluation."
+        f"degree{'s' if seeds > 2 else ''} of freedom). Each seed makes anew all that the experiment makes, and "
+        "draws the noise of the evaluation anew."
     ]
     if seeds == 2:
         found.append("Two seeds tell little, and their intervals are wide: three or more are better.")

@@ -11,6 +11,8 @@ import pytest
 from instaflow.errors import InstaFlowError
 from pipelines.compare import run as compare
 from tests.compared import change_report, make_run, make_runs
+from tests.experiments import SMALL, write
+from tests.pipelines.runs import instaflow
 
 
 @pytest.fixture
@@ -193,20 +195,18 @@ def test_a_ranking_by_what_nobody_measured_is_refused(runs):
 
 
 @pytest.mark.slow
-def test_reports_of_a_real_run_are_read(small_run, tmp_path):
-    """A run and a second one made of it, whose figures are those of another seed."""
-    places = []
-    for seed in (0, 5):
-        for file in small_run.glob("*/*.json"):
-            target = tmp_path / str(seed) / file.relative_to(small_run)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            text = file.read_text().replace("keyed by seed 0", f"keyed by seed {seed}")
-            target.write_text(text.replace('"seed": 0,', f'"seed": {seed},'))
-        places.append(tmp_path / str(seed))
-    compare(places, by="real", output=tmp_path / "out")
-    rows = json.loads((tmp_path / "out" / "compare.json").read_text())["rows"]
-    saved = report_of(small_run)["rows"]
-    assert {(row["model"], row["weights"], row["num_steps"]) for row in rows} == {
-        (row["model"], row["weights"], row["num_steps"]) for row in saved
-    }
-    assert all(row["figures"]["prompt_accuracy"]["standard_deviation"] == 0 for row in rows)
+def test_real_runs_are_compared_by_what_their_reports_say(tmp_path):
+    text = SMALL.replace("reference:", "num_samples: 40\n    straightness_samples: 8\n    reference:")
+    config = write(tmp_path, text)
+    for seed in (0, 1):
+        instaflow("run", config, "--set", f"seed={seed}", "--run-dir", tmp_path / "runs" / str(seed))
+    done = instaflow("compare", tmp_path / "runs" / "0", tmp_path / "runs" / "1")
+    assert done.stdout.startswith("small: 2 seeds (0, 1)\n")
+    rows = json.loads((tmp_path / "runs-report" / "compare.json").read_text())["rows"]
+    assert sorted((row["model"], row["num_steps"]) for row in rows) == [("student", 1), ("teacher", 1), ("teacher", 25)]
+    for row in rows:
+        for seed in (0, 1):
+            saved = report_of(tmp_path / "runs" / str(seed))["rows"]
+            own = next(r for r in saved if (r["model"], r["num_steps"]) == (row["model"], row["num_steps"]))
+            for name, figure in row["figures"].items():
+                assert figure["by_seed"][str(seed)] == own[name]
