@@ -174,6 +174,33 @@ add_stage_command("evaluate", "Measure models; write report.json and report.html
 
 
 @cli.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--by",
+    type=click.Choice(["real", "teacher", "accuracy"]),
+    default="real",
+    show_default=True,
+    help="Rank by Fréchet distance to the real or the teacher's images, or by prompt accuracy.",
+)
+@click.option(
+    "--output", metavar="DIR", type=click.Path(path_type=Path), help="By default PARENT-report of RUN's parent."
+)
+def compare(runs: tuple[Path, ...], by: str, output: Path | None) -> None:
+    """Rank the models of one experiment that was run with several seeds.
+
+    Reads each run's report, and writes compare.json and compare.html: means, spreads, and which differences hold.
+
+    \b
+        for seed in 0 1 2; do instaflow run digits --set seed=$seed --run-dir runs/digits/$seed; done
+        instaflow compare runs/digits/0 runs/digits/1 runs/digits/2
+    """
+    from pipelines.compare import run as run_compare
+
+    for line in run_compare(runs, by=by, output=output):
+        click.echo(line)
+
+
+@cli.command()
 @config_options
 @click.option(
     "--gpus", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="How many work together."

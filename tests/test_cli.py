@@ -13,6 +13,7 @@ import pytest
 import cli
 from instaflow.world import Worker
 from pipelines import experiment
+from tests.compared import make_runs
 from tests.couplings.made import make_couplings, manifest_of
 from tests.experiments import SMALL, folders, mark_done, write
 
@@ -67,7 +68,7 @@ def examples(name: str) -> list[str]:
 
 def test_the_table_holds_the_promised_commands_in_the_data_s_order():
     assert [name for name in COMMANDS if name in STAGES] == list(STAGES)
-    assert {"run", *STAGES, "sample", "plan", "rehearse", "verify", "repair", "inspect"} <= set(COMMANDS)
+    assert {"run", *STAGES, "sample", "compare", "plan", "rehearse", "verify", "repair", "inspect"} <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -533,3 +534,21 @@ def test_inspect_describes_what_is_there_though_no_sheet_can_be_drawn(typed, pai
         lines[-1]
         == "No contact sheet: the model is not at 'teacher' (--model says where it is), and the shards keep no images"
     )
+
+
+# --- several seeds --------------------------------------------------------------------------------------------------
+
+
+def test_compare_prints_the_ranking_and_writes_the_page(typed, tmp_path):
+    runs = make_runs(tmp_path / "my runs")
+    code, out, err = typed("compare", *runs, "--output", tmp_path / "out")
+    assert (code, err) == (0, "") and (tmp_path / "out" / "compare.html").is_file()
+    assert out.startswith("small: 3 seeds (0, 1, 2)\n") and out.endswith(f"The page: {tmp_path}/out/compare.html\n")
+    assert mistake(typed("compare", runs[0]))[0] == f"Only one run was given: '{runs[0]}'"
+    assert typed("compare", *runs, "--by", "colour")[0] == 2
+
+
+def test_compare_loads_no_torch(tmp_path):
+    runs = [str(run) for run in make_runs(tmp_path / "runs")]
+    loaded = loaded_by(f"cli.cli(['compare', *{runs}], standalone_mode=False)")
+    assert not loaded & {"torch", "diffusers", "transformers", "deepspeed"}

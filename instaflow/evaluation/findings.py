@@ -212,7 +212,7 @@ def _budgets(report: Report, student: str, other: str) -> list[str]:
     """What the two roads cost after the teacher, and whether they are alike."""
     roads = [_road(report, model) for model in (student, other)]
     seconds = [sum(stage.seconds or 0 for stage in road) for road in roads]
-    samples = [sum(s.samples or 0 for s in road if s.kind in ("reflow", "distill")) for road in roads]
+    samples = [training_samples(report, model) for model in (student, direct)]
     found = []
     if all(samples):
         favoured = (other, "", student)[1 + comparison(samples[0], samples[1])]
@@ -279,6 +279,11 @@ def gaps(report: Report) -> list[str]:
         changed = sum(gap.teacher_reading != gap.student_reading for gap in read)
         found.append(f"In {changed} of these {len(read)} the reader sees something else than in the teacher’s image.")
     return found
+
+
+def training_samples(report: Report, model: str) -> int:
+    """Training samples seen after the teacher, by all stages on the way to `model`."""
+    return sum(s.samples or 0 for s in _road(report, model) if s.kind in ("reflow", "distill"))
 
 
 def total_seconds(report: Report) -> float | None:

@@ -1,6 +1,7 @@
 """The report as one self-contained HTML page, in the order of its story."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -22,7 +23,7 @@ from instaflow.evaluation.parts import (
     stage_bars,
 )
 from instaflow.evaluation.plots import Colours, gap_plot, loss_plot, preview_plots, quality_plots
-from instaflow.evaluation.report import Floors, Report, Row
+from instaflow.evaluation.report import Floors, Protocol, Report, Row
 from instaflow.evaluation.story import contributions, idea
 from instaflow.evaluation.style import LIGHT, STYLE
 from instaflow.evaluation.wording import duration, is_number, memory, number, percent, steps
@@ -222,8 +223,19 @@ def _check(value: float | str, expected: str) -> str:
 
 
 def _protocol(report: Report) -> str:
-    card, floors = report.protocol, report.floors
+    floors = {name: number(value) if value is not None else "" for name, value in vars(report.floors).items()}
     entries = [
+        *protocol_entries(report.protocol, floors),
+        ("Hardware", report.hardware),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())),
+    ]
+    shown = [(label, text) for label, text in entries if text]
+    return section("How it was measured", f'<div class="panel">{pairs_list(shown)}</div>' if shown else "")
+
+
+def protocol_entries(card: Protocol, floors: Mapping[str, str]) -> list[tuple[str, str]]:
+    """How the figures were measured, label and text; `floors` as they are to be read."""
+    return [
         ("Samples", card.samples),
         ("Noise", card.noise),
         ("Features", card.features),
@@ -234,11 +246,7 @@ def _protocol(report: Report) -> str:
         ("Time per image", card.timing),
         ("Weights", card.weights),
         *card.notes.items(),
-        ("Floor: real, half against half", number(floors.real_halves) if floors.real_halves is not None else ""),
-        ("Floor: autoencoder’s round trip", number(floors.autoencoder) if floors.autoencoder is not None else ""),
-        ("Floor: teacher, other noise", number(floors.teacher_again) if floors.teacher_again is not None else ""),
-        ("Hardware", report.hardware),
-        ("Versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())),
+        ("Floor: real, half against half", floors["real_halves"]),
+        ("Floor: autoencoder’s round trip", floors["autoencoder"]),
+        ("Floor: teacher, other noise", floors["teacher_again"]),
     ]
-    shown = [(label, text) for label, text in entries if text]
-    return section("How it was measured", f'<div class="panel">{pairs_list(shown)}</div>' if shown else "")

@@ -67,3 +67,15 @@ def steps(count: int) -> str:
 def joined(names: list[str]) -> str:
     """a, b and c"""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def plus_minus(mean: float | None, half: float | None, *, scale: float = 1.0) -> str:
+    """0.3081 ± 0.0042: `scale` times both, with two significant digits of the half width; the mean alone without."""
+    if not is_number(mean):
+        return "–"
+    value = scale * mean  # type: ignore[operator]
+    if not is_number(half) or not half:
+        return number(value)
+    width = scale * half
+    decimals = min(max(1 - math.floor(math.log10(float(f"{width:.1e}"))), 0), 5)
+    return f"{value:,.{decimals}f}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{width:,.{decimals}f}"

@@ -42,3 +42,23 @@ def test_number(value, text):
 )
 def test_duration(seconds, text):
     assert wording.duration(seconds).replace("\N{NO-BREAK SPACE}", " ") == text
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "scale", "text"),
+    [
+        (0.30814, 0.00423, 1, "0.3081 ± 0.0042"),
+        (0.98623, 0.00154, 100, "98.62 ± 0.15"),
+        (2.4712, 0.1196, 1, "2.47 ± 0.12"),
+        (2.4712, 0.0996, 1, "2.47 ± 0.10"),
+        (4.7, 13.2, 1, "5 ± 13"),
+        (0.3, 2e-9, 1, "0.30000 ± 0.00000"),
+        (0.3081, 0.0, 1, "0.308"),
+        (0.3081, None, 1, "0.308"),
+        (0.5, math.nan, 100, "50.0"),
+        (None, None, 1, "–"),
+        (math.inf, 1.0, 1, "–"),
+    ],
+)
+def test_plus_minus_shows_two_digits_of_the_uncertainty(mean, half, scale, text):
+    assert wording.plus_minus(mean, half, scale=scale).replace("\N{NO-BREAK SPACE}", " ") == text

@@ -1,0 +1,92 @@
+"""What a comparison of several seeds says, in sentences that follow its figures."""
+
+from pathlib import Path
+
+from instaflow.evaluation.comparison import Comparison, Pair, Spread
+from instaflow.evaluation.wording import joined, named, plus_minus
+
+TITLES = {
+    "frechet_distance_real": "Fréchet distance to real",
+    "frechet_distance_teacher": "Fréchet distance to teacher",
+    "prompt_accuracy": "Prompt accuracy",
+    "prompt_accuracy_unseen": "on an unseen template",
+    "seconds_per_image": "Milliseconds per image",
+    "straightness_relative": "Straightness, relative",
+}
+UNITS = {"prompt_accuracy": (100, "\N{NO-BREAK SPACE}%"), "prompt_accuracy_unseen": (100, "\N{NO-BREAK SPACE}%")}
+UNITS |= {"seconds_per_image": (1000, "")}
+"""By what a figure is multiplied to be read, and its unit; of the others 1 and none."""
+
+
+def title(comparison: Comparison) -> str:
+    return f"{Path(comparison.config).stem}: {len(comparison.runs)} seeds"
+
+
+def said(figure: str, spread: Spread) -> str:
+    """A mean with its interval, in the figure's unit."""
+    scale, unit = UNITS.get(figure, (1, ""))
+    return plus_minus(spread.mean, spread.interval, scale=scale) + (unit if spread.count else "")
+
+
+def difference(pair: Pair) -> str:
+    """How far one row is ahead of another; of accuracies, in percentage points."""
+    scale, unit = UNITS.get(pair.figure, (1, ""))
+    points = "\N{NO-BREAK SPACE}points" if unit else ""
+    return plus_minus(pair.difference.mean, pair.difference.interval, scale=scale) + points
+
+
+def verdict(pair: Pair) -> str:
+    """A is ahead of B by x ± y (4 seeds), or not told apart from it."""
+    names, seeds = (named(pair.ahead), named(pair.behind)), f"{pair.difference.count} seeds"
+    if pair.difference.is_told_apart:
+        return f"{names[0]} is ahead of {names[1]} by {difference(pair)} ({seeds})."
+    return f"{names[0]} and {names[1]} are not told apart: {difference(pair)} ({seeds})."
+
+
+def headline(comparison: Comparison) -> list[str]:
+    """The best one-step row, who may be as good, and the next that is not."""
+    measure, seeds = comparison.figure, len(comparison.runs)
+    best = comparison.best(measure)
+    if best is None:
+        return []
+    reached = said(measure, best.figures[measure])
+    texts = {
+        "real": f"comes nearest to the real images in one step, at a Fréchet distance of {reached}",
+        "teacher": f"comes nearest to the teacher’s images in one step, at a Fréchet distance of {reached}",
+        "accuracy": f"follows its prompts best in one step, {reached} of them",
+    }
+    found = [f"{named(best.label)} {texts[comparison.by]} (mean of {seeds} seeds)."]
+    near = comparison.not_told_apart(measure)
+    if near:
+        found.append(f"Not told apart from it: {joined([named(row.label) for row in near])}.")
+    others = [row for row in comparison.one_step if row is not best and row not in near]
+    pairs = [pair for row in others if (pair := comparison.pair(measure, best, row))]
+    if pairs:
+        others_too = f", and of {len(pairs) - 1} more" if pairs[1:] else ""
+        found.append(f"It is ahead of {named(pairs[0].behind)} by {difference(pairs[0])}{others_too}.")
+    return found
+
+
+def caution(comparison: Comparison) -> list[str]:
+    """What ± is, and what so few seeds can tell."""
+    seeds = len(comparison.runs)
+    found = [
+        f"± is half of the 95\N{NO-BREAK SPACE}% interval of a mean over {seeds} seeds (Student’s t, {seeds - 1} "
+        f"degree{'s' if seeds > 2 else ''} of freedom). Each seed makes anew all that the experiment makes, and "
+        "draws the noise of the evaluation anew."
+    ]
+    if seeds == 2:
+        found.append("Two seeds tell little, and their intervals are wide: three or more are better.")
+    return found
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What the runs don't have in common."""
+    found = []
+    if len(set(comparison.hardware.values())) > 1:
+        found.append("The runs were made on different hardware, so their times do not compare.")
+    names = [name for versions in comparison.versions.values() for name in versions]
+    mixed = [n for n in dict.fromkeys(names) if len({v.get(n) for v in comparison.versions.values()}) > 1]
+    if mixed:
+        found.append(f"The runs were made with different versions of {joined(mixed)}.")
+    return found

@@ -1,0 +1,71 @@
+"""A report as it was saved, read back: all but its pictures and curves."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from instaflow.errors import DataError
+from instaflow.evaluation.report import Floors, Protocol, Report, Row, Stage
+
+FIGURES = (
+    "frechet_distance_real",
+    "frechet_distance_teacher",
+    "prompt_accuracy",
+    "prompt_accuracy_unseen",
+    "straightness",
+    "straightness_relative",
+    "seconds_per_image",
+)
+"""The figures of a row."""
+Part = TypeVar("Part", Row, Floors, Stage, Protocol)
+
+
+def read_report(file: Path) -> Report:
+    """The report in a report.json. Raises DataError, which names the file, if it is damaged or no report."""
+    hint = f"Delete '{file.parent}' to measure anew"
+    try:
+        content = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"'{file}' is damaged: {error}", hint) from error
+    try:
+        return _report(content)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        said = f"it has no '{error.args[0]}'" if isinstance(error, KeyError) else str(error)
+        raise DataError(f"'{file}' is no report: {said}", hint) from error
+
+
+def _report(content: dict[str, Any]) -> Report:
+    rows = [_part(Row, row) for row in content["rows"]]
+    if not rows:
+        raise ValueError("it has no rows")
+    for row in rows:
+        for key in FIGURES:
+            _check_number(f"{row.label}, '{key}'", getattr(row, key))
+    floors = _part(Floors, content["floors"])
+    for key, value in vars(floors).items():
+        _check_number(f"floors, '{key}'", value)
+    if not isinstance(content["seed"], int):
+        raise TypeError(f"its seed is {content['seed']!r}")
+    return Report(
+        title=content["title"],
+        config=content["config"],
+        seed=content["seed"],
+        hardware=content["hardware"],
+        protocol=_part(Protocol, content["protocol"]),
+        rows=rows,
+        versions=content["versions"],
+        floors=floors,
+        stages=[_part(Stage, stage) for stage in content["stages"]],
+    )
+
+
+def _part(kind: type[Part], values: Mapping[str, Any]) -> Part:
+    """One data class of a report; entries that this version doesn't know are left out."""
+    return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values})
+
+
+def _check_number(what: str, value: Any) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise TypeError(f"{what} is {value!r}, not a number")

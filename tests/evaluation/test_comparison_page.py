@@ -1,0 +1,104 @@
+"""The comparison's page: its rows in order, what it says of differences, and that it spoils nothing."""
+
+import math
+import re
+from dataclasses import replace
+
+import pytest
+
+from instaflow.evaluation.comparison import compare
+from instaflow.evaluation.comparison_page import comparison_page
+from instaflow.evaluation.comparison_words import headline
+from tests.evaluation.test_comparison import SEEDS, reports
+from tests.evaluation.test_page import Reader
+
+
+def names(content: str) -> list[str]:
+    """The models of the ranking, in its order."""
+    table = content[content.index("<table>") : content.index("</table>")]
+    return re.findall(r'<span class="rank">[^<]*</span><svg.*?</svg>([^<]*)</td>', table)
+
+
+@pytest.mark.parametrize("by", ["real", "teacher", "accuracy"])
+def test_the_page_has_the_rows_in_ranked_order_and_asks_for_nothing_else(by):
+    comparison = compare(reports(), by)
+    content = comparison_page(comparison)
+    reader = Reader(content)
+    assert names(content) == [row.label for row in comparison.rows]
+    assert not {"script", "link", "iframe", "img"} & {tag for tag, _ in reader.tags}
+    assert "//" not in content and "url(" not in content
+    for part in ("seeds 0, 1, 3, 7", "run3 (seed 3)", "0.118", "2,000 prompts", "580,000", "3 degrees of freedom"):
+        assert part in reader.text
+    for row in comparison.one_step:  # each seed's dot
+        assert all(f"{row.label}, seed {seed}: " in reader.text for seed in SEEDS)
+
+
+def test_the_page_tells_what_is_ahead_and_what_is_not_told_apart():
+    near = {3: 0.31, 0: 0.29, 7: 0.3, 1: 0.295}
+    behind = {seed: value + 0.02 for seed, value in near.items()}
+    behind[3] += 0.001
+    rival = {3: 0.30, 0: 0.30, 7: 0.31, 1: 0.29}
+    comparison = compare(reports(student=near, direct=rival, **{"2rf": behind}), "real")
+    content = comparison_page(comparison)
+    text = re.sub(r"\s+", " ", Reader(content).text)
+    assert "student comes nearest to the real images in one step, at a Fréchet distance of 0.299 ± 0.014" in text
+    assert "Not told apart from it: direct . It is ahead of 2rf by 0.02025 ± 0.00080, and of 1 more." in text
+    assert "student is ahead of 2rf by 0.02025 ± 0.00080 (4 seeds)." in text
+    assert "student and direct are not told apart: 0.001 ± 0.016 (4 seeds)." in text
+    assert '<span class="best">0.299' in content and '<span class="near">0.300' in content
+    assert '<span class="apart">0.02025<small>± 0.00080</small></span>' in content
+    assert '<span class="same">0.001<small>± 0.016</small></span>' in content
+
+
+def test_figures_that_are_missing_are_dashes_and_spoil_no_drawing():
+    some = {3: 0.3, 0: math.nan, 7: 0.31, 1: 0.29}
+    found = reports(student=some, direct=dict.fromkeys(SEEDS, math.inf), **{"2rf": {**dict.fromkeys(SEEDS), 3: 0.4}})
+    content = comparison_page(compare(found, "real"))
+    text = Reader(content).text
+    assert not re.search(r"\b(nan|inf|None)\b", content)
+    assert "–" in text and "(3 of 4 seeds)" in text
+
+
+@pytest.mark.parametrize("keep", [lambda row: row.num_steps > 1, lambda row: row.model == "student"])
+def test_rows_of_one_sort_make_a_page(keep):
+    found = {place: replace(one, rows=[r for r in one.rows if keep(r)]) for place, one in reports().items()}
+    comparison = compare(found, "real")
+    content = comparison_page(comparison)
+    assert names(content) == [row.label for row in comparison.rows]
+    assert "Which differences hold" not in content and "for scale</td>" not in content
+
+
+def test_a_row_far_off_keeps_the_others_apart():
+    content = comparison_page(compare(reports(), "real"))
+    assert re.search(r'text-anchor="end">6\.4\d* ± 0\.\d+</text>', content.replace("\N{NO-BREAK SPACE}", " "))
+    assert not re.search(r"teacher, seed 3: 6\.", content)
+
+
+def test_two_seeds_and_mixed_machines_are_said():
+    found = reports((0, 1))
+    found["run1"] = replace(found["run1"], hardware="a toaster", versions={"torch": "1.0"})
+    text = Reader(comparison_page(compare(found, "real"))).text
+    assert "Two seeds tell little" in text and "1 degree of freedom" in text
+    assert "made on different hardware" in text and "different versions of torch." in text
+    assert "Two seeds" not in Reader(comparison_page(compare(reports(), "real"))).text
+
+
+def test_what_users_wrote_is_shown_and_never_run():
+    evil = "<script>alert('1')</script>\"&"
+    found = {
+        place: replace(
+            one,
+            config=evil,
+            hardware=evil,
+            rows=[replace(r, model=evil + r.model, kind=evil) for r in one.rows],
+            stages=[replace(s, name=evil + s.name, description=evil) for s in one.stages],
+        )
+        for place, one in reports().items()
+    }
+    content = comparison_page(compare({evil + place: one for place, one in found.items()}, "real"))
+    assert "<script" not in content and evil in Reader(content).text
+
+
+def test_nothing_to_rank_has_no_headline():
+    found = {place: replace(one, rows=one.rows[:1]) for place, one in reports().items()}
+    assert headline(compare(found, "real")) == []
