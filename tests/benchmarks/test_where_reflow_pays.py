@@ -7,7 +7,17 @@ import torch
 
 from benchmarks.mixtures import Mixture, apart, energy_distance, even_noise
 from benchmarks.small_nets import Couplings, Nets, couple, distill_error, one_hot, parts, train
-from benchmarks.where_reflow_pays import METHODS, SHAPES, interval, mixture_of, reference, settings, verdict
+from benchmarks.where_reflow_pays import (
+    METHODS,
+    RATES,
+    SHAPES,
+    best_rates,
+    interval,
+    mixture_of,
+    reference,
+    settings,
+    verdict,
+)
 from tests.benchmarks.programs import run
 
 
@@ -92,6 +102,11 @@ def test_intervals_and_verdicts() -> None:
         return {"direct less": {"reflow": {"energy distance": (mean, 0.1)}}}
 
     assert [verdict(row(mean)) for mean in (-0.2, 0.05, 0.2)] == ["direct", "even", "reflow"]
+
+
+def test_a_rate_that_diverged_for_one_seed_is_not_the_best() -> None:
+    distances = torch.tensor([[[0.3, 0.3], [0.2, 0.3], [0.1, torch.nan], [9.0, 9.0]]])
+    assert best_rates(distances).tolist() == pytest.approx([RATES[1]])
 
 
 def test_no_setting_stands_twice_in_a_part() -> None:
