@@ -339,7 +339,8 @@ def verify(folder: Path, workers: int | None) -> None:
 
     Against its sidecar (count, index range, hash), the manifest (shapes, the noise of this seed, stage and index,
     optional fields), the prompts, and what noise and latents must be: N(0, 1), unique in the whole set, finite, neither
-    constant nor far off in deviation.
+    constant nor far off in deviation. Noise that was found by inversion need only be finite, near N(0, 1) in deviation,
+    and of one image alone.
 
     Exit codes: 0 all sound, 1 faults, 75 no faults, but the stage is not done.
 

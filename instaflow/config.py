@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from instaflow.dialect import Dumper, parse_yaml
 from instaflow.errors import ConfigError
 from instaflow.files import is_utf8
+from instaflow.image_files import DIGITS
 from instaflow.places import check_file, is_hub_name
 from instaflow.sections import Section
 from instaflow.stages import KINDS, METHODS, CoupleStage, Stage
@@ -94,7 +95,7 @@ def load_experiment(source: str, overrides: Sequence[str] = (), run: str | None 
     if not isinstance(stages, dict) or not stages:
         raise ConfigError("'stages' is missing or empty: a mapping from a stage's name to its settings is expected")
     parsed = {name: parse_stage(name, settings) for name, settings in stages.items()}
-    parsed = {name: locate_prompts(stage, path.parent) for name, stage in parsed.items()}
+    parsed = {name: locate_sources(stage, path.parent) for name, stage in parsed.items()}
     for name, stage in parsed.items():
         check_parents(name, stage, parsed)
     return Experiment(source=source, run=folder, seed=seed, stages=in_order(parsed), overrides=tuple(overrides))
@@ -255,14 +256,18 @@ def describe(error: ValidationError, where: str) -> str:
     return "\n       ".join(dict.fromkeys(lines))
 
 
-def locate_prompts(stage: Stage, folder: Path) -> Stage:
-    """Read relative prompt files beside the experiment file, from wherever the command is called.
+def locate_sources(stage: Stage, folder: Path) -> Stage:
+    """Read relative prompt files and images beside the experiment file, from wherever the command is called.
 
     The place is absolute, so that the resolved experiment means the same wherever it is saved.
     """
     if not isinstance(stage, CoupleStage) or isinstance(stage.prompts, list):
         return stage
+    if stage.data is not None:
+        is_place = stage.data != DIGITS and "://" not in stage.data
+        return stage.model_copy(update={"data": str((folder / stage.data).absolute())}) if is_place else stage
     prompts = stage.prompts
+    assert prompts is not None  # a couple stage has one of the two
     path = prompts if isinstance(prompts, str) else prompts.path
     if "://" in path:
         return stage

@@ -16,6 +16,7 @@ Row = tuple[int | str, Any, Any]
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 CHUNK = 1 << 20  # bytes
 ROWS = 8192  # of parquet, at a time
+IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 SAMPLE = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)")
 """A webdataset member: its sample's key, and what follows the first dot of its name."""
 
@@ -169,22 +170,29 @@ def tar_rows(file: BinaryIO, name: str, column: str | None, score_column: str | 
 
     `column` and `score_column` are keys of `KEY.json`. Images are skipped, not read.
     """
-    for key, parts in samples_of(file, name):
-        needs_json = column is not None or score_column is not None or "txt" not in parts
-        if needs_json and "json" not in parts:
-            has = f"'{key}.json'" if "txt" in parts else f"'{key}.txt' and no '{key}.json'"
-            raise ConfigError(f"{place_in(name, key)} has no {has}", "Write the shard again with its captions")
-        meta = json_object(decoded(parts["json"], name, f"{key}, .json"), name, f"{key}, .json") if needs_json else {}
-        score = value_of(meta, score_column, name, key) if score_column else None
-        if column is None and "txt" in parts:
-            yield key, decoded(parts["txt"], name, f"{key}, .txt"), score
-        else:
-            yield key, value_of(meta, column or "caption", name, key), score
+    for key, texts, _ in samples_of(file, name):
+        yield row_of(key, texts, name, column, score_column)
 
 
-def samples_of(file: BinaryIO, name: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Each sample's key with its .txt and .json: neighbours in the tar with one name up to its first dot."""
-    key, parts = "", dict[str, bytes]()
+def row_of(key: str, texts: dict[str, bytes], name: str, column: str | None, score_column: str | None) -> Row:
+    """The row of one sample, by its .txt and .json."""
+    needs_json = column is not None or score_column is not None or "txt" not in texts
+    if needs_json and "json" not in texts:
+        has = f"'{key}.json'" if "txt" in texts else f"'{key}.txt' and no '{key}.json'"
+        raise ConfigError(f"{place_in(name, key)} has no {has}", "Write the shard again with its captions")
+    meta = json_object(decoded(texts["json"], name, f"{key}, .json"), name, f"{key}, .json") if needs_json else {}
+    score = value_of(meta, score_column, name, key) if score_column else None
+    if column is None and "txt" in texts:
+        return key, decoded(texts["txt"], name, f"{key}, .txt"), score
+    return key, value_of(meta, column or "caption", name, key), score
+
+
+def samples_of(file: BinaryIO, name: str) -> Iterator[tuple[str, dict[str, bytes], tuple[int, int] | None]]:
+    """Each sample's key, its .txt and .json, and where its image is, if it has one: the first byte and the size.
+
+    A sample's members are neighbours in the tar with one name up to its first dot.
+    """
+    key, parts, image = "", dict[str, bytes](), None
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
@@ -194,21 +202,23 @@ def samples_of(file: BinaryIO, name: str) -> Iterator[tuple[str, dict[str, bytes
                     continue
                 if found[1] != key:
                     if key:
-                        yield key, parts
-                    key, parts = found[1], {}
+                        yield key, parts, image
+                    key, parts, image = found[1], {}, None
                 ending = found[2].lower()
                 if ending in parts:
                     raise ConfigError(f"{place_in(name, key)} has its .{ending} twice", "Write the shard again")
                 if ending in ("txt", "json"):
                     content = tar.extractfile(member)
                     parts[ending] = content.read() if content else b""
+                elif f".{ending}" in IMAGES:
+                    image = member.offset_data, member.size
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # which tarfile lets pass
                 raise tarfile.ReadError(f"it has no end after sample {key}")
     except (tarfile.TarError, EOFError) as error:
         raise ConfigError(f"'{name}' is not a whole tar: {error}", "Fetch or write it again") from error
     if key:
-        yield key, parts
+        yield key, parts, image
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -254,5 +264,5 @@ READERS: dict[str, Callable[[BinaryIO, str, str | None, str | None], Iterator[Ro
     ".json": coco_rows,
     ".tar": tar_rows,
 }
-PLACES = {".parquet": "row", ".json": "annotation", ".tar": "sample"}
+PLACES = {".parquet": "row", ".json": "annotation", ".tar": "sample"} | dict.fromkeys(IMAGES, "sample")
 """What a row's place is called, where it is not a line."""

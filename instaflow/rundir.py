@@ -21,6 +21,7 @@ from typing import Any
 from instaflow.config import Experiment
 from instaflow.errors import ConfigError, DataError, InstaFlowError
 from instaflow.files import fingerprint_of, json_text, sha256_of, write_file, write_json, write_new
+from instaflow.image_files import images_exist, images_hash
 from instaflow.places import cached_model, is_hub_name, model_fingerprint
 from instaflow.prompt_sources import content_of, exists
 from instaflow.stages import CoupleStage
@@ -107,13 +108,20 @@ class StageFolder:
         outside = {*self.stage.parents().values(), *files.values()} - set(self.stage_names)
         settings = without_places(self.stage.identity(), outside)  # no path is part of an identity
         identity = {"format": FORMAT, "name": self.name, "seed": self.seed, **settings}
-        if isinstance(self.stage, CoupleStage) and (exists(self.stage.prompts) or not self.is_done()):
-            identity["prompts"] = content_of(self.stage.prompts)
+        if isinstance(self.stage, CoupleStage):
+            identity |= self.source_content()
         for key, place in files.items():
             path = Path(place)
             if path.exists() or not self.is_done():
                 identity[f"{key} (content)"] = fingerprint_of(path) if path.is_dir() else sha256_of(path)
         return identity
+
+    def source_content(self) -> dict[str, str]:
+        """The content of a couple stage's prompts, or of its real images; of a done stage's that are gone nothing."""
+        prompts, data = self.stage.prompts, self.stage.data
+        if data is not None:
+            return {"data": images_hash(data)} if images_exist(data) or not self.is_done() else {}
+        return {"prompts": content_of(prompts)} if exists(prompts) or not self.is_done() else {}
 
     def contents(self, parents: Mapping[str, str]) -> dict[str, str]:
         return {f"{key} (content)": self.content(parent) for key, parent in parents.items()}
@@ -149,7 +157,7 @@ class StageFolder:
             else:
                 here[key] = parent
         own = self.own_identity()
-        absent |= {"prompts", *(f"{key} (content)" for key in self.stage.files())} - own.keys()
+        absent |= {"prompts", "data", *(f"{key} (content)" for key in self.stage.files())} - own.keys()
         old, new = flat(read_json(file)["identity"]), flat({**own, **self.contents(here)})
         changes = [
             f"'{key}' was {said(old, key)}, is now {said(new, key)}"

@@ -136,6 +136,15 @@ def form_of_prompts(value: Any) -> str:
     return "list[str]" if isinstance(value, list) else "mapping" if isinstance(value, dict | PromptSource) else "str"
 
 
+class RealCouplings(Section):
+    """Couplings of real images, and how often training sees them in place of the model's own."""
+
+    couplings: str
+    """A couple stage that inverts `data`, or the folder of one."""
+    share: Annotated[float, Field(ge=0.001, le=0.999)]
+    """Of all samples, to a thousandth: the chance of each to come from there."""
+
+
 class KeepImages(Section):
     """Which records keep their image, and in which format."""
 

@@ -33,6 +33,7 @@ from instaflow.sections import (
     Phase,
     Preview,
     PromptSource,
+    RealCouplings,
     Reference,
     Section,
     Steps,
@@ -136,21 +137,33 @@ class TeacherStage(TrainingStage):
 
 
 class CoupleStage(Stage):
-    """Writes (noise, latent) couplings of a model into webdataset shards."""
+    """Writes (noise, latent) couplings of a model into webdataset shards.
+
+    With `prompts` it draws the noise and samples; with `data` it takes real images and follows the flow back to noise.
+    """
 
     parent_keys: ClassVar[dict[str, str]] = {"model": "model"}
     gives: ClassVar[str] = "couplings"
-    free_keys: ClassVar[frozenset[str]] = frozenset({"prompts", "output"})  # their content counts, not their place
+    free_keys: ClassVar[frozenset[str]] = frozenset(
+        {"prompts", "data", "output"}
+    )  # their content counts, not their place
 
     kind: Literal["couple"]
     model: str
-    prompts: Annotated[
-        Annotated[str, Tag("str")]
-        | Annotated[list[str], Field(min_length=1), Tag("list[str]")]
-        | Annotated[PromptSource, Tag("mapping")],
-        Discriminator(form_of_prompts),
-    ]
+    prompts: (
+        Annotated[
+            Annotated[str, Tag("str")]
+            | Annotated[list[str], Field(min_length=1), Tag("list[str]")]
+            | Annotated[PromptSource, Tag("mapping")],
+            Discriminator(form_of_prompts),
+        ]
+        | None
+    ) = None
     """A list of prompts, the path of a file of them (`PromptSource.path`), or a path with its column and filters."""
+    data: Annotated[str, Field(min_length=1)] | None = None
+    """Real images with captions, in place of prompts: "digits", or img2dataset's layout, as .tar files (`{00..99}.tar`,
+    a glob, a folder of them, s3://...) or as a folder of images, each with its .txt or .json beside it. The first
+    `count` of them are encoded and inverted by Heun's method, which calls the network twice a step."""
     count: PositiveInt
     records_per_shard: PositiveInt = 1024
     batch_size: PositiveInt = 16
@@ -199,6 +212,15 @@ class CoupleStage(Stage):
                 "choose dpm-solver++, ddim, pndm, heun or unipc"
             )
         return sampler
+
+    @model_validator(mode="after")
+    def prompts_or_data(self) -> "CoupleStage":
+        if (self.prompts is None) == (self.data is None):
+            raise ValueError("give either prompts, to sample from noise, or data, to invert")
+        idle = [key for key in ("sampler", "timestep_spacing", "compile", "keep") if getattr(self, key)]
+        if self.data is not None and idle:
+            raise ValueError(f"{idle[0]} goes with prompts: an inversion of data knows none")
+        return self
 
     @model_validator(mode="after")
     def whole_strides(self) -> "CoupleStage":
@@ -292,7 +314,11 @@ class FlowStage(CoupledStage):
 class ReflowStage(FlowStage):
     """Trains the next rectified flow on couplings (InstaFlow, Eq. 5)."""
 
+    parent_keys: ClassVar[dict[str, str]] = FlowStage.parent_keys | {"real.couplings": "couplings"}
+
     kind: Literal["reflow"]
+    real: RealCouplings | None = None
+    """Real images among the couplings, so that the flow stays near to them (2-rectified flow++, arXiv 2405.20320)."""
     time_density: TimeDensity = "uniform"
     """How often each time is visited: most often both ends by "u-shaped", the middle by "logit-normal"."""
     caption_dropout: Fraction = 0.1
@@ -311,6 +337,9 @@ class ReflowStage(FlowStage):
                     "loss: lpips-huber is of velocities; with rectified-diffusion choose pseudo-huber or lpips"
                 )
         return self
+
+    def parents(self) -> dict[str, str]:
+        return super().parents() | ({"real.couplings": self.real.couplings} if self.real else {})
 
 
 class DistillStage(FlowStage):

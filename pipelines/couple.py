@@ -1,8 +1,9 @@
-"""The couple stage: (noise, latent) pairs of a model, in shards. Also what repairs them."""
+"""The couple stage: (noise, latent) pairs of a model, sampled or inverted, in shards. Also what repairs them."""
 
+import os
 import shlex
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
@@ -12,7 +13,14 @@ import torch
 
 from instaflow.couplings.generate import Sampler, make_records, write_records
 from instaflow.couplings.leases import Leases
-from instaflow.couplings.manifest import Manifest, make_anew, place_of_model, read_manifest, write_manifest
+from instaflow.couplings.manifest import (
+    Manifest,
+    make_anew,
+    place_of_data,
+    place_of_model,
+    read_manifest,
+    write_manifest,
+)
 from instaflow.couplings.output import close_output, open_output, settle_output, take_over
 from instaflow.couplings.prompts import KeptPrompts, save_prompts
 from instaflow.couplings.records import Shard
@@ -21,6 +29,7 @@ from instaflow.couplings.verify import bad_shards, verify
 from instaflow.couplings.verify_shard import Problem
 from instaflow.errors import DataError, Interrupted
 from instaflow.files import write_json
+from instaflow.image_files import DIGITS, images_exist, images_hash
 from instaflow.interruption import Stop, listening
 from instaflow.models.device import device, set_up_cpu
 from instaflow.models.loading import load_model
@@ -32,8 +41,10 @@ from instaflow.progress import Progress
 from instaflow.prompt_sources import Prompts
 from instaflow.rundir import StageFolder, locked, read_done
 from instaflow.world import barrier, hardware, world
+from pipelines.inverting import INVERSION, inverting, real_captions, real_images
 from pipelines.keeping import announced, keep_no_prompt, keeping
 
+MakeSampler = Callable[[TextToImage, Manifest], Sampler]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -44,11 +55,11 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str | None]:
     """
     settings, place = stage.stage, world()
     if place.leads and not (stage.folder / "prompts.json").exists():
-        save_prompts(stage.folder, Prompts(settings.prompts))
+        save_prompts(stage.folder, prompts_of(stage))
     barrier()
     prompts = KeptPrompts(stage.folder)
     model = load_model(stage.locate(settings.model), device=device(), dtype=DTYPES[settings.dtype])
-    scheduler = coupling_scheduler(model, settings.sampler, settings.timestep_spacing)
+    scheduler = None if settings.data else coupling_scheduler(model, settings.sampler, settings.timestep_spacing)
     if place.leads:
         if not (stage.folder / "manifest.json").exists():
             write_manifest(stage.folder, described(stage, model, scheduler, prompts.hash))
@@ -63,7 +74,8 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str | None]:
     manifest = read_manifest(stage.folder)  # perhaps another worker's, a moment earlier
     index, count = stage.worker.index * place.size + place.rank, stage.worker.count * place.size
     mine = [shard for shard in shards_to_make(stage.folder, manifest.plan) if shard % count == index]
-    made = make_shards(stage.folder, mine, manifest, prompts, model, scheduler, label=stage.name, stop=stop)
+    make_sampler = sampler_of(manifest, scheduler, settings.data, model.image_size)
+    made = make_shards(stage.folder, mine, manifest, prompts, model, make_sampler, label=stage.name, stop=stop)
     for sidecar in made:
         stage.log(shard=sidecar.shard, count=sidecar.count, left_out=len(sidecar.left_out))
     if stop():
@@ -84,13 +96,25 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str | None]:
     return fingerprint
 
 
+def prompts_of(stage: StageFolder) -> Iterable[str]:
+    """The stage's prompts, or the captions of its real images."""
+    settings = stage.stage
+    if settings.data:
+        return real_captions(settings.data, settings.count, stage.seed, stage.name)
+    return Prompts(settings.prompts)
+
+
 def described(stage: StageFolder, model: TextToImage, scheduler: Any, prompts_hash: str) -> Manifest:
-    """What the stage is about to make, and how."""
+    """What the stage is about to make, and how; `scheduler` is None where it inverts."""
     settings = stage.stage
     compiled = settings.compile
     if compiled is None:
         branches = 2 if settings.guidance_scale > 1 else 1
-        compiled = pays_to_compile(model, settings.count * settings.num_steps * branches)
+        calls = settings.count * settings.num_steps * branches
+        compiled = settings.data is None and pays_to_compile(model, calls)
+    inverted: dict[str, Any] = {}
+    if settings.data:
+        inverted = {"data": seen_from(stage.folder, settings.data), "data_hash": images_hash(settings.data)}
     return Manifest(
         stage=stage.name,
         seed=stage.seed,
@@ -100,15 +124,16 @@ def described(stage: StageFolder, model: TextToImage, scheduler: Any, prompts_ha
         prompts_hash=prompts_hash,
         model=stage.relative(settings.model),
         model_fingerprint=stage.content(settings.model),
-        sampler={"class": type(scheduler).__name__, **plain(scheduler.config)},
+        sampler={"class": type(scheduler).__name__, **plain(scheduler.config)} if scheduler else INVERSION,
         num_steps=settings.num_steps,
         guidance_scale=settings.guidance_scale,
-        timestep_spacing=scheduler.config.timestep_spacing,
+        timestep_spacing=scheduler.config.timestep_spacing if scheduler else "trailing",
         dtype=settings.dtype,
         batch_size=settings.batch_size,
         compiled=compiled,
         keep=announced(settings.keep, model, scheduler, settings.num_steps),
         hardware={"name": hardware(), "torch": torch.__version__},
+        **inverted,
     )
 
 
@@ -118,7 +143,7 @@ def make_shards(
     manifest: Manifest,
     prompts: Sequence[str],
     model: TextToImage,
-    scheduler: object,
+    make_sampler: MakeSampler,
     *,
     label: str,
     stop: Stop,
@@ -132,12 +157,12 @@ def make_shards(
         return
     if manifest.compiled and world().leads:
         print(f"{label}: compiling the network, which may take a minute or two", flush=True)
-    sample = sampler(model, scheduler, manifest)
+    sample = make_sampler(model, manifest)
 
     @cache
     def precise() -> Sampler:
         plain = manifest.model_copy(update={"compiled": False})  # for a few records
-        return sampler(load_model(model.name, device=device()), scheduler, plain)
+        return make_sampler(load_model(model.name, device=device()), plain)
 
     again = None if manifest.dtype == "float32" else lambda *batch: precise()(*batch)
     total = sum(len(manifest.plan.indices(shard)) for shard in shards)
@@ -191,6 +216,14 @@ def make_shards(
         print(f"{label}: in {model.num_truncated:,} couplings the prompt was too long for the tokenizer and was cut")
 
 
+def sampler_of(manifest: Manifest, scheduler: object, data: str | None, size: tuple[int, int]) -> MakeSampler:
+    """What makes the records of a stage: by sampling with the scheduler, or by inverting real images of `size`."""
+    if data is None:
+        return lambda model, manifest: sampler(model, scheduler, manifest)
+    image = real_images(data, manifest.count, size)
+    return lambda model, manifest: inverting(model, manifest, image)
+
+
 def sampler(model: TextToImage, scheduler: object, manifest: Manifest) -> Sampler:
     """What samples a batch with this model, and keeps of it what the manifest says.
 
@@ -237,7 +270,8 @@ def make_bad_shards(folder: Path, manifest: Manifest, problems: list[Problem], m
         raise DataError(f"'{place}' is not the model that made the couplings in '{folder}'", hint)
     set_up_cpu()
     loaded = load_model(place, device=device(), dtype=DTYPES[manifest.dtype])
-    scheduler = recorded_scheduler(manifest.sampler)
+    data = data_to_invert(folder, manifest) if manifest.data else None
+    scheduler = None if data else recorded_scheduler(manifest.sampler)
     with listening() as stop:
         made = make_shards(
             folder,
@@ -245,7 +279,7 @@ def make_bad_shards(folder: Path, manifest: Manifest, problems: list[Problem], m
             manifest,
             prompts,
             loaded,
-            scheduler,
+            sampler_of(manifest, scheduler, data, loaded.image_size),
             label="repair",
             stop=stop,
             unmark=partial(unmark_shard, folder),
@@ -259,6 +293,17 @@ def make_bad_shards(folder: Path, manifest: Manifest, problems: list[Problem], m
     return shards
 
 
+def data_to_invert(folder: Path, manifest: Manifest) -> str:
+    """Where the images are that a stage's couplings were inverted from. Raises DataError if they are not there."""
+    data = place_of_data(folder, manifest)
+    if not images_exist(data) or images_hash(data) != manifest.data_hash:
+        raise DataError(
+            f"The images that the couplings in '{folder}' were inverted from are not at '{data}'",
+            "Put them there as they were, or make the couplings anew",
+        )
+    return data
+
+
 def renew_done_mark(folder: Path, manifest: Manifest) -> None:
     """Let a done stage's mark tell what its shards hold now; what was built on other bytes will be refused."""
     file = folder / "done.json"
@@ -266,6 +311,11 @@ def renew_done_mark(folder: Path, manifest: Manifest) -> None:
         mark, fingerprint = read_done(folder), shards_fingerprint(folder, manifest.plan)
         if mark["fingerprint"] != fingerprint:
             write_json(file, mark | {"fingerprint": fingerprint})
+
+
+def seen_from(folder: Path, data: str) -> str:
+    """Where images are, as a stage's folder sees it; "digits" and a URL as they stand."""
+    return data if data == DIGITS or "://" in data else os.path.relpath(data, folder)
 
 
 def plain(config: dict) -> dict:

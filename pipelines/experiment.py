@@ -96,7 +96,7 @@ def check_inputs(stages: dict[str, StageFolder]) -> None:
         if stage.is_done():
             continue
         if isinstance(stage.stage, CoupleStage):
-            look_at_prompts(stage)
+            look_at_source(stage)
             if stage.stage.output:
                 Store(stage.stage.output).sizes("")
         if isinstance(stage.stage, FlowStage) and (perceptual := stage.stage.perceptual):
@@ -117,11 +117,20 @@ def check_inputs(stages: dict[str, StageFolder]) -> None:
                 share_of(phase, stage.stage.micro_batch_size, world.world().size, f"stages.{name}.{key}.{index}")
 
 
-def look_at_prompts(stage: StageFolder) -> None:
-    """Read a couple stage's prompts to their end, unless it keeps its copy of them, and say which are left out."""
+def look_at_source(stage: StageFolder) -> None:
+    """Read a couple stage's prompts to their end, unless it keeps its copy of them, and say which are left out.
+
+    Of real images so the captions.
+    """
     from instaflow.prompt_sources import Prompts
 
     if (stage.folder / "prompts.json").exists():
+        return
+    if stage.stage.data:
+        from pipelines.inverting import check_data
+
+        if told := check_data(stage.stage.data, stage.stage.count, stage.name):
+            say(f"{stage.name}: {told}")
         return
     prompts = Prompts(stage.stage.prompts)
     for _ in prompts:

@@ -56,9 +56,10 @@ def draw_sheet(folder: Path, output: Path, *, count: int, model: str | None = No
 
 def summary(manifest: Manifest) -> str:
     sampler = manifest.sampler.get("class", "sampler").removesuffix("Scheduler")
+    image, drawn = ("real image", "") if manifest.data else ("image", f", seed {manifest.seed}")
     return (
-        f"Noise and image of the same index.  {sampler}, {manifest.num_steps} steps, guidance "
-        f"{manifest.guidance_scale:g}, seed {manifest.seed}"
+        f"Noise and {image} of the same index.  {sampler}, {manifest.num_steps} steps, guidance "
+        f"{manifest.guidance_scale:g}{drawn}"
     )
 
 

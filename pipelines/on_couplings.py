@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from instaflow.couplings.loader import Couplings
+from instaflow.couplings.manifest import Manifest
+from instaflow.couplings.mixture import Mixture
 from instaflow.errors import ConfigError
 from instaflow.files import fingerprint_of, write_json
 from instaflow.flow.views import EpsilonView, VelocityView, View
@@ -45,18 +47,15 @@ class Material:
     model: TextToImage
     couplings: Couplings
     view: View
+    mixture: Mixture | None = None
+    """The couplings with real ones among them, which training sees in their place."""
 
 
 def open_parts(stage: StageFolder) -> tuple[TextToImage, Couplings]:
     """Load the initial model and open the couplings. Raises ConfigError if they do not go together."""
     settings = stage.stage
     model = load_model(stage.locate(settings.init), device=device())
-    couplings = Couplings(Path(stage.locate(settings.couplings)), stage.seed, settings.loader_workers)
-    if tuple(couplings.manifest.latent_shape) != model.latent_shape:
-        raise ConfigError(
-            f"Stage '{stage.name}': the couplings '{settings.couplings}' hold latents of shape "
-            f"{tuple(couplings.manifest.latent_shape)}, the model '{settings.init}' makes {model.latent_shape}"
-        )
+    couplings = open_couplings(stage, settings.couplings, model)
     return model, couplings
 
 
@@ -64,6 +63,11 @@ def open_material(stage: StageFolder) -> Material:
     """What a flow's or a one-step student's stage trains. Raises ConfigError if its parts do not go together."""
     settings = stage.stage
     model, couplings = open_parts(stage)
+    mixed = getattr(settings, "real", None)
+    mixture = None
+    if mixed:
+        real = open_couplings(stage, mixed.couplings, model)
+        mixture = Mixture(couplings, real, mixed.share, seed=stage.seed, stage=stage.name)
     own = model.settings.parametrization
     if own == "velocity" and (settings.reading == "epsilon" or settings.negate_output_at_start):
         raise ConfigError(
@@ -77,7 +81,18 @@ def open_material(stage: StageFolder) -> Material:
             )
         model.unet = stack(model.unet)
     view = VelocityView() if settings.reading == "velocity" else model.view()
-    return Material(model, couplings, view)
+    return Material(model, couplings, view, mixture)
+
+
+def open_couplings(stage: StageFolder, place: str, model: TextToImage) -> Couplings:
+    """The couplings of a stage or folder. Raises ConfigError if their latents are not of the model's shape."""
+    couplings = Couplings(Path(stage.locate(place)), stage.seed, stage.stage.loader_workers)
+    if tuple(couplings.manifest.latent_shape) != model.latent_shape:
+        raise ConfigError(
+            f"Stage '{stage.name}': the couplings '{place}' hold latents of shape "
+            f"{tuple(couplings.manifest.latent_shape)}, the model '{stage.stage.init}' makes {model.latent_shape}"
+        )
+    return couplings
 
 
 def open_distance(stage: StageFolder, model: TextToImage) -> PerceptualDistance | None:
@@ -178,9 +193,19 @@ def train_on(stage: StageFolder, stop: Stop, material: Material, loss: FlowLoss,
         compile_networks(stage, material.model)
 
     def batch(position: int, size: int) -> tuple[Tensor, Tensor, list[str]]:
-        records = couplings.batch(position, size)
+        records = (material.mixture or couplings).batch(position, size)
         noise, data = as_tensors(material.model.device, records.noise, records.latent)
         return noise, data, records.prompts
+
+    describe_alone = describing(couplings, settings.couplings)
+
+    def describe(position: int, size: int) -> str:
+        if material.mixture is None:
+            return describe_alone(position, size)
+        spans = material.mixture.spans(position, size)
+        places = [settings.couplings if span.couplings is couplings else settings.real.couplings for span in spans]
+        told = zip(spans, places, strict=True)
+        return " and ".join(describing(span.couplings, place)(span.position, span.size) for span, place in told)
 
     preview = settings.preview
     previews = Previews(stage, material.model, couplings, exported) if preview and world().leads else None
@@ -188,7 +213,7 @@ def train_on(stage: StageFolder, stop: Stop, material: Material, loss: FlowLoss,
         name="",
         loss=loss,
         batch=batch,
-        describe=describing(couplings, settings.couplings),
+        describe=describe,
         phases=settings.phases,
         settings=settings,
         by_time=getattr(loss, "by_time", None),
@@ -229,13 +254,9 @@ def save_both(
     couple_model = Path(stage.locate(stage.stage.couplings)).absolute() / material.couplings.manifest.model
     before = model.settings.lineage
     made_by = read_settings(couple_model).lineage if couple_model.is_dir() else []
-    manifest = material.couplings.manifest
-    couple_entry = {
-        "stage": manifest.stage,
-        "kind": "couple",
-        "summary": f"{manifest.count:,} couplings, {manifest.num_steps} steps, guidance {manifest.guidance_scale:g}",
-    }
-    lineage = [*before, *(item for item in made_by if item not in before), couple_entry, entry]
+    sources = [material.couplings, *([material.mixture.real] if material.mixture else [])]
+    coupled = [couple_entry(source.manifest) for source in sources]
+    lineage = [*before, *(item for item in made_by if item not in before), *coupled, entry]
     if world().leads:
         scheduler = flow_scheduler(settings.parametrization, model.scheduler)
         for name, weights in (("model-raw", trained.raw), ("model", trained.ema)):
@@ -247,3 +268,10 @@ def save_both(
                 settings=replace(settings, weights="ema" if name == "model" else "raw", lineage=lineage),
             )
     return lambda: fingerprint_of(stage.model)
+
+
+def couple_entry(manifest: Manifest) -> dict[str, str]:
+    """A couple stage in a model's lineage."""
+    what = "real images inverted" if manifest.data else "couplings"
+    summary = f"{manifest.count:,} {what}, {manifest.num_steps} steps, guidance {manifest.guidance_scale:g}"
+    return {"stage": manifest.stage, "kind": "couple", "summary": summary}

@@ -131,14 +131,16 @@ class Plan:
         images = stage.keep.images if stage.keep else None
         decoded = -(-stage.count // images.every) if images else 0
         activations = model.sampling_memory(stage.batch_size * branches, dtype)
-        if images:
+        if images or stage.data:  # the encoder takes no more than the decoder
             activations = max(activations, model.decoding_memory(min(DECODED, stage.batch_size), dtype))
         record = Record(model.latent_shape, model.image_size, model.embedding_shape, model.pooled_size)
         return Cost(
             name=name,
             kind="couple",
             pairs=stage.count,
-            flops=calls * flops["unet"] + stage.count * flops["text"] + decoded * flops["decode"],
+            flops=calls * flops["unet"]
+            + stage.count * (flops["text"] + (flops["encode"] if stage.data else 0))
+            + decoded * flops["decode"],
             disk=shards_bytes(stage, record),
             memory=Memory(frozen=dtype.itemsize * sum(parameters.values()), activations=activations),
             half=dtype.itemsize == 2,
@@ -315,6 +317,8 @@ def perceptual_parameters() -> tuple[int, int]:
 
 def network_calls(stage: CoupleStage, *, is_flow: bool) -> int:
     """How often a record's sampling calls the network, guidance's second branch not counted."""
+    if stage.data:  # Heun's method, and from a diffusion's data one step more
+        return 2 * stage.num_steps + (not is_flow)
     if stage.sampler == "heun" and not is_flow:
         return 2 * stage.num_steps - 1
     return stage.num_steps + (stage.sampler == "pndm")

@@ -29,11 +29,12 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
         num_steps=settings.num_steps,
         guidance_scale=settings.guidance_scale,
     )
+    among = f", {settings.real.share:.1%} of them real, from {settings.real.couplings}" if settings.real else ""
     trained = train_on(stage, stop, material, loss, exported)
     return save_both(
         stage,
         material,
         trained,
         exported,
-        summary=f"rectified flow, {trained.samples_seen:,} training samples from {settings.couplings}",
+        summary=f"rectified flow, {trained.samples_seen:,} training samples from {settings.couplings}{among}",
     )

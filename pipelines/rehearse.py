@@ -14,6 +14,7 @@ from instaflow.config import Experiment, in_order, parse_stage
 from instaflow.digits.tokenizer import build_tokenizer
 from instaflow.errors import ConfigError, Interrupted
 from instaflow.files import json_text, write_file
+from instaflow.image_files import DIGITS, images_exist
 from instaflow.interruption import Stop
 from instaflow.models.families import architecture_of
 from instaflow.models.tiny import write_tiny
@@ -34,6 +35,7 @@ FEWEST_IMAGES = 128  # for a Fréchet distance
 FEWEST_PATHS = 8
 TINY_MICRO_BATCH = 256  # tiny networks take as long for few samples as for many
 TOKENS = 77
+MOST_DIGITS = 1000  # there are 1,797
 PERCEPTUAL = "perceptual"
 CAPTIONS = ["a lighthouse at dusk", "two cups of tea on a wooden table", "a red bicycle against a wall"]
 
@@ -140,10 +142,10 @@ def rehearsal_of(experiment: Experiment, folder: Path) -> Rehearsal:
             if key == "perceptual.network":
                 continue
             if stage.parent_keys.get(key) == "couplings":
-                added = f"{name}-couplings"
+                added = f"{name}-{key.replace('.', '-')}"
                 while added in experiment.stages:
                     added += "-"
-                settings[key] = made.add_couplings(added, settings["init"])
+                put(settings, key, made.add_couplings(added, settings["init"]))
                 made.changes.append(f"{name}: couplings of a tiny model in place of '{place}'")
             else:
                 put(settings, key, made.swap(place, folder))
@@ -153,9 +155,14 @@ def rehearsal_of(experiment: Experiment, folder: Path) -> Rehearsal:
             made.changes.append(f"{name}: a tiny random perceptual network in place of '{stage.perceptual.network}'")
         if isinstance(stage, EvaluateStage) and stage.reference.model in made.models:
             settings["reference"]["model"] = str(made.models[stage.reference.model])
-        if isinstance(stage, CoupleStage) and not isinstance(stage.prompts, list) and not exists(stage.prompts):
-            made.changes.append(f"{name}: made-up captions, for '{choice_of(stage.prompts).path}' is not here")
+        prompts = stage.prompts if isinstance(stage, CoupleStage) else None
+        if prompts is not None and not isinstance(prompts, list) and not exists(prompts):
+            made.changes.append(f"{name}: made-up captions, for '{choice_of(prompts).path}' is not here")
             settings["prompts"] = CAPTIONS
+        if isinstance(stage, CoupleStage) and stage.data and not images_exist(stage.data):
+            made.changes.append(f"{name}: digits in place of the images of '{stage.data}', which are not here")
+            settings["data"] = DIGITS
+            settings["count"] = min(settings["count"], MOST_DIGITS)
         if isinstance(stage, CoupleStage) and stage.output:
             made.changes.append(f"{name}: shards stay in the rehearsal's folder and do not go to {stage.output}")
             settings["output"] = None

@@ -28,7 +28,8 @@ def describe(folder: Path, manifest: Manifest) -> list[str]:
         f"{manifest.timestep_spacing} spacing, guidance {manifest.guidance_scale:g}",
         "computed": f"in {manifest.dtype}{', compiled' if manifest.compiled else ''}, batches of {manifest.batch_size}",
         "hardware": ", ".join(str(value) if key == "name" else f"{key} {value}" for key, value in machine.items()),
-        "noise": f"seed {manifest.seed}, stage '{manifest.stage}'",
+        "noise": "found by inversion" if manifest.data else f"seed {manifest.seed}, stage '{manifest.stage}'",
+        "data": f"real images, '{manifest.data}' ({short(str(manifest.data_hash))})" if manifest.data else "",
         "prompts": described_prompts(folder, manifest),
         "records": described_records(manifest),
         "shards": f"{len(found):,} of {plan.num_shards:,}, {couplings:,} couplings"

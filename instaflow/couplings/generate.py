@@ -12,7 +12,7 @@ from instaflow.couplings.noise import coupled_noise
 from instaflow.couplings.prompts import prompt_of
 from instaflow.couplings.records import Shard, write_extra
 from instaflow.couplings.shards import Sidecar, write_shard
-from instaflow.couplings.soundness import fault_of, is_sound
+from instaflow.couplings.soundness import fault_of, is_noise, is_sound
 from instaflow.errors import DataError
 
 FEW = 8  # unsound latents in a row, a shard of them, are no accident: the model or its settings are bad
@@ -26,11 +26,12 @@ class Made:
     latent: np.ndarray  # [B, C, H, W] float32, scaled
     extras: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
     """What else they hold, by field and index, as `write_extra` takes it."""
+    noise: np.ndarray | None = None  # [B, C, H, W] float32, if it was found by inversion and not given
 
 
 Sampler = Callable[[Sequence[int], np.ndarray, list[str]], Callable[[], Made]]
-"""Begins to sample the records of B indices: noise [B, C, H, W], float32 of unit variance, with B prompts. Returns what
-waits for the result and gives it."""
+"""Begins to make the records of B indices: noise [B, C, H, W], float32 of unit variance, with B prompts. Returns what
+waits for the result and gives it. One that inverts finds another noise, and has no use for the given one."""
 
 
 def make_records(
@@ -47,9 +48,10 @@ def make_records(
     """A shard's records; None where `stop` said so, which is asked before each batch.
 
     The noise is rounded to the stored dtype before it is integrated, so that the stored pair is exact. Records whose
-    stored latent is not sound (not finite, constant, far off in deviation), or that hold anything else that is not
-    finite, are sampled once more by `again`, which is more precise; where that is None or doesn't help they are left
-    out. `report` hears each batch's size when it is done. Raises DataError where none of at least `FEW` is left.
+    stored latent is not sound (not finite, constant, far off in deviation), whose noise was found and is none, or that
+    hold anything else that is not finite, are made once more by `again`, which is more precise; where that is None or
+    doesn't help they are left out. `report` hears each batch's size when it is done. Raises DataError where none of at
+    least `FEW` is left.
     """
     noises, latents = [], []
     indices: list[int] = []
@@ -62,15 +64,25 @@ def make_records(
     def take(batch: range, noise: np.ndarray, fetch: Callable[[], Made]) -> None:
         made = fetch()
         latent, extras = stored(manifest, made.latent, noise.shape), made.extras
-        sound = is_sound(latent) & are_finite(extras, batch)
+        inverted = made.noise is not None
+        found = stored(manifest, made.noise, noise.shape) if made.noise is not None else noise
+
+        def are_sound() -> np.ndarray:
+            sound = is_sound(latent) & are_finite(extras, batch)
+            return sound & is_noise(found) if inverted else sound
+
+        sound = are_sound()
         rows = np.flatnonzero(~sound)
         if again and len(rows):
             made = begin(again, [batch[row] for row in rows], noise[rows])()
             latent[rows] = stored(manifest, made.latent, noise[rows].shape)
+            if made.noise is not None:
+                found[rows] = stored(manifest, made.noise, noise[rows].shape)
             extras = {name: values | made.extras.get(name, {}) for name, values in extras.items()}
-            sound = is_sound(latent) & are_finite(extras, batch)
-        faults.extend(fault_of(each) or "keeps what is not finite" for each in latent[~sound][:1])
-        noises.append(noise[sound])
+            sound = are_sound()
+        odd = "leads to no noise" if inverted else "keeps what is not finite"
+        faults.extend(fault_of(each) or odd for each in latent[~sound][:1])
+        noises.append(found[sound])
         latents.append(latent[sound])
         taken = [batch[row] for row in np.flatnonzero(sound)]
         indices.extend(taken)
@@ -91,6 +103,8 @@ def make_records(
         take(*each)
     if not indices and len(manifest.plan.indices(shard)) >= FEW:
         hint = "Look at the model's images at these settings (`instaflow sample`), or sample in float32."
+        if manifest.data:
+            hint = f"Look at the images of '{manifest.data}': are they damaged? Or invert in float32, or in more steps."
         raise DataError(f'shard {shard} of "{folder}": not one latent can be an image\'s; the first {faults[0]}', hint)
     return Shard(
         noise=np.concatenate(noises),

@@ -12,6 +12,7 @@ from instaflow.couplings.records import Kept
 from instaflow.couplings.shards import FORMAT_VERSION, ShardPlan
 from instaflow.errors import DataError
 from instaflow.files import json_text, remove_leftovers, write_new
+from instaflow.image_files import DIGITS, images_exist
 
 
 class Manifest(BaseModel):
@@ -26,6 +27,8 @@ class Manifest(BaseModel):
     latent_shape: tuple[int, int, int]  # (C, H, W)
     stored_dtype: Literal["float16", "float32"] = "float16"  # of noise and latents in the shards
     prompts_hash: str
+    data: str | None = None  # where the real images are that were inverted, as the stage's folder sees it
+    data_hash: str | None = None
     model: str  # a stage's relative name, or a hub name
     model_fingerprint: str
     sampler: dict[str, Any]  # {"class": ..., and its config}
@@ -85,6 +88,7 @@ def changes_since_begun(folder: Path, manifest: Manifest) -> list[str]:
     there = {key: begun.get(key) for key in same}
     here |= {"stage": manifest.stage, "model_fingerprint": manifest.model_fingerprint}
     there |= {"stage": begun.get("name"), "model_fingerprint": begun.get("model (content)")}
+    here["data"], there["data"] = manifest.data_hash, begun.get("data")
     if "keep" in begun:
         kept, keep = manifest.keep or Kept(), begun["keep"] or {}
         here["keep.images"] = kept.images.model_dump(include={"every", "format"}) if kept.images else {}
@@ -111,6 +115,16 @@ def setting_of(folder: Path, key: str) -> str | None:
         return str(json.loads((folder / "stage.json").read_bytes())["settings"][key])
     except (OSError, ValueError, LookupError, TypeError):
         return None
+
+
+def place_of_data(folder: Path, manifest: Manifest) -> str:
+    """Where the images of a stage's inverted couplings should be: as in the manifest, or else where the stage read."""
+    data = str(manifest.data)
+    if data == DIGITS or "://" in data:
+        return data
+    beside = os.path.normpath(folder.absolute() / data)
+    typed = setting_of(folder, "data")
+    return beside if typed is None or images_exist(beside) else typed
 
 
 def place_of_model(folder: Path, manifest: Manifest) -> str:

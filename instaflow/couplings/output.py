@@ -24,7 +24,7 @@ from instaflow.stores import Store
 
 NO_PROMPT = "no-prompt.npz"
 BESIDE = (NO_PROMPT, "prompts.json", "manifest.json")  # the manifest last: where it is, the others are too
-FREE = {"model", "hardware", "compiled"}  # of a manifest: the model counts by its fingerprint, and machines differ
+FREE = {"model", "data", "hardware", "compiled"}  # of a manifest: the first two count by content, and machines differ
 
 
 def settle_output(folder: Path, url: str | None) -> None:

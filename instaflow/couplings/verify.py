@@ -93,7 +93,8 @@ def verify_whole(folder: Path, readings: list[Reading]) -> list[Problem]:
 def repeated_noise(folder: Path, readings: Iterable[Reading]) -> list[Problem]:
     """Each pair of shards that share noise, with the first such pair of records.
 
-    To be made again is the one whose noise is not the manifest's.
+    To be made again is the one whose noise is not the manifest's. In inverted couplings a real image that stands twice
+    has the same noise twice, and that is no problem.
     """
     by_shard = {reading.shard: reading for reading in readings}
     digests = np.concatenate([np.empty((0, 2), np.uint64), *(reading.digests for reading in by_shard.values())])
@@ -101,6 +102,10 @@ def repeated_noise(folder: Path, readings: Iterable[Reading]) -> list[Problem]:
     shards = np.repeat(list(by_shard), [len(reading.indices) for reading in by_shard.values()])
     order = np.lexsort(digests.T)  # stable: equal ones stay in order of their index
     same = np.flatnonzero((digests[order[1:]] == digests[order[:-1]]).all(axis=1))
+    found = [reading.images for reading in by_shard.values() if reading.images is not None]
+    if found:
+        images = np.concatenate(found)
+        same = same[(images[order[same + 1]] != images[order[same]]).any(axis=1)]
     shared: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for earlier, later in sorted(zip(order[same].tolist(), order[same + 1].tolist(), strict=True)):
         guilty, other = later, earlier

@@ -13,7 +13,7 @@ from instaflow.couplings.moments import Moments, moments_of
 from instaflow.couplings.prompts import prompt_of
 from instaflow.couplings.records import Shard, read_extra
 from instaflow.couplings.shards import BadShard, place_of_tar, read_shard, read_sidecar, sidecar_path
-from instaflow.couplings.soundness import fault_of, is_sound
+from instaflow.couplings.soundness import fault_of, is_noise, is_sound
 
 ROWS = 64  # records whose noise is drawn at a time
 
@@ -44,6 +44,7 @@ class Reading:
     digests: np.ndarray  # [N, 2] uint64, of each record's noise
     moments: Moments  # of the noise
     is_exact: bool = False  # the noise is that of the manifest
+    images: np.ndarray | None = None  # [N, 2] uint64, of each latent, where the couplings are inverted
 
 
 def read_one(folder: Path, shard: int, manifest: Manifest, prompts: Sequence[str] | None) -> Reading:
@@ -63,18 +64,21 @@ def read_one(folder: Path, shard: int, manifest: Manifest, prompts: Sequence[str
     if not faults:
         finite = bool(np.isfinite(records.noise).all())
         moments = moments_of(records.noise) if finite else Moments()
-        is_exact = finite and is_noise_of(records, manifest)
+        is_exact = finite and manifest.data is None and is_noise_of(records, manifest)
         if not finite:
             faults.append("holds noise that is not finite")
+        elif manifest.data is not None:
+            faults += faults_of_found_noise(records)
         elif not is_exact:
             faults.append("holds noise that is not that of the manifest's seed and stage")
-        faults += [f"holds noise {fault}" for fault in (moments.fault(),) if fault]
+        faults += [f"holds noise {fault}" for fault in (moments.fault(),) if fault and manifest.data is None]
         faults += faults_of_latents(records)
     faults += faults_of_extras(records, manifest)
     if prompts is not None and records.prompts != [prompt_of(prompts, index) for index in records.indices]:
         faults.append("holds prompts that are not the stage's")
     problems = [Problem(tar, fault, shard) for fault in faults]
-    return Reading(shard, problems, np.array(records.indices), digests_of(records.noise), moments, is_exact)
+    images = None if manifest.data is None else digests_of(records.latent)
+    return Reading(shard, problems, np.array(records.indices), digests_of(records.noise), moments, is_exact, images)
 
 
 def faults_of_shape(records: Shard, manifest: Manifest) -> list[str]:
@@ -97,9 +101,19 @@ def is_noise_of(records: Shard, manifest: Manifest) -> bool:
     return all(np.array_equal(records.noise[part], stored_noise(manifest, records.indices[part])) for part in parts)
 
 
-def digests_of(noise: np.ndarray) -> np.ndarray:
-    """A hash of each noise: uint64 [N, 2]."""
-    digests = b"".join(hashlib.blake2b(one.tobytes(), digest_size=16).digest() for one in noise)
+def faults_of_found_noise(records: Shard) -> list[str]:
+    """Noise of an inversion that the writer would have left out; none of it, or one line."""
+    rows = np.flatnonzero(~is_noise(records.noise))
+    if not len(rows):
+        return []
+    size = float(np.sqrt(np.square(records.noise[rows[0]].astype(np.float64)).mean()))
+    first = f"record {records.indices[rows[0]]}'s noise, which has root mean square {size:.3g} and is far from N(0, 1)"
+    return [f"holds {first}{others(len(rows) - 1, 'are no noise')}"]
+
+
+def digests_of(arrays: np.ndarray) -> np.ndarray:
+    """A hash of each record's array: uint64 [N, 2]."""
+    digests = b"".join(hashlib.blake2b(one.tobytes(), digest_size=16).digest() for one in arrays)
     return np.frombuffer(digests, np.uint64).reshape(-1, 2)
 
 

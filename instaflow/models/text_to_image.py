@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from instaflow.errors import DataError
+from instaflow.flow.inversion import invert
 from instaflow.flow.straightness import Trajectory, euler
 from instaflow.flow.views import EpsilonView, VelocityView, View
 from instaflow.models.sampling import Sampling
 from instaflow.models.settings import ModelSettings
-from instaflow.models.vae import decoded
+from instaflow.models.vae import decoded, encoded
 
 Text = dict[str, Any]
 """Prompts as arguments of the U-Net: encoder_hidden_states [B, L, D], and for Stable Diffusion XL added_cond_kwargs,
@@ -217,6 +218,20 @@ class TextToImage:
 
         return euler(self.view(), predict, noise.to(self.device, torch.float32), num_steps)
 
+    @torch.no_grad()
+    def inverted(self, latents: Tensor, prompts: list[str], *, num_steps: int, guidance_scale: float) -> Tensor:
+        """The noise [B, C, H, W] from which the guided flow comes to scaled latents [B, C, H, W], float32."""
+        text = self.conditioning(prompts, guidance_scale)
+
+        def predict(x: Tensor, timestep: Tensor) -> Tensor:
+            return self.predict(x, timestep, text, guidance_scale)
+
+        return invert(self.view(), predict, latents.to(self.device), num_steps)
+
+    def encode_images(self, images: Tensor, batch_size: int = 8) -> Tensor:
+        """Scaled latents [B, C, h, w], float32, of images [B, 3, H, W] in [-1, 1]; few at a time, as in `pictures`."""
+        return torch.cat([encoded(self.vae, part) for part in images.split(batch_size)])
+
     def decode(self, latents: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1], float32, of scaled latents [B, C, h, w]."""
         return decoded(self.vae, latents)
@@ -229,11 +244,7 @@ class TextToImage:
     @torch.no_grad()
     def round_trip(self, images: Tensor, batch_size: int = 256) -> Tensor:
         """Images [N, 3, H, W] in [-1, 1], encoded to the mean of their latents and decoded again, float32."""
-        parts = []
-        for part in images.split(batch_size):
-            means = self.vae.encode(part.to(self.device, self.vae.dtype)).latent_dist.mean
-            parts.append(self.decode(means * self.vae.config.scaling_factor).cpu())
-        return torch.cat(parts)
+        return torch.cat([self.decode(encoded(self.vae, part)).cpu() for part in images.split(batch_size)])
 
 
 def negate_output(unet: nn.Module) -> None:

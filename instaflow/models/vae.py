@@ -53,6 +53,13 @@ def load_tiny(folder: Path, *, device: torch.device) -> Any:
 
 
 @torch.no_grad()
+def encoded(vae: Any, images: Tensor) -> Tensor:
+    """Scaled latents [B, C, h, w], float32, of images [B, 3, H, W] in [-1, 1]: the means of their posteriors."""
+    means = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mean
+    return means.float() * vae.config.scaling_factor
+
+
+@torch.no_grad()
 def decoded(vae: Any, latents: Tensor) -> Tensor:
     """Images [B, 3, H, W] in [-1, 1], float32, of scaled latents [B, C, h, w]."""
     latents = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
