@@ -212,7 +212,7 @@ def _budgets(report: Report, student: str, other: str) -> list[str]:
     """What the two roads cost after the teacher, and whether they are alike."""
     roads = [_road(report, model) for model in (student, other)]
     seconds = [sum(stage.seconds or 0 for stage in road) for road in roads]
-    samples = [training_samples(report, model) for model in (student, direct)]
+    samples = [training_samples(report, model) for model in (student, other)]
     found = []
     if all(samples):
         favoured = (other, "", student)[1 + comparison(samples[0], samples[1])]
