@@ -1,8 +1,8 @@
 """The grid's language: what is said about four digits in a square, and which cells it names.
 
-A caption names all four digits, some or none of them, always with the place of each: by its corner, by what it stands
-above or beside, or by nothing but the order of the words. What it leaves open is any digit. Cells count by rows: top
-left, top right, bottom left, bottom right.
+A caption names all four digits, some or none of them, always with the place of each: by corner, row or column, and by
+what stands above what. What it leaves open is any digit; that is about half. Cells count by rows: top left, top right,
+bottom left, bottom right.
 """
 
 import random
@@ -21,43 +21,46 @@ COLUMNS = {"left": (0, 2), "right": (1, 3)}
 
 # In each, {0} to {3} are the digits of the cells. A kind is as likely as any other, and so is a template of its kind.
 TRAINED: dict[str, tuple[str, ...]] = {
-    "four": ("{0} and {1} above {2} and {3}", "{2} and {3} below {0} and {1}"),
+    "rows": (
+        "{0} and {1} above {2} and {3}",
+        "at the top {0} and {1} and at the bottom {2} and {3}",
+    ),
+    "columns": (
+        "{0} above {2} beside {1} above {3}",
+        "on the left {0} above {2} and on the right {1} above {3}",
+    ),
     "row": tuple(
         template
         for row, (a, b) in ROWS.items()
-        for template in (
-            f"{{{a}}} and {{{b}}} in the {row} row",
-            f"{{{a}}} left of {{{b}}} at the {row}",
-            f"{{{b}}} right of {{{a}}} at the {row}",
-        )
+        for template in (f"{{{a}}} and {{{b}}} in the {row} row", f"at the {row} {{{a}}} and {{{b}}}")
     ),
     "column": tuple(
         template
         for column, (a, b) in COLUMNS.items()
         for template in (
-            f"{{{a}}} and {{{b}}} in the {column} column",
             f"{{{a}}} above {{{b}}} on the {column}",
-            f"{{{b}}} below {{{a}}} on the {column}",
+            f"in the {column} column {{{a}}} and {{{b}}}",
         )
     ),
     "corners": tuple(
-        f"{{{a}}} in the {CORNERS[a]} corner and {{{b}}} in the {CORNERS[b]} corner"
+        f"in the {CORNERS[a]} corner {{{a}}} and in the {CORNERS[b]} corner {{{b}}}"
         for a, b in permutations(range(4), 2)
     ),
     "corner": tuple(
         template
         for cell, corner in enumerate(CORNERS)
-        for template in (f"{{{cell}}} in the {corner} corner", f"{{{cell}}} at the {corner}")
+        for template in (f"{{{cell}}} in the {corner} corner", f"at the {corner} {{{cell}}}")
     ),
     "open": ("four digits", "four handwritten digits", "four digits in a square"),
 }
 
-# Said only in the evaluation: every word is known, and so is each half of the phrase.
+# Said only in the evaluation: every word is known, and so is each part of the phrase.
 UNSEEN: dict[str, tuple[str, ...]] = {
-    "row": tuple(f"{{{a}}} left of {{{b}}} in the {row} row" for row, (a, b) in ROWS.items()),
-    "column": tuple(f"{{{b}}} below {{{a}}} in the {column} column" for column, (a, b) in COLUMNS.items()),
+    "row": tuple(f"in the {row} row {{{a}}} and {{{b}}}" for row, (a, b) in ROWS.items()),
+    "column": tuple(f"on the {column} {{{a}}} above {{{b}}}" for column, (a, b) in COLUMNS.items()),
+    "corner": tuple(f"in the {corner} corner {{{cell}}}" for cell, corner in enumerate(CORNERS)),
     "corners": tuple(
-        f"{{{a}}} at the {CORNERS[a]} and {{{b}}} at the {CORNERS[b]}" for a, b in permutations(range(4), 2)
+        f"at the {CORNERS[a]} {{{a}}} and at the {CORNERS[b]} {{{b}}}" for a, b in permutations(range(4), 2)
     ),
 }
 

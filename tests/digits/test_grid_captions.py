@@ -24,14 +24,16 @@ TEMPLATES = [template for kinds in (TRAINED, UNSEEN) for templates in kinds.valu
     ("caption", "cells"),
     [
         ("an eight and a two above a four and a nine", (8, 2, 4, 9)),
-        ("a four and a nine below an eight and a two", (8, 2, 4, 9)),
-        ("a seven left of a two at the bottom", (None, None, 7, 2)),
-        ("a seven right of a two at the top", (2, 7, None, None)),
+        ("an eight above a two beside a four above a nine", (8, 4, 2, 9)),
+        ("at the top an eight and a two and at the bottom a four and a nine", (8, 2, 4, 9)),
+        ("on the left an eight above a two and on the right a four above a nine", (8, 4, 2, 9)),
+        ("a seven and a two in the bottom row", (None, None, 7, 2)),
+        ("at the top a seven and a two", (7, 2, None, None)),
         ("a seven above a two on the right", (None, 7, None, 2)),
-        ("a seven below a two on the left", (2, None, 7, None)),
+        ("in the left column a seven and a two", (7, None, 2, None)),
         ("a three in the top left corner", (3, None, None, None)),
-        ("a three in the bottom left corner and a five in the top right corner", (None, 5, 3, None)),
-        ("a seven below a two in the right column", (None, 2, None, 7)),
+        ("in the bottom left corner a three and in the top right corner a five", (None, 5, 3, None)),
+        ("on the right a two above a seven", (None, 2, None, 7)),
         ("four digits", (None, None, None, None)),
     ],
 )
@@ -67,7 +69,7 @@ def test_captions_of_grids_are_true_varied_and_half_open():
         assert all(digit in (None, label) for digit, label in zip(said, labels, strict=True))
         assert not is_unseen(caption)
         named += sum(digit is not None for digit in said)
-    assert 0.4 < named / (4 * 1429) < 0.5
+    assert 0.5 < named / (4 * 1429) < 0.57
 
 
 def test_training_prompts_ask_for_every_digit_about_equally_often():
@@ -75,7 +77,7 @@ def test_training_prompts_ask_for_every_digit_about_equally_often():
     for prompt in training_prompts():
         for cell, digit in enumerate(cells_named(prompt)):
             counts[cell][digit] += 1
-    assert all(100 < count[digit] < 180 for count in counts for digit in range(10))  # 3,000 · 11/24 / 10 = 137.5
+    assert all(120 < count[digit] < 205 for count in counts for digit in range(10))  # 3,000 · 15/28 / 10 = 161
 
 
 def test_the_packaged_prompt_file_is_the_training_prompts():
