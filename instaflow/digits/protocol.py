@@ -93,10 +93,10 @@ class DigitsProtocol:
 class GridProtocol(DigitsProtocol):
     """Four digits in a square, each cell judged as an image of one digit is.
 
-    The Fréchet distance is that of all cells of all images to all real digits, in 64 dimensions. Of real grids, which
-    are chance's, it is all that there is to know: their cells are independent, and whether a model's show what they
-    were asked for is what accuracy tells. In the 256 dimensions of whole grids a few thousand images would mostly
-    measure their own number. The distances compare with those of single digits, of four times as many images.
+    The Fréchet distance is that of all cells of all images to all real digits, in 64 dimensions, so that it can be read
+    beside that of single digits (of four times as many images). Nothing is lost by it: the digits of a real grid are
+    independent of one another, and whether each stands where the prompt wants it is what accuracy tells. Whole grids
+    have 256 dimensions, whose covariance a few thousand images would mostly get wrong.
     """
 
     side = 2
