@@ -42,6 +42,8 @@ from instaflow.sections import (
 
 Parametrization = Literal["velocity", "epsilon", "rectified-diffusion"]
 TimeDensity = Literal["uniform", "u-shaped", "logit-normal"]
+DigitsForm = Literal["digits", "digits-grid"]
+"""One handwritten digit an image, or four in a square."""
 
 
 class Stage(Section):
@@ -123,7 +125,7 @@ class TeacherStage(TrainingStage):
     """Trains the miniature teacher: an autoencoder, then text encoder and U-Net together; and a perceptual network."""
 
     kind: Literal["teacher"]
-    data: Literal["digits"]
+    data: DigitsForm
     autoencoder_phases: Annotated[list[Phase], Field(min_length=1)]
     perceptual_phases: Annotated[list[Phase], Field(min_length=1)] | None = None
     """Of a small classifier whose features later stages can measure by (perceptual: {network: ...}); null for none."""
@@ -392,7 +394,7 @@ class EvaluateStage(Stage):
     """Measures models by one protocol and writes report.json and report.html."""
 
     kind: Literal["evaluate"]
-    protocol: Literal["digits"]
+    protocol: DigitsForm
     models: Annotated[list[EvaluatedModel], Field(min_length=1)]
     reference: Reference
     num_samples: Annotated[int, Field(ge=2)] = 2000

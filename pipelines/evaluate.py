@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from instaflow.couplings.noise import coupled_noise
-from instaflow.digits.protocol import DigitsProtocol, distances, features, unrelated_distance
+from instaflow.digits.networks import SIZES
+from instaflow.digits.protocol import PROTOCOLS, DigitsProtocol, Reading, distances, unrelated_distance
 from instaflow.errors import InstaFlowError, Interrupted
 from instaflow.evaluation.frechet import Gaussian, frechet_distance
 from instaflow.evaluation.history import loss_curves, preview_curves, stages_so_far, start_checks
@@ -65,7 +66,7 @@ class Measured:
     seconds_per_image: float
     images: Tensor
     features: np.ndarray
-    readings: list[int]
+    readings: list[Reading]
 
     @property
     def label(self) -> str:
@@ -77,13 +78,20 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     if not world().leads:
         return str
     settings = stage.stage
-    protocol = DigitsProtocol(settings.num_samples)
+    protocol = PROTOCOLS[settings.protocol](settings.num_samples)
     places = [stage.locate_weights(entry.model, entry.weights) for entry in settings.models]
     models = [load_model(place, device=device()) for place in places]
     shapes = {model.latent_shape for model in models}
     if len(shapes) > 1:
         raise InstaFlowError(f"The models of '{stage.name}' make latents of different shapes: {sorted(shapes)}")
-    noise = torch.from_numpy(coupled_noise(stage.seed, "evaluate", range(settings.num_samples), shapes.pop()))
+    shape, side = shapes.pop(), SIZES[settings.protocol].image // 4
+    if shape[1:] != (side, side):
+        raise InstaFlowError(
+            f"'{stage.name}': protocol {settings.protocol} goes with latents of {side}×{side}, and its models make "
+            f"{shape[1]}×{shape[2]}",
+            f"Choose the protocol by the teacher's data: {' or '.join(PROTOCOLS)}",
+        )
+    noise = torch.from_numpy(coupled_noise(stage.seed, "evaluate", range(settings.num_samples), shape))
     measured = measure(stage, stop, protocol, models, noise)
     paths = simulate_paths(stage, stop, protocol, models, noise)
     leave_if(stop, stage)
@@ -93,7 +101,7 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     wanted = (settings.reference.model, "ema", settings.reference.num_steps)
     reference = next(m for m in measured if (m.entry.model, m.entry.weights, m.num_steps) == wanted)
     straight = {label: straightness(path) for label, path in paths.items()}
-    real, taught = Gaussian.of(features(protocol.real_images)), Gaussian.of(reference.features)
+    real, taught = Gaussian.of(protocol.features(protocol.real_images)), Gaussian.of(reference.features)
     rows = []
     for m in measured:
         accuracy = protocol.accuracy(m.readings)
@@ -179,7 +187,7 @@ def measure(
                         weights=model.settings.weights,
                         seconds_per_image=seconds / len(noise),
                         images=images,
-                        features=features(images),
+                        features=protocol.features(images),
                         readings=protocol.readings(images),
                     )
                 )
@@ -225,10 +233,10 @@ def leave_if(stop: Stop, stage: StageFolder) -> None:
 
 def floors(protocol: DigitsProtocol, model: TextToImage) -> Floors:
     """What a perfect model could reach: real against real, and the autoencoder's round trip."""
-    real = features(protocol.real_images)
+    real = protocol.features(protocol.real_images)
     return Floors(
         real_halves=frechet_distance(real[::2], real[1::2]),
-        autoencoder=frechet_distance(features(model.round_trip(protocol.real_images)), real),
+        autoencoder=frechet_distance(protocol.features(model.round_trip(protocol.real_images)), real),
         reader_accuracy=protocol.reader.accuracy,
     )
 
@@ -240,12 +248,12 @@ def protocol_card(stage: StageFolder, protocol: DigitsProtocol, reference: Measu
     return Protocol(
         samples=f"{settings.num_samples:,} prompts, {unseen:,} of them in words that no training stage saw together",
         noise=f"Philox, keyed by seed {stage.seed} and 'evaluate': no training stage saw it; the same for every model",
-        features="the image's grey pixels at 8×8, 64 dimensions, in [-1, 1]",
-        reference_real=f"all {len(protocol.real_images):,} digits of scikit-learn's copy of the UCI set",
+        features=protocol.features_in_words,
+        reference_real=f"{len(protocol.real_images) * protocol.side**2:,} digits of scikit-learn's copy of the UCI set",
         reference_teacher=f"the images of {reference.label} at {reference.num_steps} steps, "
         f"guidance {reference.guidance_scale:g}, for the same prompts and noise",
-        reader="a support vector machine trained on two thirds of the real digits; for an open prompt any digit that "
-        "it names counts",
+        reader=protocol.reader_in_words,
+        judged=protocol.judged,
         straightness=f"{min(settings.straightness_samples, settings.num_samples)} noises, "
         f"{settings.straightness_steps} Euler steps of the guided velocity",
         timing=f"batches of {settings.batch_size}, text encoder and decoder included, {hardware()}",
@@ -311,8 +319,8 @@ def gaps(protocol: DigitsProtocol, measured: list[Measured], rows: list[Row], re
                 teacher_image=pictures(reference.images[place : place + 1])[0],
                 student_image=pictures(shown.images[place : place + 1])[0],
                 distance=float(far[student][place]),
-                teacher_reading=str(reference.readings[place]),
-                student_reading=str(shown.readings[place]),
+                teacher_reading=protocol.told(reference.readings[place]),
+                student_reading=protocol.told(shown.readings[place]),
             )
             for place in worst.tolist()
         ],

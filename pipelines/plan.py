@@ -93,8 +93,10 @@ class Plan:
             if isinstance(stage, CoupledStage):
                 init = self.architecture(stage.init)
                 self.found[place] = init.stacked() if isinstance(stage, FlowStage) and stage.stacked else init
+            elif isinstance(stage, TeacherStage):
+                self.found[place] = digits_architecture(stage.data)
             else:
-                self.found[place] = digits_architecture() if stage else architecture_of(place)
+                self.found[place] = architecture_of(place)
         return self.found[place]
 
     def guidance(self, place: str) -> float:
@@ -235,6 +237,7 @@ class Plan:
         model = self.architecture(name)
         flops, parameters, bfloat16 = model.flops(), model.parameters(), stage.mixed_precision is not None
         first, second = samples_of(stage.autoencoder_phases), samples_of(stage.phases)
+        encoded = second if stage.data == "digits-grid" else 0  # single digits are encoded once
         trained = {"autoencoder": parameters["vae"], "denoiser": parameters["unet"] + parameters["text"]}
         phases = {"autoencoder": stage.autoencoder_phases, "denoiser": stage.phases}
         shares = {
@@ -263,7 +266,8 @@ class Plan:
             kind="teacher",
             samples=samples,
             flops=(1 + BACKWARD)
-            * (first * (flops["encode"] + flops["decode"]) + second * (flops["unet"] + flops["text"])),
+            * (first * (flops["encode"] + flops["decode"]) + second * (flops["unet"] + flops["text"]))
+            + encoded * flops["encode"],
             disk=disk + sum(num_checkpoints(stage, phases[job]) * size for job, size in saved.items()),
             while_saving=max(saved.values()),
             memory=max(memories, key=lambda memory: memory.total),
@@ -297,11 +301,12 @@ class Plan:
 # --- parts of a stage's cost ------------------------------------------------------------------------------------------
 
 
-def digits_architecture() -> Architecture:
+def digits_architecture(data: str = "digits") -> Architecture:
     """What the teacher stage makes; its scheduler costs nothing."""
     with torch.device("meta"):
+        tokenizer = build_tokenizer(data)
         unet, vae, text_encoder = cast(
-            list[Any], [build_unet(), build_autoencoder(), build_text_encoder(build_tokenizer())]
+            list[Any], [build_unet(data), build_autoencoder(data), build_text_encoder(tokenizer, data)]
         )
     return Architecture(dict(unet.config), dict(vae.config), (text_encoder.config.to_dict(),), {})
 

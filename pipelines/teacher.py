@@ -1,4 +1,4 @@
-"""The teacher stage: the miniature of Stable Diffusion that the digits experiment starts from."""
+"""The teacher stage: the miniature of Stable Diffusion that the digits' experiments start from."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from instaflow.digits.images import real_digits
-from instaflow.digits.losses import encode_all, measure_scaling_factor
+from instaflow.digits.data import DATA
+from instaflow.digits.images import real_images
+from instaflow.digits.losses import measure_scaling_factor
 from instaflow.digits.networks import PERCEPTUAL, build_autoencoder, build_scheduler, build_text_encoder, build_unet
-from instaflow.digits.stream import AutoencoderLoss, ClassifierLoss, DenoiserLoss, captions_at, records_at
+from instaflow.digits.stream import AutoencoderLoss, ClassifierLoss, DenoiserLoss
 from instaflow.digits.tokenizer import build_tokenizer
 from instaflow.files import fingerprint_of
 from instaflow.interruption import Stop
@@ -29,34 +30,31 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     The perceptual network lies beside it, in a folder `perceptual`.
     """
     settings, place = stage.stage, device()
-    images, labels = real_digits()
-    images, labels = images.to(place), labels.to(place)
+    data = DATA[settings.data](stage.seed, place)
     torch.manual_seed(stage.seed)
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(settings.data)
     scheduler: Any = build_scheduler()
-    vae: Any = build_autoencoder()
-    text_encoder: Any = build_text_encoder(tokenizer)
-    unet: Any = build_unet()
+    vae: Any = build_autoencoder(settings.data)
+    text_encoder: Any = build_text_encoder(tokenizer, settings.data)
+    unet: Any = build_unet(settings.data)
     for network in (vae, text_encoder, unet):
         network.to(place)
 
     # Autoencoder
     def image_batch(position: int, size: int) -> tuple[Tensor]:
-        return (images[records_at(stage.seed, "autoencoder", position, size, len(images))],)
+        return (data.images_at("autoencoder", position, size),)
 
     job = digits_job(stage, "autoencoder", AutoencoderLoss(vae), image_batch, settings.autoencoder_phases)
     trained = train(job, stage, stop)
     job.loss.load_state_dict(trained.ema)
     vae.requires_grad_(False).eval()
-    vae.register_to_config(scaling_factor=measure_scaling_factor(vae, images))
+    vae.register_to_config(scaling_factor=measure_scaling_factor(vae, real_images(data.side).to(place)))
 
     # Text encoder and U-Net
-    latents = encode_all(vae, images)
+    latents_at = data.latents_by(vae)
 
     def latent_batch(position: int, size: int) -> tuple[Tensor, list[str]]:
-        records = records_at(stage.seed, "denoiser", position, size, len(latents))
-        captions = captions_at(stage.seed, "denoiser", position, labels[records].tolist())
-        return latents[records], captions
+        return latents_at("denoiser", position, size), data.captions_at("denoiser", position, size)
 
     loss = DenoiserLoss(
         unet,
@@ -71,11 +69,10 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     if settings.perceptual_phases:
 
         def labelled_batch(position: int, size: int) -> tuple[Tensor, Tensor]:
-            records = records_at(stage.seed, "perceptual", position, size, len(images))
-            return images[records], labels[records]
+            return data.labelled_at("perceptual", position, size)
 
         layers = small_layers(**PERCEPTUAL).to(place)
-        classifier = ClassifierLoss(layers, layers(images[:1]).numel()).to(place)
+        classifier = ClassifierLoss(layers, layers(data.digits[:1]).numel()).to(place)
         trained_classifier = train(
             digits_job(stage, "perceptual", classifier, labelled_batch, settings.perceptual_phases), stage, stop
         )

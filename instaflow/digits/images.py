@@ -1,4 +1,6 @@
-"""The miniature's images: scikit-learn's handwritten digits, and the pixel space that they are compared in."""
+"""The miniature's images: scikit-learn's digits, one or four to an image, and the space that they are compared in."""
+
+import math
 
 import numpy as np
 import torch
@@ -22,6 +24,32 @@ def real_digits() -> tuple[torch.Tensor, torch.Tensor]:
     scans = torch.from_numpy(digits.images).float()[:, None] / 8 - 1  # [1797, 1, 8, 8]
     images = functional.interpolate(scans, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
     return images.expand(-1, 3, -1, -1).contiguous(), torch.from_numpy(digits.target).long()
+
+
+def real_images(side: int) -> torch.Tensor:
+    """Each real digit once, in the data set's order, side² to an image; what fills no whole image is left out.
+
+    Returns:
+        [1797 // side², 3, 32·side, 32·side], float32 in [-1, 1]
+    """
+    digits, _ = real_digits()
+    whole = len(digits) // side**2
+    return tiled(digits[: whole * side**2].unflatten(0, (whole, side**2)))
+
+
+def tiled(digits: torch.Tensor) -> torch.Tensor:
+    """Square images of K² digits each, in the order of reading: [N, K², C, H, W] to [N, C, K·H, K·W]."""
+    count, cells, channels, height, width = digits.shape
+    side = math.isqrt(cells)
+    rows = digits.reshape(count, side, side, channels, height, width)
+    return rows.permute(0, 3, 1, 4, 2, 5).reshape(count, channels, side * height, side * width)
+
+
+def cells_of(images: torch.Tensor, side: int) -> torch.Tensor:
+    """What `tiled` was given: [N, C, side·H, side·W] to [N, side², C, H, W]."""
+    count, channels, height, width = images.shape
+    rows = images.reshape(count, channels, side, height // side, side, width // side)
+    return rows.permute(0, 2, 4, 1, 3, 5).reshape(count, side**2, channels, height // side, width // side)
 
 
 def features(images: torch.Tensor) -> np.ndarray:

@@ -17,7 +17,7 @@ def autoencoder_loss(
     """Scalar: mean squared error of the round trip, plus a little of KL(q(z|x) || N(0, I)).
 
     Args:
-        images: [B, 3, 32, 32] in [-1, 1]
+        images: [B, 3, H, W] in [-1, 1]
         generator: draws the latents from the encoder's distribution; or one for each image
     """
     posterior = vae.encode(images).latent_dist
@@ -27,7 +27,7 @@ def autoencoder_loss(
 
 @torch.no_grad()
 def encode_all(vae: AutoencoderKL, images: torch.Tensor, *, batch_size: int = 256) -> torch.Tensor:
-    """The means of all images' latents times the autoencoder's scaling factor: [N, 4, 8, 8]."""
+    """The means of all images' latents times the autoencoder's scaling factor: [N, 4, H/4, W/4]."""
     means = [vae.encode(batch).latent_dist.mean for batch in images.split(batch_size)]
     return torch.cat(means) * vae.config["scaling_factor"]
 
@@ -51,9 +51,9 @@ def denoiser_loss(
 
     Args:
         alphas_cumprod: [T], the scheduler's
-        latents: [B, 4, 8, 8], scaled
+        latents: [B, 4, h, w], scaled
         input_ids: [B, L], tokens of the captions
-        noise: [B, 4, 8, 8], unit variance
+        noise: [B, 4, h, w], unit variance
         timesteps: [B], int64, uniform in 0..T-1
     """
     abar = alphas_cumprod[timesteps].view(-1, 1, 1, 1)  # [B, 1, 1, 1]

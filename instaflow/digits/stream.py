@@ -1,6 +1,7 @@
 """The teacher's training samples at any position of an endless, shuffled stream."""
 
 import random
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -9,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from instaflow.digits.captions import caption_for
 from instaflow.digits.losses import autoencoder_loss, denoiser_loss
 from instaflow.streams import random_stream, stream_key
 
@@ -22,10 +22,12 @@ def records_at(seed: int, name: str, position: int, size: int, length: int) -> n
     return np.array([orders[epoch][offset] for epoch, offset in zip(epochs, offsets, strict=True)])
 
 
-def captions_at(seed: int, name: str, position: int, labels: list[int]) -> list[str]:
-    """A true caption for each label, drawn anew at every position."""
+def captions_at(
+    seed: int, name: str, position: int, labels: list[list[int]], caption_for: Callable[[list[int], random.Random], str]
+) -> list[str]:
+    """A true caption for each image, by the labels of its digits, drawn anew at every position."""
     return [
-        caption_for(label, random.Random(f"{seed}/{name}/{position + place}")) for place, label in enumerate(labels)
+        caption_for(shown, random.Random(f"{seed}/{name}/{position + place}")) for place, shown in enumerate(labels)
     ]
 
 
@@ -37,7 +39,7 @@ class AutoencoderLoss(nn.Module):
         self.vae = vae
 
     def forward(self, images: Tensor, draws: np.ndarray) -> Tensor:
-        """Scalar. images: [B, 3, 32, 32] in [-1, 1]; draws: [B, >= 1], whose first column seeds the latents' noise."""
+        """Scalar. images: [B, 3, H, W] in [-1, 1]; draws: [B, >= 1], whose first column seeds the latents' noise."""
         return autoencoder_loss(self.vae, images, generators_from(draws))
 
 
@@ -81,7 +83,7 @@ class DenoiserLoss(nn.Module):
         self.tokens_of = tokens_of
 
     def forward(self, latents: Tensor, captions: list[str], draws: np.ndarray) -> Tensor:
-        """Scalar. latents: [B, 4, 8, 8], scaled; draws: [B, >= 2], for noise and timesteps, and for caption dropout."""
+        """Scalar. latents: [B, 4, h, w], scaled; draws: [B, >= 2], for noise and timesteps, and for caption dropout."""
         kept = ["" if u < self.caption_dropout else text for u, text in zip(draws[:, 1], captions, strict=True)]
         generators, shape = generators_from(draws), latents.shape[1:]
         noise = torch.stack([torch.randn(shape, generator=own) for own in generators]).to(latents.device)

@@ -6,22 +6,23 @@ from itertools import pairwise
 from transformers import CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from .captions import TRAINED
+from . import captions, grid_captions
 
-MAX_LENGTH = 10  # tokens of a prompt, start and end included
+MAX_LENGTH = {"digits": 10, "digits-grid": 20}  # tokens of a prompt, start and end included
+CAPTIONS = {"digits": list(captions.TRAINED), "digits-grid": grid_captions.training_prompts()}
 
 
-def build_tokenizer() -> CLIPTokenizer:
+def build_tokenizer(data: str = "digits") -> CLIPTokenizer:
     """A small CLIPTokenizer: each word of the captions is one token, any other text falls into smaller pieces.
 
     The alphabet is CLIP's, all 256 bytes inside and at the end of a word, so every UTF-8 prompt has tokens.
     """
-    merges = _learned_merges(sorted({word for caption in TRAINED for word in caption.split()}))
+    merges = _learned_merges(sorted({word for caption in CAPTIONS[data] for word in caption.split()}))
     letters = list(bytes_to_unicode().values())
     pieces = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
     tokens = [*dict.fromkeys(pieces), "<|startoftext|>", "<|endoftext|>"]
     vocab = {token: index for index, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_LENGTH)  # type: ignore[arg-type]
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_LENGTH[data])  # type: ignore[arg-type]
 
 
 def _learned_merges(words: list[str]) -> list[tuple[str, str]]:

@@ -83,7 +83,7 @@ def headline(report: Report) -> list[str]:
     if best.prompt_accuracy is not None:
         compared = teacher and teacher.prompt_accuracy is not None
         beside = f" ({named(teacher.label)}: {percent(teacher.prompt_accuracy)})" if teacher and compared else ""
-        found.append(f"{percent(best.prompt_accuracy)} of its images show what the prompt asks for{beside}.")
+        found.append(f"{percent(best.prompt_accuracy)} of {report.protocol.judged} are drawn right{beside}.")
     if best.seconds_per_image and teacher and teacher.seconds_per_image:
         ratio = teacher.seconds_per_image / best.seconds_per_image
         than = f"{named(teacher.label)} at {steps(teacher.num_steps)}"

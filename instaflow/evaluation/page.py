@@ -110,7 +110,7 @@ def _header(report: Report) -> str:
             card(number(best.frechet_distance_real), f"Fréchet distance, {at}", beside)
         if best.prompt_accuracy is not None:
             beside = of_teacher(percent(teacher.prompt_accuracy)) if teacher else ""
-            card(percent(best.prompt_accuracy), "of prompts drawn right", beside)
+            card(percent(best.prompt_accuracy), f"of {report.protocol.judged} drawn right", beside)
         if best.seconds_per_image is not None:
             beside = of_teacher(duration(teacher.seconds_per_image)) if teacher else ""
             card(duration(best.seconds_per_image), "per image", beside)
@@ -153,7 +153,8 @@ def _quality(report: Report, colours: Colours) -> str:
             "reader errs on them."
         )
     plots = "".join(
-        f'<figure class="panel">{plot}</figure>' for plot in quality_plots(report.rows, report.floors, colours)
+        f'<figure class="panel">{plot}</figure>'
+        for plot in quality_plots(report.rows, report.floors, colours, card.judged)
     )
     names = list(dict.fromkeys(row.label for row in report.rows))
     best = "Marked: the best of the one-step rows." if sum(row.num_steps == 1 for row in report.rows) > 1 else ""

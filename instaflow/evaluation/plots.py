@@ -22,8 +22,12 @@ from instaflow.evaluation.wording import number, percent, steps
 Colours = dict[str, int]  # model's label -> index of the page's palette
 
 
-def quality_plots(rows: Sequence[Row], floors: Floors, colours: Colours) -> list[str]:
-    """Distances and errors against steps, and distance against time, all log-log, one line a model: lower is better."""
+def quality_plots(rows: Sequence[Row], floors: Floors, colours: Colours, judged: str = "prompts") -> list[str]:
+    """Distances and errors against steps, and distance against time, all log-log, one line a model: lower is better.
+
+    judged: what the errors are a share of.
+    """
+    wrong = f"{judged.capitalize()} not drawn right"
     real = _finite(
         (floors.real_halves, "real images, half against half"), (floors.autoencoder, "autoencoder’s round trip")
     )
@@ -37,7 +41,7 @@ def quality_plots(rows: Sequence[Row], floors: Floors, colours: Colours) -> list
     plots = [
         _quality_plot(to_real, colours, "Fréchet distance to the real images", real, count),
         _quality_plot(to_teacher, colours, "Fréchet distance to the teacher’s images", again, count),
-        _quality_plot(errors, colours, "Prompts not drawn right", _finite((error, "the reader’s own errors")), count),
+        _quality_plot(errors, colours, wrong, _finite((error, "the reader’s own errors")), count),
         _quality_plot(to_real, colours, "Fréchet distance to the real images", real, None),
     ]
     return [plot for plot in plots if plot]

@@ -170,6 +170,7 @@ class Protocol:
     reference_real: str = ""  # "all 1,797 digits of scikit-learn's copy of the UCI set"
     reference_teacher: str = ""  # "2,000 images of teacher at 25 steps, guidance 2"
     reader: str = ""  # "an SVC trained on ... reads each image"
+    judged: str = "prompts"  # what a prompt accuracy is the share of: "named cells"
     straightness: str = ""  # "256 noises, 100 Euler steps of the guided velocity"
     timing: str = ""  # "batch 100, float32, 2 CPU cores, text encoder and decoder included"
     weights: str = ""  # "EMA"

@@ -88,7 +88,7 @@ tr.one td { font-weight: 500; }
 .gallery .head { font-size: 0.72rem; line-height: 1.2; color: var(--soft); align-self: end;
   padding-bottom: 4px; overflow-wrap: anywhere; }
 .gallery .number { display: none; }
-.gallery .text { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 5; overflow: hidden; }
+.gallery .text { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 10; overflow: hidden; }
 .name span { white-space: nowrap; }
 .name, .stage b { overflow-wrap: anywhere; }
 .gallery .name { font-size: 0.9rem; line-height: 1.25; }

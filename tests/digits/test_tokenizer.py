@@ -2,7 +2,10 @@ import pytest
 from transformers import CLIPTokenizer
 
 from instaflow.digits.captions import TRAINED, UNSEEN
-from instaflow.digits.tokenizer import MAX_LENGTH, build_tokenizer
+from instaflow.digits.grid_captions import evaluation_prompts, training_prompts
+from instaflow.digits.tokenizer import build_tokenizer
+
+MAX_LENGTH = 10
 
 FOREIGN = ["", "Seven", "a  SEVEN", "naïve café", "数字の七", "seven's 77 eggs!", "\U0001f600 a\tb", "thirteenth"]
 
@@ -17,6 +20,13 @@ def test_every_word_of_a_caption_is_one_token(tokenizer):
         ids = tokenizer(caption).input_ids
         assert len(ids) == len(caption.split()) + 2 <= MAX_LENGTH
         assert tokenizer.decode(ids, skip_special_tokens=True) == caption
+
+
+def test_every_word_of_a_grid_s_caption_is_one_token():
+    tokenizer = build_tokenizer("digits-grid")
+    for caption in [*training_prompts(), *evaluation_prompts(400)]:
+        ids = tokenizer(caption).input_ids
+        assert len(ids) == len(caption.split()) + 2 <= tokenizer.model_max_length == 20
 
 
 def test_captions_have_different_tokens(tokenizer):

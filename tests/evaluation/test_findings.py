@@ -77,7 +77,7 @@ def test_the_headline_gives_the_result_its_teacher_and_the_speed():
     assert "`student`, made from the diffusion model `teacher`, draws an image in one step, at" in text
     assert "at a Fréchet distance of 0.312 from the real images; `teacher` reaches" in text
     assert "`teacher` reaches 0.271 in 25 steps and 6.41 in one step." in text
-    assert "99.2 % of its images show what the prompt asks for (`teacher`: 99.6 %)." in text
+    assert "99.2 % of prompts are drawn right (`teacher`: 99.6 %)." in text
     assert "An image takes 2.70 ms; `teacher` at 25 steps takes 25 times as long." in text
 
 
