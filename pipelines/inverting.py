@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from instaflow.couplings.generate import Made, Sampler
 from instaflow.couplings.manifest import Manifest
+from instaflow.digits.data import DigitsData
 from instaflow.digits.images import real_digits
 from instaflow.digits.stream import captions_at
 from instaflow.errors import ConfigError
@@ -26,7 +27,8 @@ INVERSION = {"class": "Inversion", "method": "heun"}
 def real_captions(data: str, count: int, seed: int, stage: str) -> Iterator[str]:
     """The captions of the first `count` images; those of the digits are drawn by the seed and the stage's name."""
     if data == DIGITS:
-        return iter(captions_at(seed, stage, 0, real_digits()[1][:count].tolist()))
+        labels = [[label] for label in real_digits()[1][:count].tolist()]
+        return iter(captions_at(seed, stage, 0, labels, DigitsData.caption_for))
     return (image.caption for image in islice(ImageFiles(data), count))
 
 
