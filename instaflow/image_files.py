@@ -6,19 +6,20 @@ Images are found by one pass that reads captions alone, and then read one by one
 import hashlib
 import io
 import json
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
-
-import numpy as np
-from PIL import Image, ImageOps
+from typing import TYPE_CHECKING, Any
 
 from instaflow.errors import ConfigError, DataError
 from instaflow.prompt_files import IMAGES, row_of, samples_of, suffix_of
 from instaflow.prompt_sources import check_text, files_of, name_of, opened
 from instaflow.stores import reach, reason_of
+
+if TYPE_CHECKING:
+    import numpy as np
 
 DIGITS = "digits"
 """The one source that is no place: the miniature's images."""
@@ -134,17 +135,16 @@ class ImageReader:
     def __init__(self, place: str, count: int) -> None:
         self._files: list[tuple[Any, str]] = []
         numbers: dict[str, int] = {}
-        spans = []
+        self._spans = array("q")
         for image in islice(ImageFiles(place), count):
             if image.path not in numbers:
                 numbers[image.path] = len(self._files)
                 self._files.append((image.system, image.path))
-            spans.append(np.array([numbers[image.path], image.start, image.size]))
-        self._spans = np.array(spans, np.int64).reshape(-1, 3)
+            self._spans.extend([numbers[image.path], image.start, image.size])
 
     def read(self, index: int) -> bytes:
         """The file that an image is. Raises DataError where its place can't be read any more."""
-        number, start, size = self._spans[index].tolist()
+        number, start, size = self._spans[3 * index : 3 * index + 3]
         system, path = self._files[number]
         try:
             content: bytes = system.cat_file(path, start=start, end=start + size)
@@ -154,11 +154,14 @@ class ImageReader:
         return content
 
 
-def pixels_of(content: bytes, size: tuple[int, int]) -> np.ndarray:
+def pixels_of(content: bytes, size: tuple[int, int]) -> "np.ndarray":
     """An image file as uint8 [H, W, 3] of `size`: its middle, as large as fits, scaled by Lanczos' filter.
 
     Raises ValueError if it can't be read.
     """
+    import numpy as np
+    from PIL import Image, ImageOps
+
     try:
         with Image.open(io.BytesIO(content), formats=["JPEG", "PNG", "WEBP"]) as image:
             whole = ImageOps.exif_transpose(image).convert("RGB")
