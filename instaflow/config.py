@@ -16,9 +16,8 @@ from pydantic import ValidationError
 from instaflow.dialect import Dumper, parse_yaml
 from instaflow.errors import ConfigError
 from instaflow.files import is_utf8
-from instaflow.image_files import DIGITS
 from instaflow.places import check_file, is_hub_name
-from instaflow.sections import Section
+from instaflow.sections import DIGITS, Section
 from instaflow.stages import KINDS, METHODS, CoupleStage, Stage
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")

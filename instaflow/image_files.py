@@ -16,13 +16,11 @@ from typing import TYPE_CHECKING, Any
 from instaflow.errors import ConfigError, DataError
 from instaflow.prompt_files import IMAGES, row_of, samples_of, suffix_of
 from instaflow.prompt_sources import check_text, files_of, name_of, opened
+from instaflow.sections import DIGITS
 from instaflow.stores import reach, reason_of
 
 if TYPE_CHECKING:
     import numpy as np
-
-DIGITS = "digits"
-"""The one source that is no place: the miniature's images."""
 
 
 @dataclass(frozen=True)

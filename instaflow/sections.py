@@ -13,6 +13,10 @@ Steps = Annotated[int, Field(ge=1, le=1000)]
 """Network steps of a sampler: a schedule has 1000 timesteps."""
 
 
+DIGITS = "digits"
+"""The one source that is no place: the miniature's images."""
+
+
 class Section(BaseModel):
     """A mapping in the file; a key it does not know is an error."""
 

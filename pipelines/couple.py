@@ -29,7 +29,7 @@ from instaflow.couplings.verify import bad_shards, verify
 from instaflow.couplings.verify_shard import Problem
 from instaflow.errors import DataError, Interrupted
 from instaflow.files import write_json
-from instaflow.image_files import DIGITS, images_exist, images_hash
+from instaflow.image_files import images_exist, images_hash
 from instaflow.interruption import Stop, listening
 from instaflow.models.device import device, set_up_cpu
 from instaflow.models.loading import load_model
@@ -40,6 +40,7 @@ from instaflow.places import is_hub_name, model_fingerprint
 from instaflow.progress import Progress
 from instaflow.prompt_sources import Prompts
 from instaflow.rundir import StageFolder, locked, read_done
+from instaflow.sections import DIGITS
 from instaflow.world import barrier, hardware, world
 from pipelines.inverting import INVERSION, inverting, real_captions, real_images
 from pipelines.keeping import announced, keep_no_prompt, keeping

@@ -14,9 +14,10 @@ from instaflow.digits.data import DigitsData
 from instaflow.digits.images import real_digits
 from instaflow.digits.stream import captions_at
 from instaflow.errors import ConfigError
-from instaflow.image_files import DIGITS, ImageFiles, ImageReader, pixels_of
+from instaflow.image_files import ImageFiles, ImageReader, pixels_of
 from instaflow.models.sampling import fetched
 from instaflow.models.text_to_image import TextToImage
+from instaflow.sections import DIGITS
 
 RealImage = Callable[[int], Tensor | None]
 """The real image of an index, [3, H, W] in [-1, 1]; None for one that can't be read."""

@@ -12,7 +12,8 @@ from instaflow.couplings.records import Kept
 from instaflow.couplings.shards import FORMAT_VERSION, ShardPlan
 from instaflow.errors import DataError
 from instaflow.files import json_text, remove_leftovers, write_new
-from instaflow.image_files import DIGITS, images_exist
+from instaflow.image_files import images_exist
+from instaflow.sections import DIGITS
 
 
 class Manifest(BaseModel):
