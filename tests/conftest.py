@@ -7,6 +7,11 @@ import pytest
 from tests.pipelines.runs import CONFIG, cut_to_a_tenth, instaflow
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Commands first: they take connections down at their end, and after that DeepSpeed can't go on in one process."""
+    items.sort(key=lambda item: item.path.name != "test_cli.py")
+
+
 @pytest.fixture(scope="session")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`instaflow run configs/digits.yaml`, from nothing to the report."""
