@@ -146,9 +146,7 @@ class CoupleStage(Stage):
 
     parent_keys: ClassVar[dict[str, str]] = {"model": "model"}
     gives: ClassVar[str] = "couplings"
-    free_keys: ClassVar[frozenset[str]] = frozenset(
-        {"prompts", "data", "output"}
-    )  # their content counts, not their place
+    free_keys: ClassVar[frozenset[str]] = frozenset({"prompts", "data", "output"})  # these count by content, not place
 
     kind: Literal["couple"]
     model: str

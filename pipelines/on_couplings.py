@@ -148,16 +148,13 @@ def prepare(stage: StageFolder, material: Material, make_loss: Callable[[View], 
     if stage.stage.negate_output_at_start:
         negate_output(model.unet)
     if check:
-        guess = "data" if stage.stage.parametrization == "rectified-diffusion" else "velocity"  # what the loss is of
-        zero = float((data - noise if guess == "velocity" else data).square().mean())
+        of_data = stage.stage.parametrization == "rectified-diffusion"  # its loss is, the others are of velocities
+        zero = float((data if of_data else data - noise).square().mean())
         new = isinstance(material.view, VelocityView) and isinstance(model.view(), EpsilonView)
         expected = "high: a teacher's network does not answer with velocities yet" if new else "falls in training"
         checks.append(StartCheck("first loss", mean_loss(loss, arguments), expected))
-        checks.append(
-            StartCheck(
-                f"loss of {'a velocity' if guess == 'velocity' else guess} of zero", zero, "a trained network is below"
-            )
-        )
+        guess = f"loss of {'data' if of_data else 'a velocity'} of zero"
+        checks.append(StartCheck(guess, zero, "a trained network is below"))
         checks.append(
             StartCheck("loss of the initial model's own velocity", exact, "where an exact reading would begin")
         )

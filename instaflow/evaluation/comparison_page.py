@@ -17,7 +17,7 @@ from instaflow.evaluation.comparison_words import (
     title,
     verdict,
 )
-from instaflow.evaluation.page import protocol_entries
+from instaflow.evaluation.page import document, protocol_entries
 from instaflow.evaluation.parts import figure, legend, pairs_list, paragraph, section, sign
 from instaflow.evaluation.plots import Colours
 from instaflow.evaluation.style import LIGHT, STYLE
@@ -62,13 +62,7 @@ def comparison_page(comparison: Comparison) -> str:
         _compared(comparison),
         _protocol(comparison),
     ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title(comparison))}</title>\n<style>\n{STYLE}{OWN_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(part for part in sections if part)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return document(title(comparison), STYLE + OWN_STYLE, sections)
 
 
 def kind_colours(comparison: Comparison) -> Colours:

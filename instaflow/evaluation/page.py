@@ -1,7 +1,7 @@
 """The report as one self-contained HTML page, in the order of its story."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -50,10 +50,15 @@ def page(report: Report) -> str:
         _cost(report, colours),
         _protocol(report),
     ]
+    return document(report.title, STYLE, sections)
+
+
+def document(title: str, style: str, sections: Sequence[str]) -> str:
+    """A whole page of its own; an empty section is left out."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(report.title)}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(section for section in sections if section)
         + "\n</main>\n</body>\n</html>\n"
     )

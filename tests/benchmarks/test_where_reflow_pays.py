@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from benchmarks.mixtures import Mixture, apart, energy_distance, even_noise
+from benchmarks.reflow_map import METHODS, verdict
 from benchmarks.small_nets import Couplings, Nets, couple, distill_error, one_hot, parts, train
 from benchmarks.where_reflow_pays import (
-    METHODS,
     RATES,
     SHAPES,
     best_rates,
@@ -16,7 +16,6 @@ from benchmarks.where_reflow_pays import (
     mixture_of,
     reference,
     settings,
-    verdict,
 )
 from tests.benchmarks.programs import run
 
