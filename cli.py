@@ -183,7 +183,10 @@ add_stage_command("evaluate", "Measure models; write report.json and report.html
     help="Rank by Fréchet distance to the real or the teacher's images, or by prompt accuracy.",
 )
 @click.option(
-    "--output", metavar="DIR", type=click.Path(path_type=Path), help="By default PARENT-report of RUN's parent."
+    "--output",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="By default beside the folder that the runs are in: runs/digits/0 goes to runs/digits-report.",
 )
 def compare(runs: tuple[Path, ...], by: str, output: Path | None) -> None:
     """Rank the models of one experiment that was run with several seeds.
