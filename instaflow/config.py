@@ -18,7 +18,7 @@ from instaflow.errors import ConfigError
 from instaflow.files import is_utf8
 from instaflow.places import check_file, is_hub_name
 from instaflow.sections import DIGITS, Section
-from instaflow.stages import KINDS, METHODS, CoupleStage, Stage
+from instaflow.stages import KINDS, METHODS, CoupleStage, DmdStage, Stage
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 RESERVED = ("evaluate", "sample")
@@ -260,9 +260,9 @@ def locate_sources(stage: Stage, folder: Path) -> Stage:
 
     The place is absolute, so that the resolved experiment means the same wherever it is saved.
     """
-    if not isinstance(stage, CoupleStage) or isinstance(stage.prompts, list):
+    if not isinstance(stage, CoupleStage | DmdStage) or isinstance(stage.prompts, list):
         return stage
-    if stage.data is not None:
+    if isinstance(stage, CoupleStage) and stage.data is not None:
         is_place = stage.data != DIGITS and "://" not in stage.data
         return stage.model_copy(update={"data": str((folder / stage.data).absolute())}) if is_place else stage
     prompts = stage.prompts

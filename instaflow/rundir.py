@@ -24,11 +24,11 @@ from instaflow.files import fingerprint_of, json_text, sha256_of, write_file, wr
 from instaflow.image_files import images_exist, images_hash
 from instaflow.places import cached_model, is_hub_name, model_fingerprint
 from instaflow.prompt_sources import content_of, exists
-from instaflow.stages import CoupleStage
+from instaflow.stages import CoupleStage, DmdStage
 from instaflow.world import ALONE, Worker
 
 FORMAT = 1
-PLACES = ("model", "init", "teacher", "couplings", "network", "weights", "decoder")
+PLACES = ("model", "init", "teacher", "couplings", "real", "network", "weights", "decoder")
 """The settings that may name a folder, a file or a hub model."""
 
 
@@ -108,7 +108,7 @@ class StageFolder:
         outside = {*self.stage.parents().values(), *files.values()} - set(self.stage_names)
         settings = without_places(self.stage.identity(), outside)  # no path is part of an identity
         identity = {"format": FORMAT, "name": self.name, "seed": self.seed, **settings}
-        if isinstance(self.stage, CoupleStage):
+        if isinstance(self.stage, CoupleStage | DmdStage):
             identity |= self.source_content()
         for key, place in files.items():
             path = Path(place)
@@ -117,8 +117,8 @@ class StageFolder:
         return identity
 
     def source_content(self) -> dict[str, str]:
-        """The content of a couple stage's prompts, or of its real images; of a done stage's that are gone nothing."""
-        prompts, data = self.stage.prompts, self.stage.data
+        """The content of a stage's prompts, or of its real images; of a done stage's that are gone nothing."""
+        prompts, data = self.stage.prompts, getattr(self.stage, "data", None)
         if data is not None:
             return {"data": images_hash(data)} if images_exist(data) or not self.is_done() else {}
         return {"prompts": content_of(prompts)} if exists(prompts) or not self.is_done() else {}

@@ -59,6 +59,49 @@ class HalvingPhase(Phase):
     """The student's, half of its teacher's."""
 
 
+class MatchingPhase(Phase):
+    """A phase of distribution matching, which may change how much the other terms count (as DMD and DMD2 did)."""
+
+    regression_weight: NonNegativeFloat | None = None
+    """By default regression.weight."""
+    gan_weight: NonNegativeFloat | None = None
+    """By default gan.weight; at 0 the discriminator rests as well."""
+
+
+class FakeScore(Section):
+    """How the score of the generator's own images is kept up to date: a diffusion model trained beside it."""
+
+    updates: PositiveInt = 1
+    """Before each update of the generator (DMD 1; DMD2 5, and 10 for Stable Diffusion)."""
+    learning_rate_scale: PositiveFloat = 1.0
+    """Its learning rate in units of the generator's, at every moment."""
+
+
+class Regression(Section):
+    """DMD's second term: from a coupled noise the generator is to make the coupled image."""
+
+    couplings: str
+    """A couple stage of the teacher, or the folder of one."""
+    weight: NonNegativeFloat = 0.25
+    loss: Literal["lpips", "l2"] = "lpips"
+    """Of decoded images, or of latents."""
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Coupled samples for each sample of the matching (DMD on LAION: a half)."""
+    matched: bool = False
+    """The coupled samples' distribution is matched as well (DMD on LAION)."""
+
+
+class Gan(Section):
+    """DMD2's third term: a discriminator on the fake score's bottleneck tells noised images from noised real ones."""
+
+    real: str
+    """A couple stage, or its folder: its images with their prompts are the real ones, its noise is not used."""
+    weight: NonNegativeFloat = 1e-3
+    """Of the generator's term."""
+    fake_weight: PositiveFloat = 1e-2
+    """Of the discriminator's own loss beside the fake score's."""
+
+
 class Perceptual(Section):
     """How it is measured how different two images look (LPIPS, arXiv 1801.03924), and what that needs."""
 

@@ -23,10 +23,13 @@ from instaflow.sections import (
     BACKBONES,
     PERCEPTUAL_LOSSES,
     EvaluatedModel,
+    FakeScore,
     FlowPhase,
     Fraction,
+    Gan,
     HalvingPhase,
     Keep,
+    MatchingPhase,
     NonNegativeFloat,
     NonNegativeInt,
     Perceptual,
@@ -35,6 +38,7 @@ from instaflow.sections import (
     PromptSource,
     RealCouplings,
     Reference,
+    Regression,
     Section,
     Steps,
     form_of_prompts,
@@ -42,6 +46,13 @@ from instaflow.sections import (
 
 Parametrization = Literal["velocity", "epsilon", "rectified-diffusion"]
 TimeDensity = Literal["uniform", "u-shaped", "logit-normal"]
+PromptsFrom = Annotated[
+    Annotated[str, Tag("str")]
+    | Annotated[list[str], Field(min_length=1), Tag("list[str]")]
+    | Annotated[PromptSource, Tag("mapping")],
+    Discriminator(form_of_prompts),
+]
+"""A list of prompts, the path of a file of them (`PromptSource.path`), or a path with its column and filters."""
 DigitsForm = Literal["digits", "digits-grid"]
 """One handwritten digit an image, or four in a square."""
 
@@ -150,16 +161,7 @@ class CoupleStage(Stage):
 
     kind: Literal["couple"]
     model: str
-    prompts: (
-        Annotated[
-            Annotated[str, Tag("str")]
-            | Annotated[list[str], Field(min_length=1), Tag("list[str]")]
-            | Annotated[PromptSource, Tag("mapping")],
-            Discriminator(form_of_prompts),
-        ]
-        | None
-    ) = None
-    """A list of prompts, the path of a file of them (`PromptSource.path`), or a path with its column and filters."""
+    prompts: PromptsFrom | None = None
     data: Annotated[str, Field(min_length=1)] | None = None
     """Real images with captions, in place of prompts: "digits", or img2dataset's layout, as .tar files (`{00..99}.tar`,
     a glob, a folder of them, s3://...) or as a folder of images, each with its .txt or .json beside it. The first
@@ -235,13 +237,12 @@ class CoupleStage(Stage):
         return self
 
 
-class CoupledStage(TrainingStage):
-    """What every stage has that trains a network on couplings."""
+class NetworkStage(TrainingStage):
+    """What every stage has that goes on training a model's network."""
 
-    parent_keys: ClassVar[dict[str, str]] = {"init": "model", "couplings": "couplings"}
+    parent_keys: ClassVar[dict[str, str]] = {"init": "model"}
 
     init: str
-    couplings: str
     gradient_checkpointing: bool = False
     """Compute a block's activations once more on the way back, in place of keeping them: less memory, more time."""
     loader_workers: NonNegativeInt = 4
@@ -250,10 +251,18 @@ class CoupledStage(TrainingStage):
     """Compile the network (torch.compile): minutes for each micro batch size, and on a CPU with a C++ compiler."""
 
     @model_validator(mode="after")
-    def whole_graph(self) -> "CoupledStage":
+    def whole_graph(self) -> "NetworkStage":
         if self.compile and self.zero_stage == 3:
             raise ValueError("compile goes with zero_stage 0, 1 or 2: stage 3 gathers weights amid the network's graph")
         return self
+
+
+class CoupledStage(NetworkStage):
+    """What every stage has that trains a network on couplings."""
+
+    parent_keys: ClassVar[dict[str, str]] = {"init": "model", "couplings": "couplings"}
+
+    couplings: str
 
 
 class FlowStage(CoupledStage):
@@ -282,18 +291,13 @@ class FlowStage(CoupledStage):
         return "velocity" if self.parametrization == "velocity" else "epsilon"
 
     def parents(self) -> dict[str, str]:
-        parents = {"init": self.init, "couplings": self.couplings}
-        if self.perceptual and self.perceptual.network not in BACKBONES:
-            parents["perceptual.network"] = self.perceptual.network
-        return parents
+        return {"init": self.init, "couplings": self.couplings, **perceptual_parent(self.perceptual)}
 
     def files(self) -> dict[str, str]:
-        named = {key: getattr(self.perceptual, key, None) for key in ("weights", "decoder")}
-        return {f"perceptual.{key}": path for key, path in named.items() if path}
+        return perceptual_files(self.perceptual)
 
     def packages(self) -> dict[str, str]:
-        network = self.perceptual.network if self.perceptual else None
-        return super().packages() | ({"lpips": f"perceptual.network: {network}"} if network in BACKBONES else {})
+        return super().packages() | perceptual_package(self.perceptual)
 
     @model_validator(mode="after")
     def perceptual_goes_with_a_loss(self) -> "FlowStage":
@@ -388,6 +392,104 @@ class ProgressiveStage(CoupledStage):
         return self
 
 
+class DmdStage(NetworkStage):
+    """Matches a generator's distribution with its teacher's: DMD (arXiv 2311.18828) and DMD2 (arXiv 2405.14867).
+
+    The generator is a copy of `init` that makes an image in one step or few. Noised again, its images are judged by two
+    diffusion models: `teacher`, frozen, and a copy of it that is trained on the generator's images all along.
+    """
+
+    parent_keys: ClassVar[dict[str, str]] = NetworkStage.parent_keys | {
+        "teacher": "model",
+        "regression.couplings": "couplings",
+        "gan.real": "couplings",
+        "perceptual.network": "perceptual network",
+    }
+    free_keys: ClassVar[frozenset[str]] = TrainingStage.free_keys | {"preview", "prompts"}
+
+    kind: Literal["distill"]
+    method: Literal["dmd"]
+    phases: Annotated[list[MatchingPhase], Field(min_length=1)]
+    teacher: str
+    """The real score: a diffusion, or a flow."""
+    prompts: PromptsFrom
+    """What the generator is asked for, each as often as any other."""
+    guidance_scale: NonNegativeFloat
+    """Of the real score; the generator takes it over, and is sampled without. 1 or less: none."""
+    num_steps: Annotated[int, Field(ge=1, le=100)] = 1
+    """The generator's: 1, or DMD2's 4, between which noise is added anew."""
+    noise_range: tuple[Fraction, Fraction] = (0.02, 0.98)
+    """The part of the noise schedule, 0 at the data, in which the two scores are compared."""
+    fake: FakeScore = FakeScore()
+    regression: Regression | None = None
+    gan: Gan | None = None
+    perceptual: Perceptual | None = None
+    """For a regression by lpips."""
+    preview: Preview | None = None
+    """What the moving average draws on the way from the regression's couplings; null for none."""
+
+    @property
+    def sections(self) -> dict[str, str]:
+        """The sections' parents, by the place of each."""
+        pairs = {"regression.couplings": self.regression.couplings} if self.regression else {}
+        return pairs | ({"gan.real": self.gan.real} if self.gan else {})
+
+    def parents(self) -> dict[str, str]:
+        return {"init": self.init, "teacher": self.teacher, **self.sections, **perceptual_parent(self.perceptual)}
+
+    def files(self) -> dict[str, str]:
+        return perceptual_files(self.perceptual)
+
+    def packages(self) -> dict[str, str]:
+        return super().packages() | perceptual_package(self.perceptual)
+
+    @field_validator("noise_range", mode="before")
+    @classmethod
+    def pair(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value  # as YAML has it
+
+    @model_validator(mode="after")
+    def parts_go_together(self) -> "DmdStage":
+        low, high = self.noise_range
+        if low >= high:
+            raise ValueError(f"noise_range: {low:g} is not below {high:g}")
+        if self.zero_stage == 3:
+            raise ValueError("zero_stage: method dmd goes with 0, 1 or 2, for each of its networks asks the other one")
+        if 1000 % self.num_steps:
+            raise ValueError(
+                f"num_steps: {self.num_steps} does not divide a schedule's 1000 timesteps; choose 1, 2 or 4"
+            )
+        if self.regression and self.num_steps > 1:
+            raise ValueError("regression goes with num_steps: 1, for a coupled noise says nothing of the noise between")
+        by_lpips = self.regression is not None and self.regression.loss == "lpips"
+        if by_lpips and self.perceptual is None:
+            raise ValueError("regression.loss: lpips needs a section 'perceptual' that says by which network")
+        if self.perceptual and not by_lpips:
+            raise ValueError("perceptual goes with regression.loss: lpips")
+        if self.preview and not self.regression:
+            raise ValueError("preview goes with a regression, whose couplings it draws")
+        for key, section in (("regression_weight", self.regression), ("gan_weight", self.gan)):
+            if section is None and any(getattr(phase, key) is not None for phase in self.phases):
+                raise ValueError(f"phases: {key} goes with a section '{key.removesuffix('_weight')}'")
+        return self
+
+
+def perceptual_parent(perceptual: Perceptual | None) -> dict[str, str]:
+    """The stage or folder of a network of one's own that a loss measures by."""
+    network = perceptual.network if perceptual else None
+    return {"perceptual.network": network} if network and network not in BACKBONES else {}
+
+
+def perceptual_files(perceptual: Perceptual | None) -> dict[str, str]:
+    named = {key: getattr(perceptual, key, None) for key in ("weights", "decoder")}
+    return {f"perceptual.{key}": path for key, path in named.items() if path}
+
+
+def perceptual_package(perceptual: Perceptual | None) -> dict[str, str]:
+    network = perceptual.network if perceptual else None
+    return {"lpips": f"perceptual.network: {network}"} if network in BACKBONES else {}
+
+
 class EvaluateStage(Stage):
     """Measures models by one protocol and writes report.json and report.html."""
 
@@ -423,5 +525,5 @@ KINDS: dict[str, type[Stage]] = {
     "distill": DistillStage,
     "evaluate": EvaluateStage,
 }
-METHODS: dict[str, type[Stage]] = {"instaflow": DistillStage, "progressive": ProgressiveStage}
+METHODS: dict[str, type[Stage]] = {"instaflow": DistillStage, "progressive": ProgressiveStage, "dmd": DmdStage}
 """The schemas of a distill stage, by its method."""

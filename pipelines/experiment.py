@@ -13,7 +13,7 @@ from instaflow.interruption import Stop
 from instaflow.places import check_network, check_perceptual, find_model
 from instaflow.rundir import StageFolder, locked, stage_folders
 from instaflow.sections import BACKBONES, share_of
-from instaflow.stages import CoupleStage, FlowStage, ProgressiveStage, Stage, TrainingStage
+from instaflow.stages import CoupleStage, DmdStage, FlowStage, ProgressiveStage, Stage, TrainingStage
 from instaflow.stores import Store
 from instaflow.world import ALONE, Worker
 
@@ -22,7 +22,7 @@ def run_all(experiment: Experiment, stop: Stop) -> None:
     """Run every stage that is not done, in order. Raises Interrupted when told to stop, as all of these do."""
     stages = stage_folders(experiment)
     check_inputs(stages)
-    if any(isinstance(stage, FlowStage) and stage.perceptual for stage in experiment.stages.values()):
+    if any(isinstance(stage, FlowStage | DmdStage) and stage.perceptual for stage in experiment.stages.values()):
         from pipelines.plan import check_crops
 
         check_crops(experiment)
@@ -37,7 +37,7 @@ def run_all(experiment: Experiment, stop: Stop) -> None:
             say(f"The report: {stage.folder / 'report.html'}")
     for stage in list(stages.values())[::-1]:
         if stage.stage.kind == "distill":
-            count = stage.stage.phases[-1].num_steps if isinstance(stage.stage, ProgressiveStage) else 1
+            count = num_steps_of(stage.stage)
             said = "one step" if count == 1 else f"{count} steps"
             say(f'Images in {said}: instaflow sample {shlex.quote(str(stage.model))} --prompt "..."')
             break
@@ -95,11 +95,11 @@ def check_inputs(stages: dict[str, StageFolder]) -> None:
     for name, stage in stages.items():
         if stage.is_done():
             continue
-        if isinstance(stage.stage, CoupleStage):
+        if isinstance(stage.stage, CoupleStage | DmdStage):
             look_at_source(stage)
-            if stage.stage.output:
-                Store(stage.stage.output).sizes("")
-        if isinstance(stage.stage, FlowStage) and (perceptual := stage.stage.perceptual):
+        if isinstance(stage.stage, CoupleStage) and stage.stage.output:
+            Store(stage.stage.output).sizes("")
+        if isinstance(stage.stage, FlowStage | DmdStage) and (perceptual := stage.stage.perceptual):
             check_perceptual(perceptual)
             if perceptual.network not in {*BACKBONES, *stage.stage_names}:
                 check_network(Path(perceptual.network))
@@ -118,7 +118,7 @@ def check_inputs(stages: dict[str, StageFolder]) -> None:
 
 
 def look_at_source(stage: StageFolder) -> None:
-    """Read a couple stage's prompts to their end, unless it keeps its copy of them, and say which are left out.
+    """Read a stage's prompts to their end, unless it keeps its copy of them, and say which are left out.
 
     Of real images so the captions.
     """
@@ -126,7 +126,7 @@ def look_at_source(stage: StageFolder) -> None:
 
     if (stage.folder / "prompts.json").exists():
         return
-    if stage.stage.data:
+    if isinstance(stage.stage, CoupleStage) and stage.stage.data:
         from pipelines.inverting import check_data
 
         if told := check_data(stage.stage.data, stage.stage.count, stage.name):
@@ -182,6 +182,13 @@ def module_of(stage: Stage) -> str:
     method: str | None = getattr(stage, "method", None)
     kind: str = stage.kind  # type: ignore[attr-defined]
     return kind if method in (None, "instaflow") else method
+
+
+def num_steps_of(stage: Stage) -> int:
+    """The steps of a distill stage's student."""
+    if isinstance(stage, ProgressiveStage):
+        return stage.phases[-1].num_steps
+    return stage.num_steps if isinstance(stage, DmdStage) else 1
 
 
 def work(module: object, stage: StageFolder, stop: Stop) -> None:

@@ -249,20 +249,32 @@ def save_both(
     model = material.model
     entry = {"stage": stage.name, "kind": stage.stage.kind, "summary": summary, "samples_seen": trained.samples_seen}
     couple_model = Path(stage.locate(stage.stage.couplings)).absolute() / material.couplings.manifest.model
-    before = model.settings.lineage
     made_by = read_settings(couple_model).lineage if couple_model.is_dir() else []
     sources = [material.couplings, *([material.mixture.real] if material.mixture else [])]
+    settings = replace(settings, lineage=lineage_of(model.settings.lineage, made_by, sources, entry))
+    return write_both(stage, model, trained, settings, flow_scheduler(settings.parametrization, model.scheduler))
+
+
+def lineage_of(
+    before: list[dict[str, Any]], more: list[dict[str, Any]], sources: list[Couplings], entry: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """The stages from the teacher to a model: its `init`'s, those of what else it learned from, couplings, its own."""
     coupled = [couple_entry(source.manifest) for source in sources]
-    lineage = [*before, *(item for item in made_by if item not in before), *coupled, entry]
+    return [*before, *(item for item in more if item not in before), *coupled, entry]
+
+
+def write_both(
+    stage: StageFolder, model: TextToImage, trained: Trained, settings: ModelSettings, scheduler: Any
+) -> Callable[[], str]:
+    """The leader's: model/ and model-raw/ of what was trained, with the sampler that they carry."""
     if world().leads:
-        scheduler = flow_scheduler(settings.parametrization, model.scheduler)
         for name, weights in (("model-raw", trained.raw), ("model", trained.ema)):
             model.unet.load_state_dict({key.removeprefix("unet."): value for key, value in weights.items()})
             save_model(
                 stage.folder / name,
                 **model.parts,
                 scheduler=scheduler,
-                settings=replace(settings, weights="ema" if name == "model" else "raw", lineage=lineage),
+                settings=replace(settings, weights="ema" if name == "model" else "raw"),
             )
     return lambda: fingerprint_of(stage.model)
 

@@ -1,6 +1,7 @@
 """What an experiment will cost, stage by stage, before any of it runs: no weights are read, and no network is asked."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -23,11 +24,12 @@ from instaflow.models.architecture import Architecture
 from instaflow.models.families import SD1, architecture_of
 from instaflow.sections import PERCEPTUAL_LOSSES, FlowPhase, Phase, check_crop, share_of
 from instaflow.stages import (
-    CoupledStage,
     CoupleStage,
     DistillStage,
+    DmdStage,
     EvaluateStage,
     FlowStage,
+    NetworkStage,
     ProgressiveStage,
     ReflowStage,
     TeacherStage,
@@ -69,7 +71,7 @@ class Plan:
         """What a stage's model, or one that was made elsewhere, is made of. Raises DataError."""
         stage = self.stages.get(place)
         if place not in self.found:
-            if isinstance(stage, CoupledStage):
+            if isinstance(stage, NetworkStage):
                 init = self.architecture(stage.init)
                 self.found[place] = init.stacked() if isinstance(stage, FlowStage) and stage.stacked else init
             elif isinstance(stage, TeacherStage):
@@ -83,12 +85,12 @@ class Plan:
         stage = self.stages.get(place)
         if isinstance(stage, TeacherStage | ReflowStage):
             return stage.guidance_scale
-        one = isinstance(stage, DistillStage | ProgressiveStage)
+        one = isinstance(stage, DistillStage | ProgressiveStage | DmdStage)
         return 1.0 if one else self.architecture(place).settings.guidance_scale
 
     def is_flow(self, place: str) -> bool:
         stage = self.stages.get(place)
-        return isinstance(stage, CoupledStage) or (
+        return isinstance(stage, NetworkStage) or (
             stage is None and self.architecture(place).settings.kind != "teacher"
         )
 
@@ -102,6 +104,8 @@ class Plan:
             return self.flow(name, stage)
         if isinstance(stage, ProgressiveStage):
             return self.progressive(name, stage)
+        if isinstance(stage, DmdStage):
+            return self.dmd(name, stage)
         return self.evaluate(name, stage)
 
     def couple(self, name: str, stage: CoupleStage) -> Cost:
@@ -205,6 +209,54 @@ class Plan:
                 activations=max(training, model.sampling_memory(teaching, torch.float32)),
                 gpus=self.gpus,
             ),
+            half=bfloat16,
+        )
+
+    def dmd(self, name: str, stage: DmdStage) -> Cost:
+        """Generator and fake score, trained in turns beside a frozen teacher.
+
+        The discriminator's passes count as whole ones, though they leave the network in its middle.
+        """
+        model, teacher = self.architecture(name), self.architecture(stage.teacher)
+        flops, parameters, bfloat16 = model.flops(), model.parameters(), stage.mixed_precision is not None
+        judge, judge_parameters = teacher.flops()["unet"], teacher.parameters()["unet"]
+        samples, trained = samples_of(stage.phases), parameters["unet"]
+        passes = 1 + BACKWARD + stage.gradient_checkpointing
+        branches = 2 if stage.guidance_scale > 1 else 1
+        share = stage.regression.share if stage.regression else 0.0
+        matched = 1 + share if stage.regression and stage.regression.matched else 1
+        before = (stage.num_steps - 1) / 2  # steps on the way to the one that is trained
+        generator = (passes * (1 + share) + before) * flops["unet"] + matched * (branches + 1) * judge
+        fake = (1 + before) * flops["unet"] + passes * judge
+        if stage.gan:
+            generator, fake = generator + passes * judge, fake + passes * judge
+        micro = largest_share(stage.phases, stage, self.gpus, f"stages.{name}.phases")
+        activations = model.training_memory(
+            round(micro * (1 + share)), bfloat16=bfloat16, checkpointing=stage.gradient_checkpointing
+        ) + teacher.sampling_memory(branches * micro, torch.float32)
+        if stage.perceptual and not stage.perceptual.decoder:
+            crop, sides = stage.perceptual.crop, model.latent_shape[1:]
+            part = share * (crop**2 / (sides[0] * sides[1]) if crop else 1.0)
+            generator += (DECODINGS + stage.gradient_checkpointing) * part * flops["decode"]
+            activations += model.perceptual_memory(
+                max(1, round(micro * share)), bfloat16=bfloat16, checkpointing=stage.gradient_checkpointing, crop=crop
+            )
+        both = trained + judge_parameters
+        memory = training_memory(
+            stage,
+            both,
+            frozen=judge_parameters + parameters["vae"] + parameters["text"],
+            activations=activations,
+            gpus=self.gpus,
+        )
+        return Cost(
+            name=name,
+            kind="distill",
+            samples=samples,
+            flops=round(samples * (generator + stage.fake.updates * fake + (2 + stage.fake.updates) * flops["text"])),
+            disk=2 * model_bytes(parameters) + num_checkpoints(stage, stage.phases) * checkpoint_bytes(stage, both),
+            while_saving=checkpoint_bytes(stage, both),
+            memory=replace(memory, buckets=2 * memory.buckets),  # each network has its own
             half=bfloat16,
         )
 
@@ -326,7 +378,7 @@ def check_crops(experiment: Experiment) -> None:
     """Raises ConfigError where a stage compares squares that are larger than its latents."""
     plan = Plan(experiment, gpus=1)
     for name, stage in experiment.stages.items():
-        if isinstance(stage, FlowStage) and stage.perceptual:
+        if isinstance(stage, FlowStage | DmdStage) and stage.perceptual:
             check_crop(stage.perceptual, min(plan.architecture(name).latent_shape[1:]), name)
 
 

@@ -21,7 +21,7 @@ from instaflow.models.tiny import write_tiny
 from instaflow.prompt_sources import choice_of, exists
 from instaflow.rundir import read_done, stage_folders
 from instaflow.sections import DIGITS, share_of
-from instaflow.stages import CoupleStage, EvaluateStage, FlowStage, Stage, TrainingStage
+from instaflow.stages import CoupleStage, DmdStage, EvaluateStage, FlowStage, Stage, TrainingStage
 from instaflow.training.perceptual import write_tiny_network
 from instaflow.world import barrier, world
 from pipelines.experiment import check_inputs, run_stage, say
@@ -149,13 +149,17 @@ def rehearsal_of(experiment: Experiment, folder: Path) -> Rehearsal:
                 made.changes.append(f"{name}: couplings of a tiny model in place of '{place}'")
             else:
                 put(settings, key, made.swap(place, folder))
-        if isinstance(stage, FlowStage) and stage.perceptual and stage.perceptual.network not in experiment.stages:
+        if (
+            isinstance(stage, FlowStage | DmdStage)
+            and stage.perceptual
+            and stage.perceptual.network not in experiment.stages
+        ):
             settings["perceptual"] = {"network": str(folder / ".tiny" / PERCEPTUAL)}
             made.perceptual = True
             made.changes.append(f"{name}: a tiny random perceptual network in place of '{stage.perceptual.network}'")
         if isinstance(stage, EvaluateStage) and stage.reference.model in made.models:
             settings["reference"]["model"] = str(made.models[stage.reference.model])
-        prompts = stage.prompts if isinstance(stage, CoupleStage) else None
+        prompts = stage.prompts if isinstance(stage, CoupleStage | DmdStage) else None
         if prompts is not None and not isinstance(prompts, list) and not exists(prompts):
             made.changes.append(f"{name}: made-up captions, for '{choice_of(prompts).path}' is not here")
             settings["prompts"] = CAPTIONS

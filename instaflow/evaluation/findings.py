@@ -185,6 +185,16 @@ def progressive(report: Report) -> list[str]:
     return _against(report, "progressive", verdicts)
 
 
+def dmd(report: Report) -> list[str]:
+    """The student against distribution matching distillation, at one step."""
+    verdicts = (
+        "so here training on couplings alone leads further.",
+        "so here both roads lead as far.",
+        "so here matching distributions leads further.",
+    )
+    return _against(report, "dmd", verdicts)
+
+
 def _against(report: Report, kind: str, follows: tuple[str, str, str]) -> list[str]:
     """The student against another model of one step; `follows` from it being the nearer, a tie, and the further."""
     student, other, found = one_step(report, "student"), one_step(report, kind), []

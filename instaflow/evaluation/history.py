@@ -15,7 +15,9 @@ def stages_so_far(stage: StageFolder) -> list[Stage]:
         if name != stage.name and (folder / "done.json").is_file():
             record = json.loads((folder / "stage.json").read_text())
             settings = record["settings"]
-            parents = [settings[key] for key in ("model", "init", "couplings") if settings.get(key)]
+            parents = [settings[key] for key in ("model", "init", "teacher", "couplings") if settings.get(key)]
+            sections = (("regression", "couplings"), ("gan", "real"))
+            parents += [settings[section][key] for section, key in sections if settings.get(section)]
             done.append(
                 Stage(
                     name=name,
@@ -42,6 +44,10 @@ def description(settings: dict[str, Any]) -> str:
         taken = f"{' to '.join(dict.fromkeys(counts))} step{'' if counts[0] == '1' else 's'}"
         guidance = f", guidance {settings['guidance_scale']:g}" if settings["guidance_scale"] > 1 else ""
         return f"progressive distillation from {settings['init']}, {taken}{guidance}"
+    if settings.get("method") == "dmd":
+        terms = [word for word, key in (("regression", "regression"), ("GAN", "gan")) if settings.get(key)]
+        with_terms = f", with {' and '.join(terms)}" if terms else ""
+        return f"{settings['init']}, its images distributed as those of {settings['teacher']}{with_terms}"
     if settings["kind"] == "distill":
         return f"one-step student from {settings['init']}, on {settings['couplings']}"
     return "autoencoder, text encoder and U-Net, on real images"

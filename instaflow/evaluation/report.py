@@ -18,8 +18,8 @@ class Row:
     """One model at one number of steps.
 
     kind: "teacher", "flow" (after reflow), "student" (distilled after reflow), "direct" (distilled from the teacher
-    without reflow, the control), "progressive" (its steps halved, another control) or any other word, which is shown
-    as it is; `model_kind` derives it from the stages.
+    without reflow, the control), "progressive" (its steps halved, another control), "dmd" (distributions matched) or
+    any other word, which is shown as it is; `model_kind` derives it from the stages.
     frechet_distance_teacher is None for the reference itself: the teacher row all others are measured against.
     prompt_accuracy_unseen is that of the caption template that no training stage saw.
     straightness: S(Z) = ∫ E||(Z1 - Z0) - v(Z_t, t)||² dt; straightness_relative is S(Z) / E||Z1 - Z0||².

@@ -85,6 +85,14 @@ def contributions(report: Report, colours: Colours) -> str:
             "is the next one’s teacher; so the steps are halved again and again, down to a single one.",
             findings.progressive(report),
         ),
+        (
+            "dmd",
+            "Another road: distribution matching",
+            "No image is prescribed to any noise. Two diffusion models look at the student’s images, noised again: the "
+            "teacher, which knows what images should be like, and a copy of it that is kept learning what the "
+            "student’s are like. Where they disagree, the student’s image is moved the teacher’s way.",
+            findings.dmd(report),
+        ),
     ]
     kinds = {row.kind for row in report.rows} | ({"couple"} if couplings else set())
     slots = {kind: colours[findings.rows_of(report, kind)[0].label] for kind in kinds - {"couple"}}

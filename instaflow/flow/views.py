@@ -53,6 +53,22 @@ class VelocityView:
         """Data after one step from noise, given the output there: noise - 0.999 output, as the scheduler has it."""
         return noise - (NUM_TIMESTEPS - 1) / NUM_TIMESTEPS * output
 
+    def timestep(self, share: Tensor) -> Tensor:
+        """The timestep at a share in [0, 1) of the noise schedule, which rises from data to noise."""
+        return NUM_TIMESTEPS * share
+
+    def noised(self, noise: Tensor, data: Tensor, timestep: Tensor) -> Tensor:
+        """The network's input at a timestep of noise and data that need not be coupled."""
+        return interpolate(noise, data, 1 - timestep.to(data.dtype) / NUM_TIMESTEPS)
+
+    def predicted_data(self, x: Tensor, timestep: Tensor, output: Tensor) -> Tensor:
+        """The data that the network's output stands for: x - (1 - t) output."""
+        return x - (timestep / NUM_TIMESTEPS).view(-1, 1, 1, 1) * output
+
+    def target(self, noise: Tensor, data: Tensor, timestep: Tensor) -> Tensor:
+        """The output that would be right: the network's own training is the mean squared error to it."""
+        return noise - data
+
     def state(self, x: Tensor, timestep: Tensor) -> Tensor:
         """The flow's point z that the network's input x is."""
         return x
@@ -123,11 +139,31 @@ class EpsilonView:
     def one_step(self, noise: Tensor, output: Tensor) -> Tensor:
         """Data after one step from noise, given the output there: the data that it predicts at the last timestep."""
         last = torch.full((len(noise),), NUM_TIMESTEPS - 1, device=noise.device)
-        noise, output = widened(noise), widened(output)
+        return self.predicted_data(noise, last, output)
+
+    def timestep(self, share: Tensor) -> Tensor:
+        """The timestep at a share in [0, 1) of the noise schedule, which rises from data to noise."""
+        return (share * NUM_TIMESTEPS).long()
+
+    def noised(self, noise: Tensor, data: Tensor, timestep: Tensor) -> Tensor:
+        """The network's input at a timestep of noise and data that need not be coupled: α data + σ noise."""
+        alpha, sigma = self.alpha_sigma(timestep)
+        return alpha * data + sigma * noise
+
+    def predicted_data(self, x: Tensor, timestep: Tensor, output: Tensor) -> Tensor:
+        """The data that the network's output stands for, in float32 or better."""
+        x, output = widened(x), widened(output)
         if self.prediction_type == "sample":
             return output
         to_data = epsilon_to_data if self.prediction_type == "epsilon" else v_prediction_to_data
-        return to_data(noise, output, *self.alpha_sigma(last))
+        return to_data(x, output, *self.alpha_sigma(timestep))
+
+    def target(self, noise: Tensor, data: Tensor, timestep: Tensor) -> Tensor:
+        """The output that would be right: the network's own training is the mean squared error to it."""
+        if self.prediction_type == "sample":
+            return data
+        alpha, sigma = self.alpha_sigma(timestep)
+        return noise if self.prediction_type == "epsilon" else alpha * noise - sigma * data
 
     def state(self, x: Tensor, timestep: Tensor) -> Tensor:
         """The flow's point z that the network's input x is."""

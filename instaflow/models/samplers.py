@@ -7,6 +7,7 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     HeunDiscreteScheduler,
+    LCMScheduler,
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
@@ -59,6 +60,11 @@ def coupling_scheduler(model: Any, sampler: str | None = None, timestep_spacing:
             raise ConfigError(
                 f"'timestep_spacing' does nothing for a velocity flow such as '{model.name}'", "Leave it out"
             )
+        if isinstance(model.scheduler, LCMScheduler):
+            raise ConfigError(
+                f"'{model.name}' draws noise between its steps, and a coupling must follow from its first noise alone",
+                "Couple its teacher, or a student of one step",
+            )
         return model.scheduler
     if sampler == "euler":
         raise ConfigError(
@@ -104,4 +110,15 @@ def flow_scheduler(parametrization: str, teacher: Any) -> Any:
         set_alpha_to_one=True,
         clip_sample=False,
         thresholding=False,
+    )
+
+
+def few_step_scheduler(teacher: Any, num_steps: int) -> Any:
+    """The stock scheduler of a diffusion's student that adds noise anew between its steps (DMD2).
+
+    Its timesteps are 1000 k / `num_steps` - 1: 999, 749, 499, 249 for four.
+    """
+    kept = {key: teacher.config[key] for key in KEPT if key in teacher.config}
+    return LCMScheduler.from_config(
+        kept | {"original_inference_steps": num_steps, "set_alpha_to_one": True, "clip_sample": False}
     )

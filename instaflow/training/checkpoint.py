@@ -1,6 +1,7 @@
 """Checkpoints of a training stage: safetensors and JSON, complete or absent, one form for any number of processes.
 
 CHECKPOINTS/000064000/{model,ema,optimizer}.safetensors and state.json; the folder's name is the number of samples seen.
+A second network that is trained beside the first has critic-model, critic-ema and critic-optimizer.
 """
 
 import json
@@ -17,6 +18,8 @@ from torch import Tensor
 from instaflow.errors import DataError
 from instaflow.files import replace_folder, write_json
 
+PARTS = ("model", "ema", "optimizer")
+CRITIC = tuple(f"critic-{part}" for part in PARTS)
 DIGITS = "[0-9]" * 12
 """A checkpoint's name, as a glob; a folder of another name is the user's own."""
 
@@ -53,6 +56,8 @@ class Checkpoint:
     state: dict[str, Any]
     """samples_seen and whatever else the loop counts."""
     folder: Path
+    critic: tuple[Mapping[str, Tensor], ...] = ()
+    """Model, average and optimizer of a second network, where there is one."""
 
 
 def save_checkpoint(
@@ -65,7 +70,7 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint and drop all but the last `keep`, and the first at or past each `keep_every` samples.
 
-    `parts`: name and entries of "model", "ema" and "optimizer", gone through in this order; memory holds one at a time.
+    `parts`: name and entries of PARTS, and perhaps of CRITIC, gone through in this order; memory holds one at a time.
     Returns its folder.
     """
     final = folder / f"{state['samples_seen']:012d}"
@@ -100,15 +105,16 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
         return None
     newest = found[-1]
     try:
-        return Checkpoint(
-            load_file(newest / "model.safetensors"),
-            OneByOne(newest / "ema.safetensors"),
-            OneByOne(newest / "optimizer.safetensors"),
-            json.loads((newest / "state.json").read_text()),
-            newest,
-        )
+        state = json.loads((newest / "state.json").read_text())
+        found_critic = read_parts(newest, CRITIC) if any(newest.glob("critic-*")) else ()
+        return Checkpoint(*read_parts(newest, PARTS), state, newest, found_critic)
     except Exception as error:  # safetensors raises its own kinds
         raise damaged(newest, str(error)) from error
+
+
+def read_parts(folder: Path, parts: tuple[str, ...]) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], OneByOne]:
+    model, ema, optimizer = (folder / f"{part}.safetensors" for part in parts)
+    return load_file(model), OneByOne(ema), OneByOne(optimizer)
 
 
 def damaged(folder: Path, why: str) -> DataError:

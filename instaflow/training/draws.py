@@ -4,8 +4,8 @@ import numpy as np
 
 from instaflow.streams import random_stream, stream_key
 
-TIME, DROPOUT, CROP = 0, 1, slice(2, 4)
-COLUMNS = 4
+TIME, DROPOUT, CROP, PROMPT, STEP = 0, 1, slice(2, 4), 4, 5
+COLUMNS = 6
 
 
 def draws(seed: int, name: str, position: int, size: int) -> np.ndarray:
@@ -15,4 +15,5 @@ def draws(seed: int, name: str, position: int, size: int) -> np.ndarray:
     """
     first = random_stream(stream_key("draws", seed, name), position).random_sample((size, 2))
     crops = random_stream(stream_key("crops", seed, name), position).random_sample((size, 2))
-    return np.concatenate([first, crops], axis=1)
+    choices = random_stream(stream_key("choices", seed, name), position).random_sample((size, 2))
+    return np.concatenate([first, crops, choices], axis=1)

@@ -126,6 +126,10 @@ class Engine:
         """The module's parameters, perhaps shards, and buffers, as its state dict names them."""
         return self.module.state_dict(keep_vars=True)
 
+    def parts(self) -> tuple[Iterator[tuple[str, Tensor]], ...]:
+        """All that a checkpoint keeps: weights, their average, the optimizer's state."""
+        return self.weights(), self.averages(), self.optimizer_state()
+
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The module's state dict, whole and in float32, one entry after the other."""
         for name, value in self.tensors().items():

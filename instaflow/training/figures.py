@@ -3,6 +3,7 @@
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,23 +31,52 @@ class LossByTime:
 
     def total(self) -> Tensor:
         """The sums of all processes [2, BINS]. They must all ask together."""
-        sums = self.sums.to("cpu", copy=True)
-        if world().size > 1:
-            dist.all_reduce(sums)
-        return sums
+        return total_of(self.sums)
+
+
+class Means:
+    """Named figures of the micro batches, whose means a line tells."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+        self.sums = torch.zeros(2, len(names), dtype=torch.float64)
+        """Of the figures, and their number."""
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Take in a micro batch's, a scalar."""
+        self.sums = self.sums.to(value.device)
+        place = self.names.index(name)
+        self.sums[0, place] += value.detach().double()
+        self.sums[1, place] += 1
+
+    def total(self) -> Tensor:
+        """The sums of all processes [2, number of names]. They must all ask together."""
+        return total_of(self.sums)
+
+
+def total_of(sums: Tensor) -> Tensor:
+    """The sums of all processes, on the CPU."""
+    sums = sums.to("cpu", copy=True)
+    if world().size > 1:
+        dist.all_reduce(sums)
+    return sums
 
 
 class Figures:
-    """The mean loss since the last line, as a whole and by time; a stop loses none of it."""
+    """The mean loss since the last line, as a whole and by time, with other means; a stop loses none of it."""
 
-    def __init__(self, by_time: LossByTime | None, saved: dict[str, Any] | None) -> None:
-        self.by_time = by_time
+    def __init__(self, by_time: LossByTime | None, saved: dict[str, Any] | None, means: Sequence[Means] = ()) -> None:
+        self.by_time, self.means = by_time, means
         self.loss_sum: float = saved["loss_sum"] if saved else 0.0
         self.loss_count: int = saved["loss_count"] if saved else 0
         if by_time:
             by_time.sums = torch.zeros(2, BINS, dtype=torch.float64)
             if saved and world().leads:  # who has them for all
                 by_time.sums += torch.tensor(saved["loss_by_time"], dtype=torch.float64)
+        for place, named in enumerate(means):
+            named.sums = torch.zeros_like(named.sums)
+            if saved and world().leads:
+                named.sums += torch.tensor(saved["means"][place], dtype=torch.float64).to(named.sums.device)
         self.since, self.samples = time.monotonic(), 0  # of this process
 
     @property
@@ -60,6 +90,8 @@ class Figures:
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, the same on all processes, which must ask together."""
         kept: dict[str, Any] = {"loss_sum": self.loss_sum, "loss_count": self.loss_count}
+        if self.means:
+            kept["means"] = [means.total().tolist() for means in self.means]
         return kept | ({"loss_by_time": self.by_time.total().tolist()} if self.by_time else {})
 
     def take(self) -> dict[str, Any]:
@@ -74,6 +106,13 @@ class Figures:
             sums, counts = self.by_time.total().tolist()
             line["loss_by_time"] = [total / count if count else None for total, count in zip(sums, counts, strict=True)]
             self.by_time.sums.zero_()
+        for means in self.means:
+            sums, counts = means.total().tolist()
+            line |= {
+                name: total / count if count else None
+                for name, total, count in zip(means.names, sums, counts, strict=True)
+            }
+            means.sums.zero_()
         line["samples_per_second"] = round(self.samples / max(now - self.since, 1e-9), 2)
         line["peak_memory_gib"] = round(peak_memory() / 2**30, 3)
         self.loss_sum, self.loss_count, self.since, self.samples = 0.0, 0, now, 0

@@ -18,14 +18,35 @@ from instaflow.progress import Progress
 from instaflow.rundir import StageFolder
 from instaflow.sections import Phase, share_of
 from instaflow.stages import TrainingStage
-from instaflow.training.checkpoint import complete_checkpoints, damaged, load_checkpoint, save_checkpoint
+from instaflow.training.checkpoint import (
+    CRITIC,
+    PARTS,
+    complete_checkpoints,
+    damaged,
+    load_checkpoint,
+    save_checkpoint,
+)
 from instaflow.training.draws import draws
 from instaflow.training.engine import Engine
-from instaflow.training.figures import Figures, LossByTime
+from instaflow.training.figures import Figures, LossByTime, Means
 from instaflow.training.trackers import Trackers
 from instaflow.world import World, barrier, world
 
 LOG_LINES = 200  # in stats.jsonl, for one training run
+
+
+@dataclass(frozen=True)
+class Critic:
+    """A second network, trained by an optimizer of its own before each update of the first (DMD's fake score)."""
+
+    loss: nn.Module
+    """As `Job.loss`."""
+    batch: Callable[[int, int], tuple[Any, ...]]
+    """As `Job.batch`; its positions count the critic's own samples."""
+    updates: int
+    """Each by a global batch as large as the first network's."""
+    learning_rate_scale: float
+    """Its learning rate in units of the first network's."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +66,9 @@ class Job:
     """Everything else, as the experiment says it."""
     by_time: LossByTime | None = None
     """Where the loss notes its samples' losses by time, if it does."""
+    means: Sequence[Means] = ()
+    """Where the losses note what they are made of."""
+    critic: Critic | None = None
     begin: Callable[[Any], None] | None = None
     """Told each phase as it begins, and as the training goes on in it."""
     preview_every: int | None = None
@@ -115,14 +139,20 @@ def train(job: Job, folder: StageFolder, stop: Stop) -> Trained:
         if saved:
             job.loss.load_state_dict(saved.model)
             position, told = saved.state["samples_seen"], saved.state
-        first = spans[0]
-        engine = Engine(job.loss, job.settings, (first.micro_batch_size, first.phase.global_batch_size))
+            if job.critic:
+                job.critic.loss.load_state_dict(saved.critic[0])
+        batch = spans[0].micro_batch_size, spans[0].phase.global_batch_size
+        engine = Engine(job.loss, job.settings, batch)
+        critic = Engine(job.critic.loss, job.settings, batch) if job.critic else None
         if saved:
             engine.load(saved.ema, saved.state["ema_updates"], saved.optimizer)
-    except (KeyError, RuntimeError, TypeError) as error:
+        if saved and critic:
+            critic.load(saved.critic[1], saved.state["critic_ema_updates"], saved.critic[2])
+    except (IndexError, KeyError, RuntimeError, TypeError) as error:
         if saved is None:
             raise
-        raise damaged(saved.folder, f"it lacks {error}" if isinstance(error, KeyError) else str(error)) from error
+        lacks = "critic-model.safetensors" if isinstance(error, IndexError) else error
+        raise damaged(saved.folder, f"it lacks {lacks}" if isinstance(error, LookupError) else str(error)) from error
     del saved
     if place.leads:
         folder.forget_stats(lambda line: line.get("job") != job.name or line.get("samples_seen", 0) <= position)
@@ -132,7 +162,10 @@ def train(job: Job, folder: StageFolder, stop: Stop) -> Trained:
         nonlocal last_saved
         if position > last_saved:
             state = {"samples_seen": position, "ema_updates": engine.ema.updates, **figures.state()}
-            parts = {"model": engine.weights(), "ema": engine.averages(), "optimizer": engine.optimizer_state()}
+            parts = dict(zip(PARTS, engine.parts(), strict=True))
+            if critic:
+                state["critic_ema_updates"] = critic.ema.updates
+                parts |= dict(zip(CRITIC, critic.parts(), strict=True))
             if place.leads:
                 keep, every = job.settings.keep_checkpoints, job.settings.keep_checkpoint_every
                 save_checkpoint(checkpoints, parts, state, keep=keep, keep_every=every)
@@ -144,16 +177,19 @@ def train(job: Job, folder: StageFolder, stop: Stop) -> Trained:
 
     # Steps
     job.loss.train()
+    if job.critic:
+        job.critic.loss.train()
     with (
         Progress(label, total=total, start=position, unit="samples", quiet=not place.leads) as progress,
         Trackers(job.settings.trackers if place.leads else (), folder.folder, job.name, position) as trackers,
     ):
-        figures = Figures(job.by_time, told)
+        figures = Figures(job.by_time, told, job.means)
         for span in spans:
             if position >= span.end:
                 continue
             size = span.phase.global_batch_size
-            engine.set_batch(span.micro_batch_size, size)
+            for each in filter(None, (engine, critic)):
+                each.set_batch(span.micro_batch_size, size)
             if job.begin:
                 job.begin(span.phase)
             log_every = max(1, (span.end - span.start) // size * len(spans) // LOG_LINES) * size
@@ -166,7 +202,10 @@ def train(job: Job, folder: StageFolder, stop: Stop) -> Trained:
                         f"To go on: {folder.command()}",
                     )
                 rate = span.learning_rate(position)
-                loss = take_gradient(engine, job, folder, span, position)
+                if job.critic and critic:
+                    critic_norm = train_critic(job, job.critic, critic, folder, span, position, checkpoints)
+                numbers = draws(folder.seed, f"{folder.name}/{job.name}", position, size)
+                loss = take_gradient(engine, job.batch, numbers, span, position)
                 if not math.isfinite(loss):
                     fail(label, job, position, size, loss, checkpoints)
                 gradient_norm = engine.step(rate)
@@ -185,6 +224,8 @@ def train(job: Job, folder: StageFolder, stop: Stop) -> Trained:
                         "ema_distance": engine.ema_distance(),
                         "skipped_steps": engine.deepspeed.skipped_steps,
                     }
+                    if critic:
+                        line["critic_gradient_norm"] = critic_norm
                     if place.leads:
                         folder.log(job=job.name, samples_seen=position, phase=spans.index(span), **line)
                         trackers.log(position, line)
@@ -207,20 +248,39 @@ def train(job: Job, folder: StageFolder, stop: Stop) -> Trained:
     raw, ema = (
         {name: value.to("cpu", copy=True) for name, value in part} for part in (engine.weights(), engine.averages())
     )
-    engine.close()
+    for each in filter(None, (engine, critic)):
+        each.close()
     return Trained(ema, raw, position)
 
 
-def take_gradient(engine: Engine, job: Job, folder: StageFolder, span: Span, position: int) -> float:
+def train_critic(
+    job: Job, critic: Critic, engine: Engine, folder: StageFolder, span: Span, position: int, checkpoints: Path
+) -> float:
+    """The critic's updates before the first network's at `position`; the gradient's last norm."""
+    size, label, norm = span.phase.global_batch_size, f"{folder.name} {job.name}".strip(), 0.0
+    for update in range(critic.updates):
+        place = position * critic.updates + update * size
+        numbers = draws(folder.seed, f"{folder.name}/{job.name}/critic", place, size)
+        loss = take_gradient(engine, critic.batch, numbers, span, place)
+        if not math.isfinite(loss):
+            fail(label, job, position, size, loss, checkpoints, what="critic's loss")
+        norm = engine.step(span.learning_rate(position) * critic.learning_rate_scale)
+        if not math.isfinite(norm):
+            fail(label, job, position, size, norm, checkpoints, what="critic's gradient norm")
+    return norm
+
+
+def take_gradient(
+    engine: Engine, batch: Callable[[int, int], tuple[Any, ...]], numbers: np.ndarray, span: Span, position: int
+) -> float:
     """Accumulate the gradient of the global batch at `position`; its mean loss over all processes."""
     place, size, micro = world(), span.phase.global_batch_size, span.micro_batch_size
     share = size // place.size
-    numbers = draws(folder.seed, f"{folder.name}/{job.name}", position, size)
     losses = []
     end = (place.rank + 1) * share
     for start in range(place.rank * share, end, micro):
-        batch = job.batch(position + start, micro)
-        losses.append(engine.accumulate(*batch, numbers[start : start + micro], last=start + micro == end))
+        arguments = batch(position + start, micro)
+        losses.append(engine.accumulate(*arguments, numbers[start : start + micro], last=start + micro == end))
     mean = torch.stack(losses).mean().cpu()
     if place.size > 1:
         dist.all_reduce(mean)

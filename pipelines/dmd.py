@@ -1,0 +1,245 @@
+"""The distill stage by method dmd: a generator whose images are distributed as its teacher's."""
+
+from collections.abc import Callable
+from copy import copy, deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from instaflow.couplings.loader import Couplings
+from instaflow.couplings.noise import coupled_noise
+from instaflow.errors import ConfigError
+from instaflow.evaluation.wording import steps
+from instaflow.flow.views import EpsilonView
+from instaflow.interruption import Stop
+from instaflow.models.device import device
+from instaflow.models.loading import load_model
+from instaflow.models.samplers import few_step_scheduler, flow_scheduler
+from instaflow.models.settings import ModelSettings
+from instaflow.models.text_to_image import TextToImage
+from instaflow.prompt_sources import Prompts
+from instaflow.rundir import StageFolder
+from instaflow.training.dmd import Discriminator, FakeScoreLoss, Generator, MatchingLoss
+from instaflow.training.draws import draws
+from instaflow.training.loop import Critic, Job, as_tensors, spans_of, train
+from instaflow.training.start_checks import StartCheck, parity
+from instaflow.world import world
+from pipelines.on_couplings import (
+    FEW,
+    compile_networks,
+    describing,
+    lineage_of,
+    mean_loss,
+    open_couplings,
+    open_distance,
+    tell_checks,
+    to_check,
+    write_both,
+)
+from pipelines.previews import Previews
+from pipelines.progressive import guided
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the stage works with."""
+
+    generator: TextToImage
+    teacher: TextToImage
+    fake: TextToImage
+    """The teacher once more, to be trained."""
+    prompts: list[str]
+    pairs: Couplings | None
+    """The regression's."""
+    real: Couplings | None
+    """The discriminator's."""
+
+
+def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
+    """Train generator and fake score in turns; write the generator with EMA and raw weights.
+
+    A sample's noise and prompt, the noise and the time at which its data are judged, all follow from seed, stage and
+    the sample's position.
+    """
+    settings = stage.stage
+    parts = open_parts(stage)
+    model, fake = parts.generator, parts.fake
+    for network in (model.unet, fake.unet) if settings.gradient_checkpointing else ():
+        network.enable_gradient_checkpointing()
+    if settings.compile:
+        compile_networks(stage, model, parts.teacher, fake)
+    matching, fake_score = make_losses(stage, parts)
+    own = model.settings.parametrization
+    exported = ModelSettings(kind="student", parametrization=own, num_steps=settings.num_steps, guidance_scale=1.0)
+    job = make_job(stage, parts, matching, fake_score, exported)
+    if to_check(stage):
+        tell_checks(stage, first_checks(stage, parts, job))
+    model.unet.requires_grad_(True)
+    fake.unet.requires_grad_(True)
+    trained = train(job, stage, stop)
+    summary = (
+        f"{steps(settings.num_steps)} by matching {settings.teacher} at guidance {settings.guidance_scale:g}, "
+        f"{trained.samples_seen:,} training samples"
+    )
+    entry = {"stage": stage.name, "kind": "distill", "summary": summary, "samples_seen": trained.samples_seen}
+    sources = [couplings for couplings in (parts.pairs, parts.real) if couplings]
+    lineage = lineage_of(model.settings.lineage, parts.teacher.settings.lineage, sources, entry)
+    scheduler = flow_scheduler(own, model.scheduler)
+    if settings.num_steps > 1:
+        scheduler = few_step_scheduler(model.scheduler, settings.num_steps)
+    exported = ModelSettings("student", own, settings.num_steps, guidance_scale=1.0, lineage=lineage)
+    return write_both(stage, model, trained, exported, scheduler)
+
+
+def open_parts(stage: StageFolder) -> Parts:
+    """Load networks and couplings. Raises ConfigError if they do not go together."""
+    settings = stage.stage
+    model = load_model(stage.locate(settings.init), device=device())
+    if settings.teacher == settings.init:
+        teacher = copied(model)
+    else:
+        teacher = load_model(stage.locate(settings.teacher), device=device())
+    if teacher.latent_shape != model.latent_shape:
+        raise ConfigError(
+            f"Stage '{stage.name}': the teacher '{settings.teacher}' makes latents of shape {teacher.latent_shape}, "
+            f"'{settings.init}' {model.latent_shape}"
+        )
+    if settings.num_steps > 1 and not isinstance(model.view(), EpsilonView):
+        raise ConfigError(
+            f"Stage '{stage.name}': '{settings.init}' is no diffusion, and several steps with noise between them are "
+            "a diffusion's, for which diffusers has a sampler",
+            "Choose num_steps: 1, or a diffusion for init",
+        )
+    if settings.gan and not hasattr(teacher.unet, "mid_block"):
+        raise ConfigError(
+            f"Stage '{stage.name}': the discriminator reads a U-Net's bottleneck, and '{settings.teacher}' is two "
+            "U-Nets in series",
+            "Leave out gan, or choose another teacher",
+        )
+    if settings.gan and settings.compile:
+        raise ConfigError(
+            f"Stage '{stage.name}': compile goes without gan, whose discriminator leaves the network in its middle",
+            "Leave out compile",
+        )
+    pairs, real = (
+        open_couplings(stage, settings.sections[key], model) if key in settings.sections else None
+        for key in ("regression.couplings", "gan.real")
+    )
+    return Parts(model, teacher, copied(teacher), list(Prompts(settings.prompts)), pairs, real)
+
+
+def copied(model: TextToImage) -> TextToImage:
+    """The model with a network of its own; text encoder and VAE are shared."""
+    other = copy(model)
+    other.unet = deepcopy(model.unet)
+    return other
+
+
+def make_losses(stage: StageFolder, parts: Parts) -> tuple[MatchingLoss, FakeScoreLoss]:
+    """The generator's and the fake score's, each of which asks the other's network."""
+    settings, model, teacher, fake = stage.stage, parts.generator, parts.teacher, parts.fake
+    gan, discriminator = settings.gan, None
+    if gan:
+        config = fake.unet.config
+        torch.manual_seed(stage.seed)
+        discriminator = Discriminator(config.block_out_channels[-1], config.norm_num_groups).to(fake.device)
+    score_view = teacher.view()
+    fake_score = FakeScoreLoss(
+        fake.unet,
+        score_view,
+        fake.encode,
+        lambda noise, numbers: matching.generate(noise, numbers),
+        discriminator,
+        weight=gan.fake_weight if gan else 0.0,
+    )
+    matching = MatchingLoss(
+        Generator(model.unet, model.view(), model.encode, settings.num_steps),
+        prompts=parts.prompts,
+        view=score_view,
+        real=guided(teacher, settings.guidance_scale),
+        fake=guided(fake, 1.0),
+        noise_range=settings.noise_range,
+        regression=settings.regression,
+        distance=open_distance(stage, model),
+        judged=fake_score.judged if gan else None,
+        gan_weight=gan.weight if gan else 0.0,
+    )
+    return matching, fake_score
+
+
+def make_job(
+    stage: StageFolder, parts: Parts, matching: MatchingLoss, fake_score: FakeScoreLoss, exported: ModelSettings
+) -> Job:
+    """The training of both. Raises ConfigError where a batch has no whole number of coupled samples."""
+    settings, model, pairs, real = stage.stage, parts.generator, parts.pairs, parts.real
+    share = settings.regression.share if pairs else 0.0
+    for span in spans_of(settings.phases, settings.micro_batch_size, world().size):
+        if abs(span.micro_batch_size * share - round(span.micro_batch_size * share)) > 1e-6:
+            raise ConfigError(
+                f"'stages.{stage.name}.regression.share': {share:g} of {span.micro_batch_size} samples, which a "
+                "process takes at a time, is no whole number",
+            )
+    describe_pairs = describing(pairs, settings.regression.couplings) if pairs else None
+
+    def noise_of(name: str, position: int, size: int) -> Any:
+        shape = (settings.num_steps + 1, *model.latent_shape)
+        return coupled_noise(stage.seed, name, range(position, position + size), shape)
+
+    def of_pairs(position: int, size: int) -> tuple[int, int]:
+        first = round(position * share)
+        return first, round((position + size) * share) - first
+
+    def batch(position: int, size: int) -> tuple[Any, ...]:
+        (noise,) = as_tensors(model.device, noise_of(stage.name, position, size))
+        if pairs is None:
+            return noise, None, None, []
+        records = pairs.batch(*of_pairs(position, size))
+        return noise, *as_tensors(model.device, records.noise, records.latent), records.prompts
+
+    def critic_batch(position: int, size: int) -> tuple[Any, ...]:
+        (noise,) = as_tensors(model.device, noise_of(f"{stage.name}/fake", position, size))
+        if real is None:
+            return noise, None, []
+        records = real.batch(position, size)
+        return noise, *as_tensors(model.device, records.latent), records.prompts
+
+    def describe(position: int, size: int) -> str:
+        said = f"the prompts and noise of samples {position:,} to {position + size - 1:,}"
+        return f"{said}, {describe_pairs(*of_pairs(position, size))}" if describe_pairs else said
+
+    def begin(phase: Any) -> None:
+        matching.begin(phase)
+        fake_score.judges = bool(matching.judged and matching.gan_weight)
+
+    preview = settings.preview
+    previews = Previews(stage, model, pairs, exported) if preview and pairs and world().leads else None
+    return Job(
+        name="",
+        loss=matching,
+        batch=batch,
+        describe=describe,
+        phases=settings.phases,
+        settings=settings,
+        means=[matching.means, fake_score.means],
+        critic=Critic(fake_score, critic_batch, settings.fake.updates, settings.fake.learning_rate_scale),
+        begin=begin,
+        preview_every=preview.every if preview else None,
+        preview=previews,
+    )
+
+
+def first_checks(stage: StageFolder, parts: Parts, job: Job) -> list[StartCheck]:
+    """How the teacher is read, and how far generator and teacher are apart before the first update."""
+    assert job.critic
+    checks, losses, distances = [], [], []
+    numbers = draws(stage.seed, f"{stage.name}/start", 0, FEW)
+    arguments = job.batch(0, FEW)
+    if isinstance(parts.teacher.view(), EpsilonView):
+        prompts = [parts.prompts[place % len(parts.prompts)] for place in range(FEW)]
+        checks.append(parity(parts.teacher, arguments[0][:, 0], prompts, stage.stage.guidance_scale))
+    losses.append(mean_loss(job.loss, (*arguments, numbers)))
+    distances.append(mean_loss(job.critic.loss, (*job.critic.batch(0, FEW), numbers)))
+    checks.append(StartCheck("first loss of the generator", losses[0], "half the mean square of the two scores' gap"))
+    checks.append(StartCheck("first loss of the fake score", distances[0], "falls as it gets to know the generator"))
+    return checks

@@ -1,0 +1,290 @@
+"""Distribution matching as a stage: stopped, resumed, shared out, exported, sampled, planned and rehearsed."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import LCMScheduler, StableDiffusionPipeline
+from safetensors.torch import load_file
+
+from instaflow.config import load_experiment
+from instaflow.errors import ConfigError, DataError, Interrupted
+from instaflow.models.settings import ModelSettings, read_settings
+from pipelines import dmd
+from pipelines.experiment import run_all, run_one
+from pipelines.plan import Plan
+from pipelines.rehearse import rehearsal_of
+from tests.experiments import folders
+from tests.models.made import load, noise, write_flow, write_model
+from tests.pipelines.runs import torchrun
+from tests.training.made import TIMINGS, StopAt
+
+PROMPTS = ["a seven", "an odd digit"]
+PHASE = "{samples: 12, global_batch_size: 4, learning_rate: 1e-3}"
+TEXT = """
+run: unused
+stages:
+  pairs:
+    {kind: couple, model: TEACHER, prompts: [a seven, an odd digit, the digit 4], count: 16, records_per_shard: 8,
+     batch_size: 8, num_steps: 2, guidance_scale: 2}
+  whole:
+    {kind: distill, method: dmd, init: TEACHER, teacher: TEACHER, prompts: [a seven, an odd digit, the digit 4],
+     guidance_scale: 3, ema_decay: 0.6, trackers: [], preview: {every: 12, images: 4, grid: 2},
+     fake: {updates: 2, learning_rate_scale: 2}, regression: {couplings: pairs, loss: l2, share: 0.5, matched: true},
+     gan: {real: pairs}, phases: [PHASE, {samples: 4, global_batch_size: 4, learning_rate: 1e-3, gan_weight: 0}]}
+  four:
+    {kind: distill, method: dmd, init: TEACHER, teacher: TEACHER, prompts: [a seven], guidance_scale: 1, num_steps: 4,
+     trackers: [], phases: [{samples: 8, global_batch_size: 4, learning_rate: 1e-3}]}
+  flow:
+    {kind: distill, method: dmd, init: FLOW, teacher: FLOW, prompts: [a seven], guidance_scale: 1.5, trackers: [],
+     phases: [{samples: 8, global_batch_size: 4, learning_rate: 1e-3}]}
+"""
+STEPS = 4  # of `whole`
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("dmd")
+    places = {"TEACHER": write_model(folder / "teacher"), "FLOW": write_flow(folder / "flow", "velocity")}
+    text = TEXT.replace("PHASE", PHASE)
+    for name, place in places.items():
+        text = text.replace(name, str(place))
+    (folder / "small.yaml").write_text(text)
+    return str(folder / "small.yaml")
+
+
+@pytest.fixture(scope="module")
+def done(config, tmp_path_factory) -> Path:
+    """All of it, never stopped."""
+    run = tmp_path_factory.mktemp("done")
+    run_all(load_experiment(config, run=str(run)), StopAt())
+    return run
+
+
+def train(config, run: Path, done: Path, *changes: str, stop_at: int | None = None) -> StopAt:
+    """The stage `whole` with the couplings and first checks of another run, until it is told to stop."""
+    (run / "whole").mkdir(exist_ok=True)
+    if not (run / "pairs").exists():
+        (run / "pairs").symlink_to(done / "pairs")
+        shutil.copy(done / "whole" / "start_checks.json", run / "whole")
+    stop = StopAt(stop_at)
+    run_one(load_experiment(config, [f"stages.whole.{change}" for change in changes], str(run)), "whole", stop)
+    return stop
+
+
+def weights(run: Path, name: str = "model", stage: str = "whole") -> dict[str, torch.Tensor]:
+    return load_file(run / stage / name / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def last_checkpoint(run: Path) -> dict[str, dict[str, torch.Tensor]]:
+    (folder,) = (run / "whole" / "checkpoints").glob(f"{4 * STEPS:012d}")
+    return {file.stem: load_file(file) for file in folder.glob("*.safetensors")}
+
+
+def lines(run: Path) -> list[dict]:
+    found = [json.loads(line) for line in (run / "whole" / "stats.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in found]
+
+
+def near(one: Path, other: Path) -> None:
+    for name in ("model", "model-raw"):
+        own, expected = weights(one, name), weights(other, name)
+        for key, value in own.items():
+            torch.testing.assert_close(value, expected[key], rtol=1e-2, atol=5e-5)
+    for line, expected in zip(lines(one), lines(other), strict=True):
+        for key in ("loss", "fake_loss") if "loss" in expected else ():
+            assert line[key] == pytest.approx(expected[key], rel=1e-3)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_stopped_run_ends_in_the_same_bits(config, done, tmp_path, steps):
+    """Both networks, both averages, both optimizers, and every figure; stopped in a phase, and between two."""
+    with pytest.raises(Interrupted, match=f"at {4 * steps} of 16 samples"):
+        train(config, tmp_path, done, stop_at=1 + steps)  # a stage asks once before its work
+    again = train(config, tmp_path, done)
+    assert again.asked == STEPS - steps
+    own, expected = last_checkpoint(tmp_path), last_checkpoint(done)
+    assert (
+        own.keys()
+        == expected.keys()
+        == {part + name for part in ("", "critic-") for name in ("model", "ema", "optimizer")}
+    )
+    for part, tensors in own.items():
+        assert tensors.keys() == expected[part].keys()
+        assert all(torch.equal(value, expected[part][key]) for key, value in tensors.items())
+    assert lines(tmp_path) == lines(done)
+
+
+def test_the_figures_tell_each_term(done):
+    told = [line for line in lines(done) if "loss" in line]
+    names = {"matching_loss", "regression_loss", "gan_loss", "fake_loss", "discriminator_loss", "critic_gradient_norm"}
+    assert names <= told[0].keys() and [line["samples_seen"] for line in told] == [4, 8, 12, 16]
+    for line in told[:3]:
+        whole = line["matching_loss"] + 0.25 * line["regression_loss"] + 1e-3 * line["gan_loss"]
+        assert line["loss"] != pytest.approx(line["matching_loss"], rel=1e-3)
+        assert whole == pytest.approx(line["loss"], rel=0.5)  # matched pairs are in the loss alone
+    assert told[3]["gan_loss"] is None and told[3]["discriminator_loss"] is None  # as its phase says
+    assert [line["samples_seen"] for line in lines(done) if "preview_distance" in line] == [12, 16]
+
+
+def test_a_checkpoint_without_its_critic_is_told(config, done, tmp_path):
+    with pytest.raises(Interrupted):
+        train(config, tmp_path, done, stop_at=3)
+    for file in (tmp_path / "whole" / "checkpoints" / f"{8:012d}").glob("critic-*"):
+        file.unlink()
+    with pytest.raises(DataError, match=r"it lacks critic-model.safetensors") as caught:
+        train(config, tmp_path, done)
+    assert "rm -r" in caught.value.hint
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_zero_stages_and_micro_batches_train_alike(config, done, tmp_path, stage):
+    train(config, tmp_path, done, f"zero_stage={stage}", "micro_batch_size=2", "gradient_checkpointing=true")
+    near(tmp_path, done)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_two_processes_train_as_one(config, done, tmp_path, stage):
+    (tmp_path / "pairs").symlink_to(done / "pairs")
+    setting = f"stages.whole.zero_stage={stage}"
+    torchrun(2, "distill", config, "--stage", "whole", "--run-dir", tmp_path, "--set", setting)
+    near(tmp_path, done)
+
+
+def test_bfloat16_trains_nearly_alike(config, done, tmp_path):
+    train(config, tmp_path, done, "mixed_precision=bfloat16")
+    pairs = zip(lines(tmp_path), lines(done), strict=True)
+    found = [one["fake_loss"] / other["fake_loss"] for one, other in pairs if "fake_loss" in one]
+    assert all(0.9 < ratio < 1.1 and ratio != 1 for ratio in found)
+
+
+def test_samples_are_their_positions_own(config, done):
+    """Whatever batches they come in: noise of the generator, of the critic, and the coupled ones at half the rate."""
+    stage = folders(config, run=done)["whole"]
+    parts = dmd.open_parts(stage)
+    job = dmd.make_job(stage, parts, *dmd.make_losses(stage, parts), ModelSettings("student", num_steps=1))
+    start, coupled, data, captions = job.batch(0, 16)
+    pieces = [job.batch(place, 4) for place in range(0, 16, 4)]
+    assert start.shape == (16, 2, 4, 8, 8) and torch.equal(torch.cat([piece[0] for piece in pieces]), start)
+    assert torch.equal(torch.cat([piece[2] for piece in pieces]), data) and len(data) == 8 == len(captions)
+    critic, real, _ = job.critic.batch(0, 16)
+    values = torch.cat([start.flatten(), critic.flatten(), coupled.flatten()])
+    assert len(values.unique()) > 0.97 * len(values)  # the coupled ones are of float16
+    assert torch.equal(torch.cat([job.critic.batch(place, 8)[1] for place in (0, 8)]), real) and len(real) == 16
+
+
+# --- what it begins with and leaves -----------------------------------------------------------------------------------
+
+
+def test_it_is_measured_before_its_start(done):
+    checks = json.loads((done / "whole" / "start_checks.json").read_text())
+    assert [check["what"].split(",")[0] for check in checks] == [
+        "largest difference to DDIM of the teacher",
+        "first loss of the generator",
+        "first loss of the fake score",
+    ]
+    assert checks[0]["value"] < 1e-4
+    flow = json.loads((done / "flow" / "start_checks.json").read_text())
+    assert len(flow) == 2  # a flow needs no map
+
+
+@pytest.mark.parametrize(
+    ("stage", "num_steps", "parametrization"),
+    [("whole", 1, "epsilon"), ("four", 4, "epsilon"), ("flow", 1, "velocity")],
+)
+def test_stock_diffusers_samples_it_as_it_was_trained(done, stage, num_steps, parametrization):
+    folder = done / stage / "model"
+    settings = read_settings(folder)
+    assert (settings.kind, settings.parametrization) == ("student", parametrization)
+    assert (settings.num_steps, settings.guidance_scale) == (num_steps, 1.0)
+    assert settings.lineage[-1]["samples_seen"] == (16 if stage == "whole" else 8)
+    assert [entry["kind"] for entry in settings.lineage] == (["couple", "couple"] if stage == "whole" else []) + [
+        "distill"
+    ]
+    model = load(folder)
+    ours = model.sample(noise(), PROMPTS)
+    stock = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    stock.set_progress_bar_config(disable=True)
+    latents = stock(
+        PROMPTS,
+        num_inference_steps=num_steps,
+        guidance_scale=1.0,
+        latents=noise(),
+        generator=torch.Generator().manual_seed(0),
+        output_type="latent",
+    ).images
+    torch.testing.assert_close(ours, latents, rtol=1e-4, atol=1e-4)
+    assert isinstance(stock.scheduler, LCMScheduler) == (num_steps == 4)
+
+
+def test_noise_between_steps_couples_nothing(config, done, tmp_path):
+    """A student of several steps draws noise on the way: its images do not follow from the first noise."""
+    text = Path(config).read_text().replace("TEACHER", "x").split("  whole:")[0]
+    text = text.replace(f"model: {Path(config).parent / 'teacher'}", f"model: {done / 'four' / 'model'}")
+    (tmp_path / "pairs.yaml").write_text(text.replace("num_steps: 2", "num_steps: 4"))
+    with pytest.raises(ConfigError, match="draws noise between its steps"):
+        run_one(load_experiment(str(tmp_path / "pairs.yaml"), run=str(tmp_path / "run")), "pairs", StopAt())
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["zero_stage=3"], "goes with 0, 1 or 2"),
+        (["num_steps=2"], "regression goes with num_steps: 1"),
+        (["num_steps=3", "regression=null", "preview=null"], "3 does not divide"),
+        (["noise_range=[0.5, 0.5]"], "0.5 is not below 0.5"),
+        (["regression.loss=lpips"], "needs a section 'perceptual'"),
+        (["regression=null"], "preview goes with a regression"),
+        (["gan=null"], "gan_weight goes with a section 'gan'"),
+        (["regression.share=0.3"], "is no whole number"),
+        (["compile=true"], "compile goes without gan"),
+        (["fake.update=3"], "has no setting 'update'|'fake' has no 'update'"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_training(config, done, tmp_path, changes, words):
+    with pytest.raises(ConfigError, match=words):
+        train(config, tmp_path, done, *changes)
+    assert not (tmp_path / "whole" / "checkpoints").exists()
+
+
+def test_a_flow_takes_no_steps_with_noise_between(config, tmp_path):
+    experiment = load_experiment(config, ["stages.flow.num_steps=4"], str(tmp_path))
+    with pytest.raises(ConfigError, match="is no diffusion") as caught:
+        run_one(experiment, "flow", StopAt())
+    assert "num_steps: 1" in caught.value.hint
+
+
+# --- plan and rehearsal -----------------------------------------------------------------------------------------------
+
+
+def test_the_plan_counts_both_networks(config, done):
+    plan = Plan(load_experiment(config), gpus=1)
+    flops, parameters = plan.architecture("whole").flops(), plan.architecture("whole").parameters()
+    cost = plan.cost_of("whole")
+    generator = 3 * 1.5 + 1.5 * 3 + 3  # with half as many pairs; three calls of the scores; the discriminator's pass
+    fake = 1 + 3 + 3
+    assert cost.flops == 16 * ((generator + 2 * fake) * flops["unet"] + 4 * flops["text"])
+    assert cost.memory.weights == 2 * 4 * parameters["unet"] and cost.memory.frozen == 4 * sum(parameters.values())
+    assert (cost.samples, cost.paper_days, plan.guidance("whole"), plan.is_flow("whole")) == (16, None, 1.0, True)
+    four = plan.cost_of("four")
+    assert four.flops == 8 * ((3 + 1.5 + 2 + 1 + 1.5 + 3) * flops["unet"] + 3 * flops["text"])
+    held = sum(file.stat().st_size for file in (done / "whole").rglob("*.safetensors"))
+    assert cost.disk == pytest.approx(held, rel=0.15)  # a tiny model's headers are much of its files
+
+
+def test_a_rehearsal_has_all_of_its_terms(config, tmp_path):
+    experiment = load_experiment(config, ["stages.whole.phases.0.samples=400000"])
+    stages = rehearsal_of(replace(experiment, run=str(tmp_path)), tmp_path).stages()
+    assert [phase.samples for phase in stages["whole"].phases] == [400, 4]
+    assert stages["whole"].teacher.startswith(str(tmp_path)) and stages["whole"].regression.couplings == "pairs"
+    assert stages["four"].num_steps == 4

@@ -1,0 +1,399 @@
+"""Distribution matching against the KL divergence of Gaussians, and what each of its two networks leaves alone."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from instaflow.flow.views import EpsilonView, VelocityView
+from instaflow.models.samplers import few_step_scheduler
+from instaflow.sections import MatchingPhase, Regression
+from instaflow.training.dmd import (
+    Discriminator,
+    FakeScoreLoss,
+    Generator,
+    MatchingLoss,
+    bottleneck,
+    matching_direction,
+    matching_loss,
+)
+from instaflow.training.draws import COLUMNS, PROMPT, STEP, TIME, draws
+from instaflow.training.loop import Critic, Job, train
+from instaflow.training.progressive import Teacher
+from tests.models.made import ddim, load, noise, write_model
+from tests.training.made import folder_of, job_of
+
+PROMPTS = ["a seven", "an odd digit", "the digit 4"]
+MEAN, DEVIATION = 0.7, 0.5  # of real data; the generator's are others
+VIEWS = {
+    "velocity": VelocityView(),
+    "epsilon": EpsilonView(ddim().alphas_cumprod.double()),
+    "v_prediction": EpsilonView(ddim().alphas_cumprod.double(), "v_prediction"),
+    "sample": EpsilonView(ddim().alphas_cumprod.double(), "sample"),
+}
+
+
+def levels(view, timestep: Tensor) -> tuple[Tensor, Tensor]:
+    """α and σ of x = α data + σ noise, [B, 1, 1, 1]."""
+    if isinstance(view, VelocityView):
+        level = (timestep.double() / 1000).view(-1, 1, 1, 1)
+        return 1 - level, level
+    return view.alpha_sigma(timestep)
+
+
+def expected_data(view, x: Tensor, timestep: Tensor, mean: float, deviation: float) -> Tensor:
+    """E[data | x] where data are N(mean, deviation²)."""
+    alpha, sigma = levels(view, timestep)
+    variance = alpha**2 * deviation**2 + sigma**2
+    return mean + alpha * deviation**2 / variance * (x - alpha * mean)
+
+
+def knowing(view, mean: float, deviation: float) -> Teacher:
+    """The network that has learned N(mean, deviation²), for any prompt."""
+
+    def predict(x: Tensor, timestep: Tensor) -> Tensor:
+        alpha, sigma = levels(view, timestep)
+        data = expected_data(view, x.double(), timestep, mean, deviation)
+        return view.target((x - alpha * data) / sigma, data, timestep)  # each of its targets is linear in both
+
+    return lambda prompts: predict
+
+
+class Scale(nn.Module):
+    """A generator with two parameters: data = mean + deviation noise, whatever the view and the prompt."""
+
+    def __init__(self, mean: float = 0.0, deviation: float = 1.0) -> None:
+        super().__init__()
+        self.mean, self.deviation = (
+            nn.Parameter(torch.tensor(value, dtype=torch.float64)) for value in (mean, deviation)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mean + self.deviation * x
+
+
+# --- the gradient -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+@pytest.mark.parametrize("step", [40, 300, 700, 960])
+def test_the_surrogate_s_gradient_is_that_of_the_kl_divergence_of_gaussians(view, step):
+    """Both integrals, over the generator's noise and the noising's, are exact: Gauss-Hermite quadrature."""
+    nodes, masses = np.polynomial.hermite_e.hermegauss(12)
+    masses = masses / masses.sum()
+    z, fresh = (torch.from_numpy(part.reshape(-1, 1, 1, 1)) for part in np.meshgrid(nodes, nodes))
+    mass = torch.from_numpy(np.outer(masses, masses).reshape(-1))
+    generator, timestep = Scale(-0.4, 1.3), torch.full((len(z),), step)
+    alpha, sigma = levels(view, timestep)
+    made = generator(z)
+    x = view.noised(fresh, made.detach(), timestep)
+    real = expected_data(view, x, timestep, MEAN, DEVIATION)
+    fake = expected_data(view, x, timestep, -0.4, 1.3)
+    direction = matching_direction(made.detach(), real, fake)
+    distance = (made.detach() - real).abs()
+    torch.testing.assert_close(direction * distance, fake - real)
+    # α (s_fake - s_real) = (α / σ)² (μ_fake - μ_real), each point with its mass
+    weight = (alpha / sigma) ** 2 * distance
+    (matching_loss(made, direction * weight * mass.view(-1, 1, 1, 1)) * len(z)).backward()
+
+    mean, deviation = (torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (-0.4, 1.3))
+    a, s = (part.flatten()[0] for part in (alpha, sigma))
+    own, other = (a * deviation) ** 2 + s**2, (a * DEVIATION) ** 2 + s**2
+    divergence = 0.5 * (own / other + (a * (mean - MEAN)) ** 2 / other - 1 + torch.log(other / own))
+    divergence.backward()
+    torch.testing.assert_close(generator.mean.grad, mean.grad, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(generator.deviation.grad, deviation.grad, rtol=1e-8, atol=1e-10)
+
+
+def test_a_sample_at_its_end_gets_a_finite_direction():
+    x = torch.zeros(2, 3, 4, 4)
+    assert torch.equal(matching_direction(x, x, x), x)
+    assert matching_direction(x, x, x + 1).isfinite().all()
+    assert matching_direction(x, x + 2, x + 3).eq(0.5).all()  # one sample's distance is its own
+    apart = torch.stack([x[0] + 1, x[1] + 10])
+    assert torch.equal(matching_direction(x, apart, apart + 1)[:, 0, 0, 0], torch.tensor([1.0, 0.1]))
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+def test_the_loss_asks_both_scores_at_the_same_place_and_in_the_range(view):
+    numbers = draws(0, "dmd/", 0, 64)
+    seen = []
+
+    def watched(teacher):
+        def of(prompts):
+            predict = teacher(prompts)
+            return lambda x, timestep: (seen.append((x, timestep, prompts)), predict(x, timestep))[1]
+
+        return of
+
+    loss = matching(view, real=watched(knowing(view, MEAN, DEVIATION)), fake=watched(knowing(view, -0.4, 1.3)))
+    made, fresh = (noise(64, seed=seed).double() for seed in (1, 2))
+    found = loss.direction(made, fresh, ["x"] * 64, numbers)
+    (x, timestep, prompts), (other, other_timestep, _) = seen
+    assert torch.equal(x, other) and torch.equal(timestep, other_timestep) and prompts == ["x"] * 64
+    assert timestep.min() >= 20 and timestep.max() < 980
+    share = torch.as_tensor(0.02 + 0.96 * numbers[:, TIME], dtype=torch.float32)
+    assert torch.equal(timestep, view.timestep(share))
+    torch.testing.assert_close(x, view.noised(fresh, made, timestep))
+    real, fake = (expected_data(view, x, timestep, *of) for of in ((MEAN, DEVIATION), (-0.4, 1.3)))
+    torch.testing.assert_close(found, matching_direction(made, real, fake), rtol=1e-6, atol=1e-8)
+
+
+def test_the_gradient_s_precision_near_the_last_timestep():
+    """Where α is 0.07, an error of float32 in ε would be 15 times as large in the data."""
+    view = VIEWS["epsilon"]
+    x, timestep = noise(2), torch.tensor([979, 999])
+    output = torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
+    exact = view.predicted_data(x.double(), timestep, output.double())
+    alpha, sigma = view.alpha_sigma(timestep)
+    assert exact.dtype == torch.float64
+    torch.testing.assert_close(exact, (x.double() - sigma * output.double()) / alpha, rtol=1e-14, atol=0)
+
+
+def matching(view, *, real, fake, num_steps=1, unet=None, **options) -> MatchingLoss:
+    generator = Generator(unet or Scale(), view, lambda prompts: {}, num_steps)
+    return MatchingLoss(
+        generator, prompts=PROMPTS, view=view, real=real, fake=fake, noise_range=(0.02, 0.98), **options
+    )
+
+
+# --- the fake score ---------------------------------------------------------------------------------------------------
+
+
+class Linear(nn.Module):
+    """output = slope(t) x + shift(t): the form of every network that has learned a Gaussian."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(1, 32), nn.SiLU(), nn.Linear(32, 32), nn.SiLU(), nn.Linear(32, 2)).double()
+
+    def forward(self, x: Tensor, timestep: Tensor, *, return_dict: bool) -> tuple[Tensor]:
+        slope, shift = self.net(timestep.double().view(-1, 1) / 500 - 1).view(-1, 2, 1, 1, 1).unbind(1)
+        return (slope * x + shift,)
+
+
+@pytest.mark.parametrize("kind", ["velocity", "epsilon", "v_prediction"])
+def test_the_fake_score_comes_to_know_a_fixed_generator(kind):
+    view, mean, deviation = VIEWS[kind], -0.4, 1.3
+    network = Linear()
+    loss = FakeScoreLoss(
+        network, view, lambda prompts: {}, lambda noise, numbers: (mean + deviation * noise[:, 0], [""] * len(noise))
+    )
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1000)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(1000):
+        values = torch.randn(256, 2, 1, 1, 1, generator=generator, dtype=torch.float64)
+        optimizer.zero_grad()
+        loss(values, None, [], draws(0, "fake", step, 256)).backward()
+        optimizer.step()
+        schedule.step()
+    timestep = torch.tensor([100, 300, 500, 700, 900])
+    x = torch.linspace(-2, 2, 5).double().view(-1, 1, 1, 1)
+    found = network(x, timestep, return_dict=False)[0]
+    expected = knowing(view, mean, deviation)([])(x, timestep)
+    assert (found - expected).abs().max() < 0.06
+
+
+# --- real networks ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("dmd") / "teacher")
+
+
+def losses(place, *, gan=True, num_steps=1, regression=None, gan_weight=0.3) -> SimpleNamespace:
+    """A generator and a fake score that ask each other, with a frozen teacher, all from the same small model."""
+    model, teacher, fake = (load(place) for _ in range(3))
+    view = model.view()
+    discriminator = None
+    if gan:
+        torch.manual_seed(1)
+        config = fake.unet.config
+        discriminator = Discriminator(config.block_out_channels[-1], config.norm_num_groups)
+    made = {}
+    fake_score = FakeScoreLoss(
+        fake.unet, view, fake.encode, lambda *given: made["loss"].generate(*given), discriminator, weight=0.5
+    )
+    made["loss"] = MatchingLoss(
+        Generator(model.unet, view, model.encode, num_steps),
+        prompts=PROMPTS,
+        view=view,
+        real=predictor(teacher, 3.0),
+        fake=predictor(fake, 1.0),
+        noise_range=(0.02, 0.98),
+        regression=regression,
+        judged=fake_score.judged if gan else None,
+        gan_weight=gan_weight if gan else 0.0,
+    )
+    model.unet.requires_grad_(True)
+    fake.unet.requires_grad_(True)
+    return SimpleNamespace(matching=made["loss"], fake=fake_score, teacher=teacher, model=model, view=view)
+
+
+def predictor(model, scale: float) -> Teacher:
+    def of(prompts):
+        text = model.conditioning(prompts, scale)
+        return lambda x, timestep: model.guided(x, timestep, text, scale)
+
+    return of
+
+
+def stacked_noise(count: int, num_steps: int = 1, seed: int = 0) -> Tensor:
+    return torch.stack([noise(count, seed=seed + place) for place in range(num_steps + 1)], 1)
+
+
+def gradients(module: nn.Module) -> dict[str, bool]:
+    return {name: value.grad is not None and bool(value.grad.any()) for name, value in module.named_parameters()}
+
+
+def test_neither_loss_gives_the_other_network_a_gradient(place):
+    made = losses(place, regression=Regression(couplings="pairs", loss="l2"))
+    numbers = draws(0, "dmd/", 0, 4)
+    coupled, data = noise(4, seed=5), noise(4, seed=6)
+    made.matching(stacked_noise(4), coupled, data, [*PROMPTS, "a seven"], numbers).backward()
+    assert all(gradients(made.matching.unet).values())
+    assert not any(gradients(made.fake).values()) and not any(gradients(made.teacher.unet).values())
+    made.matching.unet.zero_grad()
+    made.fake(stacked_noise(4), noise(4, seed=7), ["a seven"] * 4, numbers).backward()
+    assert all(gradients(made.fake).values())
+    assert not any(gradients(made.matching.unet).values()) and not any(gradients(made.teacher.unet).values())
+
+
+def test_each_optimizer_steps_its_own_network_alone(place, tmp_path):
+    """Under DeepSpeed: with one of the two learning rates next to nothing, that one's weights stay."""
+    for name, rate, scale in (("generator", 1e-3, 1e-30), ("fake", 1e-33, 1e30)):
+        made = losses(place)
+        before = {part: weights_of(getattr(made, part)) for part in ("matching", "fake")}
+        phase = MatchingPhase(samples=8, global_batch_size=4, learning_rate=rate)
+        trained = train(job(made, [phase], scale), folder_of(tmp_path / name), lambda: False)
+        after = {part: weights_of(getattr(made, part)) for part in ("matching", "fake")}
+        changed = {
+            part: any((value - before[part][key]).abs().max() > 1e-20 for key, value in weights.items())
+            for part, weights in after.items()
+        }
+        assert changed == {"matching": name == "generator", "fake": name == "fake"}
+        assert trained.samples_seen == 8
+
+
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    return {key: value.detach().clone() for key, value in module.state_dict().items()}
+
+
+def job(made: SimpleNamespace, phases: list[MatchingPhase], scale: float = 1.0) -> Job:
+    def batch(position: int, size: int) -> tuple:
+        return stacked_noise(size, seed=position), None, None, []
+
+    def critic_batch(position: int, size: int) -> tuple:
+        return stacked_noise(size, seed=1000 + position), noise(size, seed=2000 + position), ["a seven"] * size
+
+    plain = job_of(made.matching, phases=phases, batch=batch, trackers=[])
+    critic = Critic(made.fake, critic_batch, updates=2, learning_rate_scale=scale)
+    return Job(**{**vars(plain), "critic": critic, "means": [made.matching.means, made.fake.means]})
+
+
+def test_what_the_discriminator_says_to_the_generator_is_its_own_gradient(place):
+    made = losses(place)
+    numbers, fresh = draws(0, "dmd/", 0, 3), noise(3, seed=9)
+    data = noise(3, seed=8).requires_grad_()
+    value, found = made.fake.judged(data, fresh, PROMPTS, numbers)
+    timestep = made.view.timestep(torch.as_tensor(numbers[:, TIME], dtype=torch.float32))
+    seen = []
+    handle = made.fake.unet.mid_block.register_forward_hook(lambda *call: seen.append(call[2]))
+    x = made.view.noised(fresh, data, timestep)
+    made.fake.unet(x, timestep, **made.model.encode(PROMPTS))
+    handle.remove()
+    expected = functional.softplus(-made.fake.discriminator(seen[0])).mean()
+    torch.testing.assert_close(value, expected.detach())
+    torch.testing.assert_close(found, torch.autograd.grad(expected, data)[0])
+    assert found.abs().max() > 0
+    held = bottleneck(made.fake.unet, x, timestep, made.model.encode(PROMPTS))
+    torch.testing.assert_close(held, seen[0])
+    assert not made.fake.unet.mid_block._forward_hooks
+
+
+def test_the_whole_loss_is_the_sum_of_its_terms(place):
+    made = losses(place, regression=Regression(couplings="pairs", loss="l2", weight=0.25))
+    numbers, start = draws(0, "dmd/", 0, 4), stacked_noise(4)
+    coupled, data = noise(2, seed=5), noise(2, seed=6)
+    whole = made.matching(start, coupled, data, PROMPTS[:2], numbers)
+    prompts, steps = made.matching.asked(numbers)
+    assert prompts == [PROMPTS[int(3 * number)] for number in numbers[:, PROMPT]] and steps.eq(0).all()
+    with torch.no_grad():
+        last = torch.full((4,), 999)
+        x = made.view.one_step(start[:, 0], made.model.unet(start[:, 0], last, **made.model.encode(prompts))[0])
+        y = made.view.one_step(coupled, made.model.unet(coupled, last[:2], **made.model.encode(PROMPTS[:2]))[0])
+        matched = 0.5 * made.matching.direction(x, start[:, 1], prompts, numbers).square().mean()
+        regressed = (y - data).square().mean()
+        told, _ = made.fake.judged(x, start[:, 1], prompts, numbers)
+    torch.testing.assert_close(whole.detach(), matched + 0.25 * regressed + 0.3 * told, rtol=1e-4, atol=1e-5)
+    means = dict(zip(made.matching.means.names, made.matching.means.total()[0].tolist(), strict=True))
+    assert means == pytest.approx(
+        {"matching_loss": float(matched), "regression_loss": float(regressed), "gan_loss": float(told)}, rel=1e-4
+    )
+    made.matching.begin(MatchingPhase(samples=4, global_batch_size=4, learning_rate=1.0, regression_weight=2.0))
+    heavier = made.matching(start, coupled, data, PROMPTS[:2], numbers)
+    torch.testing.assert_close(heavier.detach(), whole.detach() + 1.75 * regressed, rtol=1e-4, atol=1e-5)
+    made.matching.begin(MatchingPhase(samples=4, global_batch_size=4, learning_rate=1.0, gan_weight=0.0))
+    without = made.matching(start, coupled, data, PROMPTS[:2], numbers)
+    torch.testing.assert_close(without.detach(), whole.detach() - 0.3 * told, rtol=1e-4, atol=1e-5)
+
+
+def test_matched_pairs_weigh_as_much_as_any_other_sample(place):
+    regression = Regression(couplings="pairs", loss="l2", weight=0.0, share=0.5, matched=True)
+    made = losses(place, gan=False, regression=regression)
+    numbers, start, coupled = draws(0, "dmd/", 0, 4), stacked_noise(4), noise(2, seed=5)
+    whole = made.matching(start, coupled, noise(2, seed=6), PROMPTS[:2], numbers)
+    prompts, _ = made.matching.asked(numbers)
+    with torch.no_grad():
+        x = made.matching.generator(start[:, :-1], prompts, torch.zeros(4).long())
+        y = made.matching.generator(coupled[:, None], PROMPTS[:2], torch.zeros(2).long())
+        own = made.matching.direction(x, start[:, 1], prompts, numbers)
+        pairs = made.matching.direction(y, start[::2, 1], PROMPTS[:2], numbers[::2])
+    torch.testing.assert_close(whole.detach(), 0.5 * torch.cat([own, pairs]).square().mean(), rtol=1e-4, atol=1e-5)
+
+
+# --- several steps ----------------------------------------------------------------------------------------------------
+
+
+def test_each_sample_goes_to_its_own_step_and_has_the_gradient_of_that_one(place):
+    made = losses(place, gan=False, num_steps=4)
+    generator = made.matching.generator
+    assert generator.timesteps.tolist() == [999, 749, 499, 249]
+    start, steps = stacked_noise(3, 3), torch.tensor([2, 0, 1])
+    found = generator(start, PROMPTS, steps)
+    for row, wanted in enumerate(steps.tolist()):
+        x, prompt = start[row : row + 1, 0], [PROMPTS[row]]
+        for step in range(wanted + 1):
+            timestep = generator.timesteps[step : step + 1]
+            with torch.set_grad_enabled(step == wanted):
+                output = made.model.unet(x, timestep, **made.model.encode(prompt))[0]
+                data = made.view.predicted_data(x, timestep, output)
+            if step < wanted:
+                x = made.view.noised(start[row : row + 1, step + 1], data, generator.timesteps[step + 1 : step + 2])
+        torch.testing.assert_close(found[row : row + 1], data, rtol=1e-4, atol=1e-4)
+        (own,) = torch.autograd.grad(found[row].sum(), made.model.unet.conv_in.weight, retain_graph=True)
+        (expected,) = torch.autograd.grad(data.sum(), made.model.unet.conv_in.weight)
+        torch.testing.assert_close(own, expected, rtol=1e-3, atol=1e-3)
+    numbers = draws(0, "dmd/", 0, 4000)
+    _, chosen = made.matching.asked(numbers)
+    assert torch.equal(chosen, torch.as_tensor(numbers[:, STEP] * 4).long())
+    assert np.bincount(chosen).min() > 900
+    assert numbers.shape[1] == COLUMNS
+
+
+def test_the_stock_sampler_of_several_steps_is_what_was_trained(place):
+    made = losses(place, gan=False, num_steps=4)
+    scheduler = few_step_scheduler(made.model.scheduler, 4)
+    found = made.model.sample(noise(3), PROMPTS, num_steps=4, guidance_scale=1.0, scheduler=scheduler)
+    generator = torch.Generator().manual_seed(0)
+    between = [torch.randn(noise(3).shape, generator=generator) for _ in range(3)]
+    start = torch.stack([noise(3), *between], 1)
+    with torch.no_grad():
+        expected = made.matching.generator(start, PROMPTS, torch.full((3,), 3))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
