@@ -319,6 +319,37 @@ def sample(
     )
 
 
+@cli.command("import-edm")
+@click.argument("state", metavar="STATE.safetensors", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--class-names",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The classes' names, one a line: then a prompt may be a name, where else it is a class's number.",
+)
+def import_edm(state: Path, folder: Path, class_names: Path | None) -> None:
+    """Make a model's folder of EDM's ADM network (ImageNet-64).
+
+    The folder is a teacher as any other, with pixels for latents and a class for a prompt. EDM gives its networks out
+    as pickles that hold code, which this toolkit opens none of. Where you trust them, in a checkout of EDM's code:
+
+    \b
+        import pickle
+        from safetensors.torch import save_file
+        net = pickle.load(open("edm-imagenet-64x64-cond-adm.pkl", "rb"))["ema"]
+        save_file({k: v.contiguous() for k, v in net.state_dict().items()}, "adm.safetensors")
+
+    Its DDPM++ and NCSN++ networks are refused: no UNet2DModel computes what they do.
+
+    \b
+        instaflow import-edm adm.safetensors teachers/imagenet64
+    """
+    from pipelines.import_edm import run as run_import
+
+    click.echo(run_import(state, folder, class_names))
+
+
 def couplings_options(command: Callable[..., None]) -> Callable[..., None]:
     """DIR and --workers of the commands that read all shards of a couple stage."""
     options = [

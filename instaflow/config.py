@@ -18,7 +18,7 @@ from instaflow.errors import ConfigError
 from instaflow.files import is_utf8
 from instaflow.places import check_file, is_hub_name
 from instaflow.sections import DIGITS, Section
-from instaflow.stages import KINDS, METHODS, CoupleStage, DmdStage, Stage
+from instaflow.stages import KINDS, METHODS, TEACHERS, CoupleStage, DmdStage, Stage
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 RESERVED = ("evaluate", "sample")
@@ -184,11 +184,11 @@ def parse_stage(name: str, settings: Any) -> Stage:
         said = f"no such kind: {kind!r}" if kind is not None else "'kind' is missing"
         raise ConfigError(f"'{where}': {said}", nearest(str(kind), KINDS))
     schema = KINDS[kind]
-    if kind == "distill":
-        method = settings.get("method", "instaflow")
-        if not isinstance(method, str) or method not in METHODS:
-            raise ConfigError(f"'{where}': no such method: {method!r}", f"Known: {', '.join(METHODS)}")
-        schema = METHODS[method]
+    if methods := {"distill": METHODS, "teacher": TEACHERS}.get(kind):
+        method = settings.get("method", next(iter(methods)))
+        if not isinstance(method, str) or method not in methods:
+            raise ConfigError(f"'{where}': no such method: {method!r}", f"Known: {', '.join(methods)}")
+        schema = methods[method]
     check_nested_keys(settings, schema, where)
     try:
         return schema.model_validate(settings)

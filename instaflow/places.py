@@ -27,12 +27,15 @@ SECOND_ENCODER = (
     ("tokenizer_2/tokenizer_config.json",),
 )
 WEIGHTS = (("unet/*.safetensors",), ("vae/*.safetensors",), ("text_encoder/*.safetensors",))
+PIXELS = "ConsistencyModelPipeline"
+"""The stock pipeline that a model of pixels is: of all, it feeds a UNet2DModel as the scheduler says."""
 PIPELINES = {
     "StableDiffusionPipeline": (CONFIGURATION, WEIGHTS),
     "StableDiffusionXLPipeline": (
         (*CONFIGURATION, *SECOND_ENCODER),
         (*WEIGHTS, ("text_encoder_2/*.safetensors",)),
     ),
+    PIXELS: ((CONFIGURATION[0], CONFIGURATION[-1]), WEIGHTS[:1]),
 }
 """The pipelines that this toolkit reads: their configuration's files and their weights'."""
 FOLDERS = "unet, vae, text_encoder, tokenizer, scheduler, and for Stable Diffusion XL text_encoder_2 and tokenizer_2"
@@ -131,10 +134,15 @@ def pipeline_class(folder: Path) -> str:
         raise DataError(f"'{index}' is damaged: {error}", "Restore the file from where the model came from") from error
     if name not in PIPELINES:
         raise DataError(
-            f"'{folder}' holds a {name}; a {' or '.join(PIPELINES)} is needed",
+            f"'{folder}' holds a {name}; a {' or '.join(name for name in PIPELINES if name != PIXELS)} is needed",
             "Inpainting, refiner and other pipelines are not text-to-image models from noise alone",
         )
     return str(name)
+
+
+def is_of_pixels(found: Path) -> bool:
+    """Whether a model that `find_model` found is one of pixels, without latents and text."""
+    return found.is_dir() and pipeline_class(found) == PIXELS
 
 
 def missing_files(folder: Path, *needed: tuple[tuple[str, ...], ...]) -> list[str]:

@@ -136,6 +136,7 @@ class TeacherStage(TrainingStage):
     """Trains the miniature teacher: an autoencoder, then text encoder and U-Net together; and a perceptual network."""
 
     kind: Literal["teacher"]
+    method: Literal["latent"] = "latent"
     data: DigitsForm
     autoencoder_phases: Annotated[list[Phase], Field(min_length=1)]
     perceptual_phases: Annotated[list[Phase], Field(min_length=1)] | None = None
@@ -147,6 +148,18 @@ class TeacherStage(TrainingStage):
 
     def serves(self, wanted: str) -> bool:
         return super().serves(wanted) or (wanted == "perceptual network" and self.perceptual_phases is not None)
+
+
+class EdmTeacherStage(TrainingStage):
+    """Trains a small EDM on the digits' pixels (Karras et al. 2022, arXiv 2206.00364), sampled without guidance."""
+
+    kind: Literal["teacher"]
+    method: Literal["edm"]
+    data: Literal["digits"]
+    classes: bool = True
+    """Tell the network which digit it draws: prompts are then "0" to "9", or "zero" to "nine". Else they are empty."""
+    num_steps: Steps = 18
+    """The default that the model folder carries for sampling."""
 
 
 class CoupleStage(Stage):
@@ -170,7 +183,8 @@ class CoupleStage(Stage):
     records_per_shard: PositiveInt = 1024
     batch_size: PositiveInt = 16
     sampler: Literal["dpm-solver++", "ddim", "pndm", "heun", "unipc", "euler"] | None = None
-    """A diffusion teacher's, "dpm-solver++" by default; a flow knows none but "euler". Each is deterministic."""
+    """A diffusion teacher's, "dpm-solver++" by default, an EDM's "heun"; a flow knows none but "euler". Each is
+    deterministic."""
     num_steps: Steps = 25
     """Steps of the sampler; each calls the network once, but Heun's twice, save the last, and PNDM's first twice."""
     guidance_scale: NonNegativeFloat
@@ -276,7 +290,8 @@ class FlowStage(CoupledStage):
     """For a phase whose loss is perceptual."""
     parametrization: Parametrization = "velocity"
     """What the network is trained to answer: a velocity; or what its diffusion teacher answered, read as a velocity
-    ("epsilon"); or that, with uniform timesteps and the loss on the data that it predicts ("rectified-diffusion")."""
+    ("epsilon", also for an EDM, which stays one); or that, with uniform timesteps and the loss on the data that it
+    predicts ("rectified-diffusion")."""
     negate_output_at_start: bool = False
     """Negate the last convolution of an epsilon teacher before training, as a flow of the paper's sign would see it."""
     stacked: bool = False
@@ -286,9 +301,9 @@ class FlowStage(CoupledStage):
     """What the moving average draws on the way, kept as a picture and two figures; null for none."""
 
     @property
-    def reading(self) -> Literal["velocity", "epsilon"]:
-        """How the trained network is read, whatever it was trained by."""
-        return "velocity" if self.parametrization == "velocity" else "epsilon"
+    def keeps_view(self) -> bool:
+        """Whether the trained network is read as its teacher is, whatever it was trained by."""
+        return self.parametrization != "velocity"
 
     def parents(self) -> dict[str, str]:
         return {"init": self.init, "couplings": self.couplings, **perceptual_parent(self.perceptual)}
@@ -527,3 +542,5 @@ KINDS: dict[str, type[Stage]] = {
 }
 METHODS: dict[str, type[Stage]] = {"instaflow": DistillStage, "progressive": ProgressiveStage, "dmd": DmdStage}
 """The schemas of a distill stage, by its method."""
+TEACHERS: dict[str, type[Stage]] = {"latent": TeacherStage, "edm": EdmTeacherStage}
+"""Those of a teacher stage."""

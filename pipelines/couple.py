@@ -33,9 +33,10 @@ from instaflow.image_files import images_exist, images_hash
 from instaflow.interruption import Stop, listening
 from instaflow.models.device import device, set_up_cpu
 from instaflow.models.loading import load_model
+from instaflow.models.model import Model
+from instaflow.models.pixels import PixelModel
 from instaflow.models.samplers import coupling_scheduler, recorded_scheduler
 from instaflow.models.sampling import Sampling, pays_to_compile
-from instaflow.models.text_to_image import TextToImage
 from instaflow.places import is_hub_name, model_fingerprint
 from instaflow.progress import Progress
 from instaflow.prompt_sources import Prompts
@@ -45,7 +46,7 @@ from instaflow.world import barrier, hardware, world
 from pipelines.inverting import INVERSION, inverting, real_captions, real_images
 from pipelines.keeping import announced, keep_no_prompt, keeping
 
-MakeSampler = Callable[[TextToImage, Manifest], Sampler]
+MakeSampler = Callable[[Model, Manifest], Sampler]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -60,6 +61,9 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str | None]:
     barrier()
     prompts = KeptPrompts(stage.folder)
     model = load_model(stage.locate(settings.model), device=device(), dtype=DTYPES[settings.dtype])
+    if isinstance(model, PixelModel):
+        for prompt in prompts:
+            model.number_of(prompt)  # raises DataError for one that is no class
     scheduler = None if settings.data else coupling_scheduler(model, settings.sampler, settings.timestep_spacing)
     if place.leads:
         if not (stage.folder / "manifest.json").exists():
@@ -105,7 +109,7 @@ def prompts_of(stage: StageFolder) -> Iterable[str]:
     return Prompts(settings.prompts)
 
 
-def described(stage: StageFolder, model: TextToImage, scheduler: Any, prompts_hash: str) -> Manifest:
+def described(stage: StageFolder, model: Model, scheduler: Any, prompts_hash: str) -> Manifest:
     """What the stage is about to make, and how; `scheduler` is None where it inverts."""
     settings = stage.stage
     compiled = settings.compile
@@ -128,7 +132,7 @@ def described(stage: StageFolder, model: TextToImage, scheduler: Any, prompts_ha
         sampler={"class": type(scheduler).__name__, **plain(scheduler.config)} if scheduler else INVERSION,
         num_steps=settings.num_steps,
         guidance_scale=settings.guidance_scale,
-        timestep_spacing=scheduler.config.timestep_spacing if scheduler else "trailing",
+        timestep_spacing=scheduler.config.get("timestep_spacing", "karras") if scheduler else "trailing",
         dtype=settings.dtype,
         batch_size=settings.batch_size,
         compiled=compiled,
@@ -143,7 +147,7 @@ def make_shards(
     shards: list[int],
     manifest: Manifest,
     prompts: Sequence[str],
-    model: TextToImage,
+    model: Model,
     make_sampler: MakeSampler,
     *,
     label: str,
@@ -225,7 +229,7 @@ def sampler_of(manifest: Manifest, scheduler: object, data: str | None, size: tu
     return lambda model, manifest: inverting(model, manifest, image)
 
 
-def sampler(model: TextToImage, scheduler: object, manifest: Manifest) -> Sampler:
+def sampler(model: Model, scheduler: object, manifest: Manifest) -> Sampler:
     """What samples a batch with this model, and keeps of it what the manifest says.
 
     Raises InstaFlowError where the model can't be compiled.

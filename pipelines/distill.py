@@ -16,7 +16,9 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     model = material.model
     distance = open_distance(stage, model)
     loss = prepare(stage, material, lambda view: DistillLoss(model.unet, view, model.encode, distance))
-    exported = ModelSettings(kind="student", parametrization=settings.reading, num_steps=1, guidance_scale=1.0)
+    exported = ModelSettings(
+        kind="student", parametrization=material.view.parametrization, num_steps=1, guidance_scale=1.0
+    )
     trained = train_on(stage, stop, material, loss, exported)
     return save_both(
         stage,

@@ -15,9 +15,9 @@ from instaflow.flow.views import EpsilonView
 from instaflow.interruption import Stop
 from instaflow.models.device import device
 from instaflow.models.loading import load_model
+from instaflow.models.model import Model
 from instaflow.models.samplers import few_step_scheduler, flow_scheduler
 from instaflow.models.settings import ModelSettings
-from instaflow.models.text_to_image import TextToImage
 from instaflow.prompt_sources import Prompts
 from instaflow.rundir import StageFolder
 from instaflow.training.dmd import Discriminator, FakeScoreLoss, Generator, MatchingLoss
@@ -45,9 +45,9 @@ from pipelines.progressive import guided
 class Parts:
     """What the stage works with."""
 
-    generator: TextToImage
-    teacher: TextToImage
-    fake: TextToImage
+    generator: Model
+    teacher: Model
+    fake: Model
     """The teacher once more, to be trained."""
     prompts: list[str]
     pairs: Couplings | None
@@ -129,7 +129,7 @@ def open_parts(stage: StageFolder) -> Parts:
     return Parts(model, teacher, copied(teacher), list(Prompts(settings.prompts)), pairs, real)
 
 
-def copied(model: TextToImage) -> TextToImage:
+def copied(model: Model) -> Model:
     """The model with a network of its own; text encoder and VAE are shared."""
     other = copy(model)
     other.unet = deepcopy(model.unet)

@@ -15,8 +15,16 @@ import torch
 from torch import Tensor
 
 from instaflow.couplings.noise import coupled_noise
-from instaflow.digits.networks import SIZES
-from instaflow.digits.protocol import PROTOCOLS, DigitsProtocol, Reading, distances, unrelated_distance
+from instaflow.digits.networks import PIXELS, SIZES
+from instaflow.digits.protocol import (
+    PROTOCOLS,
+    ClassProtocol,
+    DigitsProtocol,
+    Reading,
+    UnpromptedProtocol,
+    distances,
+    unrelated_distance,
+)
 from instaflow.errors import InstaFlowError, Interrupted
 from instaflow.evaluation.frechet import Gaussian, frechet_distance
 from instaflow.evaluation.history import loss_curves, preview_curves, stages_so_far, start_checks
@@ -43,7 +51,8 @@ from instaflow.flow.straightness import Straightness, Trajectory, straightness
 from instaflow.interruption import Stop
 from instaflow.models.device import device
 from instaflow.models.loading import load_model
-from instaflow.models.text_to_image import TextToImage
+from instaflow.models.model import Model
+from instaflow.models.pixels import PixelModel
 from instaflow.progress import Progress
 from instaflow.rundir import StageFolder
 from instaflow.sections import EvaluatedModel
@@ -78,19 +87,13 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     if not world().leads:
         return str
     settings = stage.stage
-    protocol = PROTOCOLS[settings.protocol](settings.num_samples)
     places = [stage.locate_weights(entry.model, entry.weights) for entry in settings.models]
     models = [load_model(place, device=device()) for place in places]
     shapes = {model.latent_shape for model in models}
     if len(shapes) > 1:
         raise InstaFlowError(f"The models of '{stage.name}' make latents of different shapes: {sorted(shapes)}")
-    shape, side = shapes.pop(), SIZES[settings.protocol].image // 4
-    if shape[1:] != (side, side):
-        raise InstaFlowError(
-            f"'{stage.name}': protocol {settings.protocol} goes with latents of {side}×{side}, and its models make "
-            f"{shape[1]}×{shape[2]}",
-            f"Choose the protocol by the teacher's data: {' or '.join(PROTOCOLS)}",
-        )
+    shape = shapes.pop()
+    protocol = protocol_for(stage, models[0])(settings.num_samples)
     noise = torch.from_numpy(coupled_noise(stage.seed, "evaluate", range(settings.num_samples), shape))
     measured = measure(stage, stop, protocol, models, noise)
     paths = simulate_paths(stage, stop, protocol, models, noise)
@@ -150,8 +153,25 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     return lambda: hashlib.sha256(json.dumps(content["rows"]).encode()).hexdigest()
 
 
+def protocol_for(stage: StageFolder, model: Model) -> type[DigitsProtocol]:
+    """What models like this one are asked for. Raises InstaFlowError where they can't draw what the protocol judges."""
+    name, pixels, sides = stage.stage.protocol, model.vae is None, model.latent_shape[1:]
+    side = SIZES[name].image // 4
+    wanted = {"digits": PIXELS}.get(name) if pixels else side
+    if sides != (wanted, wanted):
+        made = f"{'pixels' if pixels else 'latents'} of {sides[0]}×{sides[1]}"
+        allowed = f", or pixels of {PIXELS}×{PIXELS}" if name == "digits" else ""
+        raise InstaFlowError(
+            f"'{stage.name}': protocol {name} goes with latents of {side}×{side}{allowed}, and its models make {made}",
+            f"Choose the protocol by the teacher's data: {' or '.join(PROTOCOLS)}",
+        )
+    if isinstance(model, PixelModel):
+        return ClassProtocol if model.num_classes else UnpromptedProtocol
+    return PROTOCOLS[name]
+
+
 def measure(
-    stage: StageFolder, stop: Stop, protocol: DigitsProtocol, models: list[TextToImage], noise: Tensor
+    stage: StageFolder, stop: Stop, protocol: DigitsProtocol, models: list[Model], noise: Tensor
 ) -> list[Measured]:
     """Every model's images at every number of steps, from the same noise [N, C, H, W]."""
     settings = stage.stage
@@ -195,7 +215,7 @@ def measure(
 
 
 def simulate_paths(
-    stage: StageFolder, stop: Stop, protocol: DigitsProtocol, models: list[TextToImage], noise: Tensor
+    stage: StageFolder, stop: Stop, protocol: DigitsProtocol, models: list[Model], noise: Tensor
 ) -> dict[str, Trajectory]:
     """Euler's finely simulated paths of each model that is sampled in several steps, by its label."""
     settings = stage.stage
@@ -221,7 +241,7 @@ def simulate_paths(
     return paths
 
 
-def guidance_of(entry: EvaluatedModel, model: TextToImage) -> float:
+def guidance_of(entry: EvaluatedModel, model: Model) -> float:
     """The guidance scale that a model is sampled with: the experiment's, or what its folder recommends."""
     return model.settings.guidance_scale if entry.guidance_scale is None else entry.guidance_scale
 
@@ -231,7 +251,7 @@ def leave_if(stop: Stop, stage: StageFolder) -> None:
         raise Interrupted(f"Stage '{stage.name}' stopped ({stop.signal})", f"To do it again: {stage.command()}")
 
 
-def floors(protocol: DigitsProtocol, model: TextToImage) -> Floors:
+def floors(protocol: DigitsProtocol, model: Model) -> Floors:
     """What a perfect model could reach: real against real, and the autoencoder's round trip."""
     real = protocol.features(protocol.real_images)
     return Floors(
@@ -246,7 +266,8 @@ def protocol_card(stage: StageFolder, protocol: DigitsProtocol, reference: Measu
     settings = stage.stage
     unseen = int(protocol.unseen.sum())
     return Protocol(
-        samples=f"{settings.num_samples:,} prompts, {unseen:,} of them in words that no training stage saw together",
+        samples=f"{settings.num_samples:,} prompts"
+        + (f", {unseen:,} of them in words that no training stage saw together" if unseen else ""),
         noise=f"Philox, keyed by seed {stage.seed} and 'evaluate': no training stage saw it; the same for every model",
         features=protocol.features_in_words,
         reference_real=f"{len(protocol.real_images) * protocol.side**2:,} digits of scikit-learn's copy of the UCI set",

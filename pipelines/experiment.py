@@ -178,10 +178,10 @@ def run_stage(stage: StageFolder, stop: Stop) -> bool:
 
 
 def module_of(stage: Stage) -> str:
-    """Which module of this folder does a stage's work: that of its kind, or of its method of distillation."""
+    """Which module of this folder does a stage's work: that of its kind, or of its method."""
     method: str | None = getattr(stage, "method", None)
     kind: str = stage.kind  # type: ignore[attr-defined]
-    return kind if method in (None, "instaflow") else method
+    return kind if method in (None, "instaflow", "latent") else method
 
 
 def num_steps_of(stage: Stage) -> int:

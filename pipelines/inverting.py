@@ -15,8 +15,8 @@ from instaflow.digits.images import real_digits
 from instaflow.digits.stream import captions_at
 from instaflow.errors import ConfigError
 from instaflow.image_files import ImageFiles, ImageReader, pixels_of
+from instaflow.models.model import Model
 from instaflow.models.sampling import fetched
-from instaflow.models.text_to_image import TextToImage
 from instaflow.sections import DIGITS
 
 RealImage = Callable[[int], Tensor | None]
@@ -63,7 +63,7 @@ def check_data(data: str, count: int, name: str) -> str | None:
     return str(files) if files and files.dropped else None
 
 
-def inverting(model: TextToImage, manifest: Manifest, image: RealImage) -> Sampler:
+def inverting(model: Model, manifest: Manifest, image: RealImage) -> Sampler:
     """Takes real images in place of noise: encodes them, and inverts their latents as they are stored.
 
     A record whose image can't be read gets a latent that is not finite, and so is left out.

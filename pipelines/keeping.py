@@ -11,14 +11,16 @@ import torch
 from instaflow.couplings.generate import Made, Sampler
 from instaflow.couplings.output import NO_PROMPT
 from instaflow.couplings.records import Kept, KeptImages
+from instaflow.errors import ConfigError
 from instaflow.files import write_new
+from instaflow.models.model import Model
+from instaflow.models.pixels import PixelModel
 from instaflow.models.sampling import Sampling, fetched
 from instaflow.models.states import nearest_states
-from instaflow.models.text_to_image import TextToImage
 from instaflow.sections import Keep
 
 
-def announced(keep: Keep | None, model: TextToImage, scheduler: Any, num_steps: int) -> Kept | None:
+def announced(keep: Keep | None, model: Model, scheduler: Any, num_steps: int) -> Kept | None:
     """What the records will hold, with this model's shapes and the times that this sampler visits.
 
     Raises ConfigError where two of the trajectory's times come to the same state.
@@ -29,6 +31,8 @@ def announced(keep: Keep | None, model: TextToImage, scheduler: Any, num_steps: 
     if keep.images:
         kept["images"] = KeptImages(every=keep.images.every, format=keep.images.format, size=model.image_size)
     if keep.embeddings:
+        if isinstance(model, PixelModel):
+            raise ConfigError(f"'keep.embeddings' is of text, and '{model.name}' knows none", "Leave it out")
         hidden, pooled = model.embed([None])
         kept |= {"embedding": tuple(hidden.shape[1:]), "pooled": None if pooled is None else tuple(pooled.shape[1:])}
     if keep.trajectory:
@@ -65,7 +69,7 @@ def keeping(sampling: Sampling, kept: Kept | None) -> Sampler:
     return sample
 
 
-def keep_no_prompt(folder: Path, model: TextToImage) -> None:
+def keep_no_prompt(folder: Path, model: Model) -> None:
     """Put the embeddings of no prompt, which guidance and caption dropout take, into the stage's folder, if absent.
 
     `no-prompt.npz` holds `embedding`, [L, D] float16, and for Stable Diffusion XL `pooled`, [P] float16.

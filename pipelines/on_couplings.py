@@ -19,11 +19,12 @@ from instaflow.interruption import Stop
 from instaflow.models.device import device
 from instaflow.models.export import save_model
 from instaflow.models.loading import load_model
+from instaflow.models.model import Model
 from instaflow.models.samplers import flow_scheduler
 from instaflow.models.sampling import compiling
 from instaflow.models.settings import ModelSettings, read_settings
 from instaflow.models.stacked import StackedUNet, stack
-from instaflow.models.text_to_image import TextToImage, negate_output
+from instaflow.models.text_to_image import negate_output
 from instaflow.models.vae import load_tiny
 from instaflow.rundir import StageFolder
 from instaflow.sections import BACKBONES, check_crop
@@ -44,14 +45,14 @@ CHECKS = "start_checks.json"
 class Material:
     """What a stage trains: the initial model, its couplings, and the network's view as the stage will read it."""
 
-    model: TextToImage
+    model: Model
     couplings: Couplings
     view: View
     mixture: Mixture | None = None
     """The couplings with real ones among them, which training sees in their place."""
 
 
-def open_parts(stage: StageFolder) -> tuple[TextToImage, Couplings]:
+def open_parts(stage: StageFolder) -> tuple[Model, Couplings]:
     """Load the initial model and open the couplings. Raises ConfigError if they do not go together."""
     settings = stage.stage
     model = load_model(stage.locate(settings.init), device=device())
@@ -69,7 +70,9 @@ def open_material(stage: StageFolder) -> Material:
         real = open_couplings(stage, mixed.couplings, model)
         mixture = Mixture(couplings, real, mixed.share, seed=stage.seed, stage=stage.name)
     own = model.settings.parametrization
-    if own == "velocity" and (settings.reading == "epsilon" or settings.negate_output_at_start):
+    if own == "edm":
+        check_edm(stage)
+    if own == "velocity" and (settings.keeps_view or settings.negate_output_at_start):
         raise ConfigError(
             f"Stage '{stage.name}': '{settings.init}' is a velocity flow already",
             "Leave out parametrization and negate_output_at_start",
@@ -80,11 +83,29 @@ def open_material(stage: StageFolder) -> Material:
                 f"Stage '{stage.name}': '{settings.init}' is two U-Nets in series already", "Leave out stacked"
             )
         model.unet = stack(model.unet)
-    view = VelocityView() if settings.reading == "velocity" else model.view()
+    view = model.view() if settings.keeps_view else VelocityView()
     return Material(model, couplings, view, mixture)
 
 
-def open_couplings(stage: StageFolder, place: str, model: TextToImage) -> Couplings:
+def check_edm(stage: StageFolder) -> None:
+    """Raises ConfigError where a stage asks of an EDM's network what only a Stable Diffusion's can do."""
+    settings = stage.stage
+    where = f"Stage '{stage.name}': '{settings.init}' is an EDM"
+    if settings.parametrization != "epsilon":
+        raise ConfigError(
+            f"{where}, whose network was told ln(σ) / 4, from -1.6 to 1.1, and can't read timesteps to 1000",
+            "Write parametrization: epsilon, and it stays the EDM that it is",
+        )
+    for key, asked, needed in (
+        ("negate_output_at_start", settings.negate_output_at_start, "false"),
+        ("stacked", settings.stacked, "false"),
+        ("guidance_scale", getattr(settings, "guidance_scale", 0) > 1, "1"),
+    ):
+        if asked:
+            raise ConfigError(f"{where}, of which {key} knows nothing", f"Write {key}: {needed}")
+
+
+def open_couplings(stage: StageFolder, place: str, model: Model) -> Couplings:
     """The couplings of a stage or folder. Raises ConfigError if their latents are not of the model's shape."""
     couplings = Couplings(Path(stage.locate(place)), stage.seed, stage.stage.loader_workers)
     if tuple(couplings.manifest.latent_shape) != model.latent_shape:
@@ -95,7 +116,7 @@ def open_couplings(stage: StageFolder, place: str, model: TextToImage) -> Coupli
     return couplings
 
 
-def open_distance(stage: StageFolder, model: TextToImage) -> PerceptualDistance | None:
+def open_distance(stage: StageFolder, model: Model) -> PerceptualDistance | None:
     """What the stage's perceptual losses measure by, if it has some.
 
     Raises ConfigError or DataError if its parts do not go together with each other or the model.
@@ -110,6 +131,10 @@ def open_distance(stage: StageFolder, model: TextToImage) -> PerceptualDistance 
     else:
         network = load_network(stage.locate_network(settings.network))
     vae = model.vae
+    if settings.decoder and vae is None:
+        raise ConfigError(
+            f"Stage '{stage.name}': '{stage.stage.init}' makes pixels, which no decoder is for", "Leave it out"
+        )
     if settings.decoder:
         vae = load_tiny(Path(settings.decoder), device=model.device)
         if vae.config.latent_channels != channels:
@@ -117,7 +142,7 @@ def open_distance(stage: StageFolder, model: TextToImage) -> PerceptualDistance 
                 f"Stage '{stage.name}': the decoder '{settings.decoder}' takes latents of "
                 f"{vae.config.latent_channels} channels, and '{stage.stage.init}' makes {channels}"
             )
-    if stage.stage.gradient_checkpointing:
+    if stage.stage.gradient_checkpointing and vae is not None:
         vae.enable_gradient_checkpointing()
     return PerceptualDistance(vae, network.to(model.device), settings.crop)
 
@@ -136,9 +161,10 @@ def prepare(stage: StageFolder, material: Material, make_loss: Callable[[View], 
         batch = material.couplings.batch(0, min(CHECK_SIZE, len(material.couplings)))
         noise, data = as_tensors(model.device, batch.noise, batch.latent)
         arguments = (noise, data, batch.prompts, draws(stage.seed, f"{stage.name}/start", 0, len(noise)))
+        scale, prompts = manifest.guidance_scale, batch.prompts[:FEW]
         if isinstance(material.view, EpsilonView):
-            scale, prompts = manifest.guidance_scale, batch.prompts[:FEW]
             checks.append(parity(model, noise[:FEW], prompts, scale))
+        if not isinstance(material.view, VelocityView):
             checks.append(
                 coupling_distance(
                     model, noise[:FEW], data[:FEW], prompts, num_steps=manifest.num_steps, guidance_scale=scale
@@ -221,7 +247,7 @@ def train_on(stage: StageFolder, stop: Stop, material: Material, loss: FlowLoss,
     return train(job, stage, stop)
 
 
-def compile_networks(stage: StageFolder, *models: TextToImage) -> None:
+def compile_networks(stage: StageFolder, *models: Model) -> None:
     """Compile each model's network at its first call. Raises InstaFlowError where nothing can be compiled."""
     if world().leads:
         print(f"{stage.name}: compiling the network, which may take a minute or two", flush=True)
@@ -264,7 +290,7 @@ def lineage_of(
 
 
 def write_both(
-    stage: StageFolder, model: TextToImage, trained: Trained, settings: ModelSettings, scheduler: Any
+    stage: StageFolder, model: Model, trained: Trained, settings: ModelSettings, scheduler: Any
 ) -> Callable[[], str]:
     """The leader's: model/ and model-raw/ of what was trained, with the sampler that they carry."""
     if world().leads:

@@ -12,10 +12,10 @@ from instaflow.evaluation.frechet import frechet_distance
 from instaflow.evaluation.latents import features, rms_distance
 from instaflow.evaluation.wording import number, steps
 from instaflow.files import write_file
+from instaflow.models.model import Model
 from instaflow.models.samplers import flow_scheduler
 from instaflow.models.sampling import Sampling
 from instaflow.models.settings import ModelSettings
-from instaflow.models.text_to_image import TextToImage
 from instaflow.rundir import StageFolder
 from pipelines.sample import encoded
 
@@ -29,7 +29,7 @@ class Previews:
     samples and on the CPU otherwise. The network computes in the precision that it trains in.
     """
 
-    def __init__(self, stage: StageFolder, model: TextToImage, couplings: Couplings, settings: ModelSettings) -> None:
+    def __init__(self, stage: StageFolder, model: Model, couplings: Couplings, settings: ModelSettings) -> None:
         preview = stage.stage.preview
         self.stage, self.device = stage, model.device
         self.couplings = couplings.batch(0, max(2, min(preview.images, len(couplings))))  # one alone counts twice

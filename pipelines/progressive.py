@@ -10,10 +10,10 @@ from torch import Tensor
 from instaflow.couplings.noise import coupled_noise
 from instaflow.errors import ConfigError
 from instaflow.evaluation.wording import steps
-from instaflow.flow.views import EpsilonView, View
+from instaflow.flow.views import EdmView, EpsilonView, View
 from instaflow.interruption import Stop
+from instaflow.models.model import Model
 from instaflow.models.settings import ModelSettings
-from instaflow.models.text_to_image import TextToImage
 from instaflow.rundir import StageFolder
 from instaflow.sections import HalvingPhase
 from instaflow.training.draws import draws
@@ -98,7 +98,7 @@ def halving(stage: StageFolder, material: Material, loss: HalvingLoss, phase: Ha
     )
 
 
-def guided(teacher: TextToImage, guidance_scale: float) -> Teacher:
+def guided(teacher: Model, guidance_scale: float) -> Teacher:
     """A frozen model's network as the loss asks for it: one call, or two of which guidance is made."""
 
     def of(prompts: list[str]) -> Callable[[Tensor, Tensor], Tensor]:
@@ -108,7 +108,7 @@ def guided(teacher: TextToImage, guidance_scale: float) -> Teacher:
     return of
 
 
-def first_checks(stage: StageFolder, model: TextToImage, job: Job) -> list[StartCheck]:
+def first_checks(stage: StageFolder, model: Model, job: Job) -> list[StartCheck]:
     """What the first phase starts from: how its first teacher is read, and how far a copy of it is from the task."""
     numbers = draws(stage.seed, f"{stage.name}/start", 0, CHECKED)
     count, checks, losses = stage.stage.phases[0].num_steps, [], []
@@ -124,8 +124,14 @@ def first_checks(stage: StageFolder, model: TextToImage, job: Job) -> list[Start
 def check_grids(stage: StageFolder, view: View) -> None:
     """Raises ConfigError where a student's grid is not every other point of its teacher's, or the last is no sampler's.
 
-    Both hold for a velocity flow at any number of steps.
+    Both hold for a velocity flow at any number of steps, and the first for no EDM.
     """
+    if isinstance(view, EdmView):
+        raise ConfigError(
+            f"Stage '{stage.name}': '{stage.stage.init}' is an EDM, whose grid of N noise levels is not every other "
+            "one of its grid of 2 N: method progressive can't halve it",
+            "Distill it by method instaflow",
+        )
     for index, phase in enumerate(stage.stage.phases):
         count = phase.num_steps
         if not torch.equal(view.grid(2 * count)[0][::2], view.grid(count)[0]):

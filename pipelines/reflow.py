@@ -16,6 +16,8 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     material = open_material(stage)
     model = material.model
     distance = open_distance(stage, model)
+    if settings.caption_dropout:
+        model.embed([None])  # raises DataError for a network that knows no absence of a prompt
 
     def make_loss(view: View) -> ReflowLoss:
         dropout, density = settings.caption_dropout, settings.time_density
@@ -25,7 +27,7 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     loss = prepare(stage, material, make_loss)
     exported = ModelSettings(
         kind="flow",
-        parametrization=settings.reading,
+        parametrization=material.view.parametrization,
         num_steps=settings.num_steps,
         guidance_scale=settings.guidance_scale,
     )

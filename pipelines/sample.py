@@ -13,6 +13,7 @@ from instaflow.errors import ConfigError, DataError, InstaFlowError
 from instaflow.files import write_file
 from instaflow.models.device import device, set_up_cpu
 from instaflow.models.loading import load_model
+from instaflow.models.text_to_image import TextToImage
 
 BATCH = 64
 VISIBLE = 128  # pixels: smaller images are enlarged to about this
@@ -67,7 +68,7 @@ def run(
     images = torch.cat([model.decode(part) for part in latents.split(BATCH)])
     write_file(output, encoded(grid(images), output))
     steps = num_steps or model.settings.num_steps
-    if model.num_truncated:
+    if isinstance(model, TextToImage) and model.num_truncated:
         many = "1 prompt is" if model.num_truncated == 1 else f"{model.num_truncated} prompts are"
         print(f"{many} longer than {model.tokenizer.model_max_length} tokens and cut there")
     return f"{output}: {len(prompts)} image{'s' if len(prompts) > 1 else ''}, {steps} step{'s' if steps > 1 else ''}"

@@ -37,6 +37,14 @@ def real_images(side: int) -> torch.Tensor:
     return tiled(digits[: whole * side**2].unflatten(0, (whole, side**2)))
 
 
+def smaller(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Square images [N, C, size, size], each pixel the mean of those that it covers: `features` sees no difference.
+
+    size: a multiple of 8 that divides the images' side.
+    """
+    return functional.avg_pool2d(images, images.shape[-1] // size)
+
+
 def tiled(digits: torch.Tensor) -> torch.Tensor:
     """Square images of K² digits each, in the order of reading: [N, K², C, H, W] to [N, C, K·H, K·W]."""
     count, cells, channels, height, width = digits.shape

@@ -117,6 +117,32 @@ class GridProtocol(DigitsProtocol):
         return prompts, named, np.array([grid_captions.is_unseen(prompt) for prompt in prompts])
 
 
+class ClassProtocol(DigitsProtocol):
+    """One digit an image, asked for by its number: for models that know classes and no captions."""
+
+    reader_in_words = "a support vector machine trained on two thirds of the real digits"
+
+    @staticmethod
+    def asked(count: int) -> tuple[list[str], list[Named], np.ndarray]:
+        digits = [place % 10 for place in range(count)]
+        return [str(digit) for digit in digits], [(frozenset({digit}),) for digit in digits], np.zeros(count, bool)
+
+
+class UnpromptedProtocol(DigitsProtocol):
+    """One digit an image, whichever the model likes: for models that take no prompt."""
+
+    reader_in_words = (
+        "a support vector machine trained on two thirds of the real digits; without a prompt any digit counts"
+    )
+
+    @staticmethod
+    def asked(count: int) -> tuple[list[str], list[Named], np.ndarray]:
+        return [""] * count, [(captions.DIGITS,)] * count, np.zeros(count, bool)
+
+    def gallery(self, count: int) -> list[int]:
+        return list(range(min(count, len(self.prompts))))
+
+
 PROTOCOLS: dict[str, type[DigitsProtocol]] = {"digits": DigitsProtocol, "digits-grid": GridProtocol}
 
 

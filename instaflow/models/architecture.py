@@ -222,10 +222,10 @@ def unet_flops(kind: Any, config: Config, latent_shape: tuple[int, int, int], te
 
 
 def on_meta(values: Any) -> Any:
-    """The same tensors without their values, in float32."""
+    """The same tensors without their values, numbers in float32."""
     if isinstance(values, dict):
         return {key: on_meta(value) for key, value in values.items()}
-    return values.to("meta", torch.float32)
+    return values.to("meta", torch.float32 if values.is_floating_point() else values.dtype)
 
 
 def flops_of(work: Callable[[], object]) -> int:

@@ -1,4 +1,4 @@
-"""Loading a text-to-image model from a folder, a single file or the hub's cache."""
+"""Loading a model from a folder, a single file or the hub's cache."""
 
 import math
 from pathlib import Path
@@ -7,25 +7,31 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import ConsistencyModelPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors import safe_open
 
 from instaflow.errors import DataError
+from instaflow.models.architecture import read_config
+from instaflow.models.model import Model
+from instaflow.models.pixels import PixelModel
 from instaflow.models.settings import ModelSettings, read_settings
 from instaflow.models.stacked import StackedUNet
 from instaflow.models.text_to_image import TextToImage
-from instaflow.places import configuration_of, find_model, pipeline_class
+from instaflow.places import configuration_of, find_model, is_of_pixels, pipeline_class
 
 diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.disable_progress_bar()
 
 
-def load_model(place: str | Path, *, device: torch.device, dtype: torch.dtype = torch.float32) -> TextToImage:
+def load_model(place: str | Path, *, device: torch.device, dtype: torch.dtype = torch.float32) -> Model:
     """Load a model from a pipeline's folder, a .safetensors file or a hub name. Raises DataError if it is none.
 
     In float16 the VAE stays in float32 where its configuration says that it would overflow (`force_upcast`).
     """
     found = find_model(str(place))
+    pixels = is_of_pixels(found)
+    if pixels:
+        check_edm(found)
     try:
         pipeline = load_pipeline(found, dtype)
     except Exception as error:  # diffusers, transformers and safetensors each raise their own kinds
@@ -34,6 +40,10 @@ def load_model(place: str | Path, *, device: torch.device, dtype: torch.dtype = 
             f"The model '{place}' cannot be loaded: {reason}", "Restore its files, or make the model's stage again"
         ) from error
     settings = read_settings(found) if found.is_dir() else ModelSettings()
+    if pixels:
+        edm = PixelModel(pipeline, settings, str(place))
+        edm.unet.to(device)
+        return edm
     model = TextToImage(pipeline, settings, str(place))
     check_network(model)
     if found.is_file():
@@ -48,6 +58,10 @@ def load_model(place: str | Path, *, device: torch.device, dtype: torch.dtype = 
 def load_pipeline(found: Path, dtype: torch.dtype) -> Any:
     """The stock pipeline in a folder or a single file, without network and without pickles."""
     folder = found if found.is_dir() else configuration_of(found)
+    if is_of_pixels(folder):
+        return ConsistencyModelPipeline.from_pretrained(
+            str(folder), dtype=dtype, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
+        )
     xl = pipeline_class(folder) == "StableDiffusionXLPipeline"
     pipeline: Any = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
     options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "feature_extractor": None}
@@ -62,6 +76,17 @@ def load_pipeline(found: Path, dtype: torch.dtype) -> Any:
             str(folder / "unet"), torch_dtype=dtype, low_cpu_mem_usage=False, **how
         )
     return pipeline.from_pretrained(str(folder), **how, **options)
+
+
+def check_edm(folder: Path) -> None:
+    """Raises DataError for a model of pixels that is no EDM."""
+    scheduler = read_config(folder / "scheduler" / "scheduler_config.json")
+    if read_settings(folder).parametrization == "edm" and str(scheduler.get("_class_name")).startswith("EDM"):
+        return
+    raise DataError(
+        f"'{folder}' is a model of pixels, and no EDM: there is no flow of noise to images to be read from it",
+        "Of such models, those will do that a teacher stage of method edm or `instaflow import-edm` made",
+    )
 
 
 def check_network(model: TextToImage) -> None:

@@ -6,6 +6,8 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     HeunDiscreteScheduler,
     LCMScheduler,
     PNDMScheduler,
@@ -13,6 +15,7 @@ from diffusers import (
 )
 
 from instaflow.errors import ConfigError, DataError
+from instaflow.models.edm_heun import EdmHeunScheduler
 
 KEPT = (
     "num_train_timesteps",
@@ -40,6 +43,13 @@ SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 """The samplers of a diffusion teacher. Heun's state is in units of sigma: it multiplies the noise by
 `init_noise_sigma` and calls the network 2 N - 1 times for N steps."""
+EDM_KEPT = ("sigma_min", "sigma_max", "sigma_data", "rho")
+EDM_SAMPLERS: dict[str, Any] = {
+    "heun": EdmHeunScheduler,
+    "dpm-solver++": EDMDPMSolverMultistepScheduler,
+    "ddim": EDMEulerScheduler,
+}
+"""Those of an EDM, which are DDIM's and Euler's step at once: dx̃/dσ = ε̂."""
 
 
 def coupling_scheduler(model: Any, sampler: str | None = None, timestep_spacing: str | None = None) -> Any:
@@ -47,19 +57,20 @@ def coupling_scheduler(model: Any, sampler: str | None = None, timestep_spacing:
 
     A flow brings its own: one of its steps is an Euler step. A diffusion teacher is sampled on its own noise schedule,
     by DPM-Solver++ (multistep, second order) unless `sampler` says otherwise, with the spacing pinned: "trailing"
-    begins at the last timestep, whose input the noise is. Raises ConfigError if the two don't go with the model,
-    DataError for a teacher whose schedule is no Stable Diffusion's.
+    begins at the last timestep, whose input the noise is; an EDM on its grid of σ, by Heun's method unless told
+    otherwise. Raises ConfigError if the two don't go with the model, DataError for a teacher whose schedule is no
+    Stable Diffusion's.
     """
+    parametrization = model.settings.parametrization
     if model.settings.kind != "teacher":
         if sampler not in (None, "euler"):
             raise ConfigError(
                 f"'sampler: {sampler}' is a diffusion teacher's; '{model.name}' is a flow, which Euler's method solves",
                 "Leave it out, or write euler",
             )
-        if timestep_spacing and model.settings.parametrization == "velocity":
-            raise ConfigError(
-                f"'timestep_spacing' does nothing for a velocity flow such as '{model.name}'", "Leave it out"
-            )
+        if timestep_spacing and parametrization != "epsilon":
+            kind = "a velocity flow" if parametrization == "velocity" else "an EDM"
+            raise ConfigError(f"'timestep_spacing' does nothing for {kind} such as '{model.name}'", "Leave it out")
         if isinstance(model.scheduler, LCMScheduler):
             raise ConfigError(
                 f"'{model.name}' draws noise between its steps, and a coupling must follow from its first noise alone",
@@ -71,6 +82,13 @@ def coupling_scheduler(model: Any, sampler: str | None = None, timestep_spacing:
             f"'sampler: euler' is a flow's, and '{model.name}' is a diffusion teacher",
             "Write ddim: one of its steps is the Euler step of the teacher's flow",
         )
+    if parametrization == "edm":
+        if timestep_spacing:
+            raise ConfigError(f"'timestep_spacing' does nothing for an EDM such as '{model.name}'", "Leave it out")
+        if sampler not in (None, *EDM_SAMPLERS):
+            known = ", ".join(EDM_SAMPLERS)
+            raise ConfigError(f"'sampler: {sampler}' knows no EDM, which '{model.name}' is", f"Known: {known}")
+        return edm_scheduler(EDM_SAMPLERS[sampler or "heun"], model.scheduler)
     model.view()  # raises DataError for a noise schedule that no flow can be read from
     scheduler_class, pinned = SAMPLERS[sampler or "dpm-solver++"]
     teacher = model.scheduler
@@ -86,7 +104,8 @@ def coupling_scheduler(model: Any, sampler: str | None = None, timestep_spacing:
 
 def recorded_scheduler(sampler: dict[str, Any]) -> Any:
     """The sampler that a manifest describes: {"class": ..., and its config}. Raises DataError."""
-    classes = {scheduler.__name__: scheduler for scheduler, _ in SAMPLERS.values()}
+    found = [scheduler for scheduler, _ in SAMPLERS.values()]
+    classes = {scheduler.__name__: scheduler for scheduler in (*found, *EDM_SAMPLERS.values())}
     if sampler.get("class") not in classes:
         raise DataError(f"The manifest's sampler is of no class that makes couplings: {sampler.get('class')!r}")
     # JSON knows no infinity and has null in its place: such a setting is the class's own default, as it was.
@@ -104,6 +123,8 @@ def flow_scheduler(parametrization: str, teacher: Any) -> Any:
             final_sigmas_type="zero",
             steps_offset=1,  # no matter with these sigmas, but the pipeline insists
         )
+    if parametrization == "edm":
+        return edm_scheduler(EDMEulerScheduler, teacher)
     return DDIMScheduler.from_config(
         teacher.config,
         timestep_spacing="trailing",
@@ -122,3 +143,8 @@ def few_step_scheduler(teacher: Any, num_steps: int) -> Any:
     return LCMScheduler.from_config(
         kept | {"original_inference_steps": num_steps, "set_alpha_to_one": True, "clip_sample": False}
     )
+
+
+def edm_scheduler(kind: Any, teacher: Any) -> Any:
+    """An EDM's scheduler of some class, with the noise levels of another one."""
+    return kind(**{key: teacher.config[key] for key in EDM_KEPT})

@@ -16,7 +16,7 @@ from instaflow.models.architecture import unet_flops
 from instaflow.models.states import State
 
 if TYPE_CHECKING:
-    from instaflow.models.text_to_image import Embedded, TextToImage
+    from instaflow.models.model import Embedded, Model
 
 
 WORTH_COMPILING = 2e13
@@ -43,7 +43,7 @@ class Sampling:
 
     def __init__(
         self,
-        model: "TextToImage",
+        model: "Model",
         *,
         num_steps: int,
         guidance_scale: float,
@@ -96,10 +96,10 @@ class Sampling:
         model.unet.to(memory_format=torch.channels_last)
         with compiling(f"The network of '{model.name}'"):
             model.unet.compile(dynamic=False, mode="reduce-overhead" if model.device.type == "cuda" else None)
-            self(torch.zeros(batch, *model.latent_shape), [""] * batch)
+            self(torch.zeros(batch, *model.latent_shape), [model.any_prompt] * batch)
 
 
-def pays_to_compile(model: "TextToImage", calls: int) -> bool:
+def pays_to_compile(model: "Model", calls: int) -> bool:
     """Whether compiling the network earns its cost in a stage of so many calls, each of one record.
 
     A rule of the work alone, not of a clock: who asks again gets the same answer. On two CPU threads compiling took 10
@@ -131,9 +131,9 @@ def compiling(what: str) -> Iterator[None]:
         ) from error
 
 
-def network_flops(model: "TextToImage") -> int:
+def network_flops(model: "Model") -> int:
     """Floating-point operations of one call of the network for one record, counted without computing."""
-    return unet_flops(type(model.unet), model.unet.config, model.latent_shape, model.encode([""]))
+    return unet_flops(type(model.unet), model.unet.config, model.latent_shape, model.encode([model.any_prompt]))
 
 
 def filled(rows: Tensor, count: int) -> Tensor:

@@ -19,11 +19,13 @@ class ModelSettings:
     """How a model is meant to be sampled, and where it comes from."""
 
     kind: Literal["teacher", "flow", "student"] = "teacher"
-    parametrization: Literal["velocity", "epsilon"] = "epsilon"
+    parametrization: Literal["velocity", "epsilon", "edm"] = "epsilon"
     num_steps: Annotated[int, Field(ge=1)] = 25
     guidance_scale: Annotated[float, Field(ge=0)] = 7.5
     """1 or less: the network is called once a step, without guidance."""
     weights: Literal["ema", "raw"] = "ema"
+    class_names: list[str] = field(default_factory=list)
+    """Of a class-conditional model, in the order of their numbers; where it has none, the numbers are its prompts."""
     lineage: list[dict[str, Any]] = field(default_factory=list)
     """The stages from the teacher to this model, oldest first."""
 

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, HeunDiscreteScheduler
+from diffusers import DDIMScheduler, EDMDPMSolverMultistepScheduler, EDMEulerScheduler, HeunDiscreteScheduler
 from torch import Tensor
 
 from instaflow.errors import ConfigError
 from instaflow.flow.schedules import flow_time
+from instaflow.models.edm_heun import EdmHeunScheduler
+
+EXPLODING = HeunDiscreteScheduler, EdmHeunScheduler, EDMEulerScheduler, EDMDPMSolverMultistepScheduler
+"""Those whose state is x = data + σ ε."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ def visited_states(scheduler: Any, num_steps: int) -> list[State]:
 
 def noise_levels(scheduler: Any) -> tuple[Tensor, Tensor]:
     """α and σ of what enters each step of a scheduler whose timesteps are set: [S] float64."""
-    is_ddim, is_heun = isinstance(scheduler, DDIMScheduler), isinstance(scheduler, HeunDiscreteScheduler)
+    is_ddim = isinstance(scheduler, DDIMScheduler)
     if not hasattr(scheduler, "sigmas"):
         timesteps = scheduler.timesteps
         if is_ddim:  # what a step lands on may lie beside what the next one asks for
@@ -53,7 +57,7 @@ def noise_levels(scheduler: Any) -> tuple[Tensor, Tensor]:
     sigmas = scheduler.sigmas[:-1].double()
     if scheduler.config.get("use_flow_sigmas"):
         return 1 - sigmas, sigmas
-    if is_heun:  # x = data + σ ε
+    if isinstance(scheduler, EXPLODING):
         return torch.ones_like(sigmas), sigmas
     alphas = (1 + sigmas**2).rsqrt()
     return alphas, sigmas * alphas

@@ -5,7 +5,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from instaflow.models.architecture import Architecture
@@ -69,6 +69,25 @@ def tiny_unet(**changes: Any) -> UNet2DConditionModel:
         "cross_attention_dim": WIDTH,
     }
     return UNet2DConditionModel(**(settings | changes))
+
+
+def tiny_pixel_unet(num_classes: int | None, **changes: Any) -> UNet2DModel:
+    """An EDM's network on 8×8 pixels."""
+    settings = {
+        "sample_size": 8,
+        "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        "block_out_channels": (WIDTH, WIDTH),
+        "layers_per_block": 1,
+        "downsample_type": "resnet",
+        "upsample_type": "resnet",
+        "resnet_time_scale_shift": "scale_shift",
+        "attention_head_dim": 8,
+        "norm_num_groups": 4,
+        "attn_norm_num_groups": 4,
+        "num_class_embeds": num_classes,
+    }
+    return UNet2DModel(**(settings | changes))
 
 
 def tiny_vae(**changes: Any) -> AutoencoderKL:

@@ -1,4 +1,4 @@
-"""A model's autoencoder alone: what makes images of latents."""
+"""A model's autoencoder alone: what makes images of latents. None stands for that of a model of pixels."""
 
 from pathlib import Path
 from typing import Any
@@ -8,15 +8,17 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
 from instaflow.errors import DataError
-from instaflow.places import configuration_of, find_model
+from instaflow.places import configuration_of, find_model, is_of_pixels
 
 
 def load_vae(place: str, *, device: torch.device) -> Any:
     """The VAE of the model in a pipeline's folder, a .safetensors file or under a hub name, in float32.
 
-    The model's other parts are not loaded. Raises DataError.
+    None for a model of pixels. The model's other parts are not loaded. Raises DataError.
     """
     found = find_model(place)
+    if is_of_pixels(found):
+        return None
     try:
         vae = vae_in(found)
     except Exception as error:  # diffusers and safetensors each raise their own kinds
@@ -55,6 +57,8 @@ def load_tiny(folder: Path, *, device: torch.device) -> Any:
 @torch.no_grad()
 def encoded(vae: Any, images: Tensor) -> Tensor:
     """Scaled latents [B, C, h, w], float32, of images [B, 3, H, W] in [-1, 1]: the means of their posteriors."""
+    if vae is None:
+        return images.float()
     means = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mean
     return means.float() * vae.config.scaling_factor
 
@@ -62,6 +66,8 @@ def encoded(vae: Any, images: Tensor) -> Tensor:
 @torch.no_grad()
 def decoded(vae: Any, latents: Tensor) -> Tensor:
     """Images [B, 3, H, W] in [-1, 1], float32, of scaled latents [B, C, h, w]."""
+    if vae is None:
+        return latents.float().clamp(-1, 1)
     latents = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
     images: Tensor = vae.decode(latents, return_dict=False)[0]
     return images.float().clamp(-1, 1)

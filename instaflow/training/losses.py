@@ -136,11 +136,11 @@ class DistillLoss(FlowLoss):
 
     def __init__(self, unet: nn.Module, view: View, encode: Encode, distance: PerceptualDistance | None = None) -> None:
         super().__init__(unet, view, encode, distance)
-        self.first_timestep = int(view.grid(1)[0])
+        self.first_timestep = view.grid(1)[0]  # [1]
 
     def forward(self, noise: Tensor, data: Tensor, prompts: list[str], draws: np.ndarray) -> Tensor:
         """Scalar. noise, data: [B, C, H, W]; draws: [B, COLUMNS], needed where the images are cropped."""
-        timestep = torch.full((len(noise),), self.first_timestep, device=noise.device)
+        timestep = self.first_timestep.to(noise.device).expand(len(noise))
         output = self.unet(noise, timestep, **self.encode(prompts), return_dict=False)[0]
         made = self.view.one_step(noise, output)
         if self.loss == "lpips":

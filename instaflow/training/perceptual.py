@@ -68,7 +68,10 @@ class PerceptualDistance:
     """
 
     def __init__(self, vae: Any, network: PerceptualNetwork, crop: int | None = None) -> None:
-        """`vae` decodes; `crop`: the side in latent cells of the square that is compared, at a drawn place."""
+        """`vae` decodes, None where latents are pixels.
+
+        `crop`: the side in latent cells of the square that is compared, at a drawn place.
+        """
         self.vae, self.network, self.crop = vae, network, crop
 
     def __call__(self, latents: Tensor, targets: Tensor, draws: np.ndarray) -> Tensor:
@@ -81,6 +84,8 @@ class PerceptualDistance:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images [B, 3, H, W], about [-1, 1]: not clamped, which would stop the gradient."""
+        if self.vae is None:
+            return latents
         images: Tensor = self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False)[0]
         return images
 

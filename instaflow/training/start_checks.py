@@ -6,8 +6,8 @@ from torch import Tensor
 
 from instaflow.errors import InstaFlowError
 from instaflow.flow.views import EpsilonView
+from instaflow.models.model import Model
 from instaflow.models.samplers import flow_scheduler
-from instaflow.models.text_to_image import TextToImage
 
 PARITY_STEPS = 10
 PARITY_TOLERANCE = 1e-4
@@ -22,7 +22,7 @@ class StartCheck:
     expected: str
 
 
-def parity(model: TextToImage, noise: Tensor, prompts: list[str], guidance_scale: float) -> StartCheck:
+def parity(model: Model, noise: Tensor, prompts: list[str], guidance_scale: float) -> StartCheck:
     """The exact map against DDIM of the same network, on the same grid and guidance.
 
     Raises InstaFlowError if the largest difference of a latent exceeds 1e-4: then the network is not read rightly.
@@ -47,7 +47,7 @@ def parity(model: TextToImage, noise: Tensor, prompts: list[str], guidance_scale
 
 
 def coupling_distance(
-    model: TextToImage, noise: Tensor, latents: Tensor, prompts: list[str], *, num_steps: int, guidance_scale: float
+    model: Model, noise: Tensor, latents: Tensor, prompts: list[str], *, num_steps: int, guidance_scale: float
 ) -> StartCheck:
     """How far the network's own flow ends from the stored couplings: the RMS over a latent's values."""
     path = model.trajectory(noise, prompts, num_steps=num_steps, guidance_scale=guidance_scale)

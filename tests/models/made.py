@@ -6,6 +6,7 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
@@ -18,7 +19,7 @@ from instaflow.models.families import SD1, SD2_V, XL
 from instaflow.models.loading import load_model
 from instaflow.models.samplers import flow_scheduler
 from instaflow.models.settings import ModelSettings
-from instaflow.models.tiny import tiny_parts, tiny_xl_parts
+from instaflow.models.tiny import tiny_parts, tiny_pixel_unet, tiny_xl_parts
 
 SCHEDULE = {
     "beta_schedule": "scaled_linear",
@@ -83,6 +84,19 @@ def write_flow(folder: Path, parametrization: str) -> Path:
     """A flow's folder, with the scheduler that goes with its parametrization."""
     scheduler = flow_scheduler(parametrization, teacher_scheduler())
     return write_model(folder, scheduler, kind="flow", parametrization=parametrization, guidance_scale=1.5)
+
+
+def write_edm(folder: Path, scheduler=None, classes=10, size=8, seed=0, **settings) -> Path:
+    """The folder of an EDM of 8x8 pixels; by default a teacher of ten classes."""
+    torch.manual_seed(seed)
+    settings = {"parametrization": "edm", "num_steps": 4, "guidance_scale": 1.0} | settings
+    save_model(
+        folder,
+        unet=tiny_pixel_unet(classes, sample_size=size),
+        scheduler=scheduler or EDMDPMSolverMultistepScheduler(),
+        settings=ModelSettings(**settings),
+    )
+    return folder
 
 
 def load(folder: Path, dtype=torch.float32):

@@ -38,7 +38,10 @@ def test_a_grid_goes_from_teacher_to_report_and_single_digits_are_not_its_protoc
     (tmp_path / "grid.yaml").write_text(TEXT)
     run = tmp_path / "run"
     failed = instaflow("run", tmp_path / "grid.yaml", "--run-dir", run, expect=1)
-    assert "'single': protocol digits goes with latents of 8×8, and its models make 16×16" in failed.stderr
+    assert (
+        "'single': protocol digits goes with latents of 8×8, or pixels of 16×16, and its models make latents of 16×16"
+        in failed.stderr
+    )
     assert read_manifest(run / "pairs").latent_shape == (4, 16, 16)
 
     planned = digits_architecture("digits-grid")

@@ -1,0 +1,64 @@
+"""EDM's ADM network from a state dict, written as a model's folder: what `instaflow import-edm` does."""
+
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from instaflow.digits.networks import build_pixel_scheduler
+from instaflow.errors import ConfigError, DataError
+from instaflow.models.adm import network_of
+from instaflow.models.export import save_model
+from instaflow.models.settings import ModelSettings
+from instaflow.places import PICKLES
+
+STEPS = 18
+
+
+def run(file: Path, folder: Path, names: Path | None) -> str:
+    """Write the folder; returns a line that says what it holds. Raises ConfigError or DataError."""
+    if file.suffix in PICKLES:
+        raise DataError(
+            f"'{file}' is a pickle, which can run code as it is loaded; this toolkit reads none",
+            "Extract its state dict where you trust it: `instaflow import-edm --help` has the lines",
+        )
+    if folder.exists():
+        raise ConfigError(f"'{folder}' is there already", "Choose another folder, or delete it")
+    if not folder.absolute().parent.is_dir():
+        raise ConfigError(f"The folder of '{folder}' does not exist", "Make it first")
+    try:
+        state = load_file(file)
+    except Exception as error:  # safetensors raises its own kinds
+        raise DataError(f"'{file}' is no .safetensors file: {error}", "Extract the state dict anew") from error
+    unet = network_of(state)
+    classes = unet.config["num_class_embeds"] or 0
+    class_names = names_in(names, classes) if names else []
+    parameters = sum(parameter.numel() for parameter in unet.parameters())
+    save_model(
+        folder,
+        unet=unet,
+        scheduler=build_pixel_scheduler(),
+        settings=ModelSettings(
+            kind="teacher",
+            parametrization="edm",
+            num_steps=STEPS,
+            guidance_scale=1.0,
+            class_names=class_names,
+            lineage=[{"stage": file.name, "kind": "import", "summary": "an ADM network of EDM's"}],
+        ),
+    )
+    side = unet.config["sample_size"]
+    return (
+        f"{folder}: {parameters:,} parameters, images of {side}×{side}, {f'{classes:,}' if classes else 'no'} classes"
+    )
+
+
+def names_in(file: Path, classes: int) -> list[str]:
+    """The classes' names, one a line. Raises ConfigError."""
+    names = file.read_text(encoding="utf-8").splitlines()
+    if len(names) != classes or len(set(names)) < len(names):
+        raise ConfigError(
+            f"'{file}' has {len(names):,} lines, {len(set(names)):,} of them different, and the network {classes:,} "
+            "classes",
+            "Write each class's name on a line of its own, in the order of their numbers",
+        )
+    return names
