@@ -350,6 +350,35 @@ def import_edm(state: Path, folder: Path, class_names: Path | None) -> None:
     click.echo(run_import(state, folder, class_names))
 
 
+@cli.command()
+@click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="The first one.")
+@click.option(
+    "--seeds", type=click.IntRange(1, 64), default=8, show_default=True, metavar="N", help="How many, side by side."
+)
+@click.option(
+    "--output",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    default="runs/toy",
+    show_default=True,
+    help="Where toy.png, toy.html and toy.json go.",
+)
+def toy(seed: int, seeds: int, output: Path) -> None:
+    """Show on five modes in the plane what distribution matching and reflow do.
+
+    A one-step generator is trained as DMD trains one: by the real score alone, with a fake score, and with regression.
+    The first collapses to a mode, the second misses one, the third finds all. Beside it, reflow of the same mixture:
+    its paths before and after, and one step. Takes about a minute of one core, and needs no GPU.
+
+    \b
+        instaflow toy --output runs/toy
+    """
+    from pipelines.toy import run as run_toy
+
+    for line in run_toy(seed=seed, seeds=seeds, output=output):
+        click.echo(line)
+
+
 def couplings_options(command: Callable[..., None]) -> Callable[..., None]:
     """DIR and --workers of the commands that read all shards of a couple stage."""
     options = [

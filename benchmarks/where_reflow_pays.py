@@ -27,7 +27,9 @@ import torch
 from scipy.stats import t as student_t
 from torch import Tensor
 
-from benchmarks.mixtures import (
+from benchmarks.reflow_map import MEASURES, METHODS, as_page, line
+from instaflow.flow.straightness import Trajectory, straightness
+from instaflow.toy.mixtures import (
     Mixture,
     apart,
     checkerboard,
@@ -39,9 +41,7 @@ from benchmarks.mixtures import (
     spiral,
     unbalanced,
 )
-from benchmarks.reflow_map import MEASURES, METHODS, as_page, line
-from benchmarks.small_nets import BATCH, Couplings, Nets, couple, distill_error, one_hot, parts, reflow_error, train
-from instaflow.flow.straightness import Trajectory, straightness
+from instaflow.toy.nets import BATCH, Couplings, Nets, couple, distill_error, one_hot, parts, reflow_error, train
 from instaflow.world import hardware
 
 SHAPES = {"ring": ring, "checkerboard": checkerboard, "spiral": spiral, "unbalanced": unbalanced, "labelled": labelled}

@@ -1,13 +1,11 @@
-"""The map of where reflow pays: its toy data, its networks, and the program on two settings."""
+"""The map of where reflow pays: its toy data, and the program on two settings."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.mixtures import Mixture, apart, energy_distance, even_noise
 from benchmarks.reflow_map import METHODS, verdict
-from benchmarks.small_nets import Couplings, Nets, couple, distill_error, one_hot, parts, train
 from benchmarks.where_reflow_pays import (
     RATES,
     SHAPES,
@@ -17,6 +15,7 @@ from benchmarks.where_reflow_pays import (
     reference,
     settings,
 )
+from instaflow.toy.mixtures import energy_distance, even_noise
 from tests.benchmarks.programs import run
 
 
@@ -33,64 +32,6 @@ def test_the_exact_flow_leads_from_noise_to_the_data(data: str) -> None:
     assert mixture.off_modes(data_points, mixture.blocks(4096)) < 0.003
     assert data_points.mean(0).abs().max() < 0.03
     assert data_points.square().mean() == pytest.approx(1, abs=0.03)
-
-
-def test_expected_data_are_those_of_a_single_gaussian() -> None:
-    """z = t data + (1 - t) noise: E[data | z] = μ + t s² / (t² s² + (1 - t)²) (z - t μ)."""
-    mean, std, t = torch.tensor([[0.5, -1.0]]), 0.3, 0.7
-    mixture = Mixture(mean, std, torch.ones(1), torch.zeros(1, dtype=torch.long))
-    z = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
-    expected = mean + t * std**2 / ((t * std) ** 2 + (1 - t) ** 2) * (z - t * mean)
-    assert torch.allclose(mixture.expected_data(z, t, None), expected, atol=1e-5)
-
-
-def test_guidance_leads_away_from_other_labels() -> None:
-    mixture = SHAPES["labelled"]()
-    z, labels = torch.zeros(4, 2), torch.arange(4)
-    x, timestep = z[:, :, None, None], torch.full((4,), 500)
-    one, three, none = (mixture.output(x, timestep, labels, scale).flatten(1) for scale in (1.0, 3.0, 0.0))
-    assert torch.allclose(three, none + 3 * (one - none), atol=1e-4)
-    assert torch.allclose(none, ((z - mixture.expected_data(z, 0.5, None)) / 0.5), atol=1e-5)
-
-
-def test_the_energy_distance_of_two_places_is_that_between_them() -> None:
-    points, elsewhere = torch.zeros(1, 3, 2), torch.tensor([3.0, 4.0]).expand(1, 5, 2)
-    assert energy_distance(points, elsewhere, apart(elsewhere)) == pytest.approx(10**0.5)
-    assert energy_distance(points, points, apart(points)) == 0
-
-
-def test_networks_side_by_side_compute_what_each_does_alone() -> None:
-    nets = Nets.fresh([0, 1], width=8, dimension=3)
-    generator = torch.Generator().manual_seed(0)
-    noise, labels = torch.randn(2, 5, 3, generator=generator), one_hot(torch.zeros(2, 5, dtype=torch.long))
-    together = nets.one_step(noise, labels)
-    for i in range(2):
-        alone = Nets.fresh([i], width=8, dimension=3).one_step(noise[i : i + 1], labels[i : i + 1])
-        assert torch.allclose(together[i], alone[0], atol=1e-6)
-    assert not torch.allclose(together[0] - noise[0], together[1] - noise[1], atol=1e-3)
-
-
-def test_each_network_learns_its_own_couplings_at_its_own_rate() -> None:
-    start = Nets.fresh([0, 1, 2], width=16, dimension=2)
-    generator = torch.Generator().manual_seed(0)
-    noise, labels = torch.randn(256, 2, generator=generator), one_hot(torch.zeros(256, dtype=torch.long))
-    tables = [torch.cat([noise, data, labels], 1)[:count] for data, count in ((noise + 2, 256), (-noise, 64))]
-    rates = torch.tensor([1e-2, 1e-2, 0.0])
-    nets = train(distill_error, start, Couplings([*tables, tables[0]]), rates, samples=2**15, seed=0)
-    ends = nets.one_step(noise.expand(3, -1, -1), labels.expand(3, -1, -1))
-    assert (ends[0] - (noise + 2)).square().mean() < 0.02
-    assert (ends[1] + noise).square().mean() < 0.05
-    assert torch.equal(nets.flat[2], start.flat[2])
-
-
-def test_coupling_again_keeps_noise_and_labels() -> None:
-    nets = Nets.fresh([0, 1], width=8, dimension=2)
-    tables = [torch.cat([torch.randn(count, 4), one_hot(torch.arange(count) % 4)], 1) for count in (7, 3)]
-    again = couple(nets, tables, num_steps=4)
-    for old, new in zip(map(parts, tables), map(parts, again), strict=True):
-        assert torch.equal(old[0], new[0]) and torch.equal(old[2], new[2])
-    alone = couple(Nets(nets.flat[1:], 8, 2), tables[1:], num_steps=4)
-    assert torch.allclose(again[1], alone[0], atol=1e-6)
 
 
 def test_intervals_and_verdicts() -> None:

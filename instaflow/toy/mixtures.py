@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from instaflow.flow.straightness import euler
+from instaflow.flow.straightness import Trajectory, euler
 from instaflow.flow.views import NUM_TIMESTEPS, VelocityView
 
 VIEW = VelocityView()
@@ -18,7 +18,7 @@ VIEW = VelocityView()
 
 @dataclass(frozen=True)
 class Mixture:
-    """Components N(mean, std² I), each with its weight and label; over all labels, mean 0 and variance 1."""
+    """Components N(mean, std² I), each with its weight and label."""
 
     means: Tensor  # [K, D]
     std: float
@@ -59,14 +59,18 @@ class Mixture:
             components.append(torch.searchsorted(own.cumsum(0) / own.sum(), places).clamp(max=len(own) - 1))
         return self.means[torch.cat(components)] + self.std * noise
 
-    def expected_data(self, z: Tensor, t: float, labels: Tensor | None) -> Tensor:
-        """E[data | z_t = z, label]; without labels, of the whole mixture."""
+    def expected_data(self, z: Tensor, t: float | Tensor, labels: Tensor | None) -> Tensor:
+        """E[data | z_t = z, label], z_t = (1 - t) noise + t data; without labels, of the whole mixture.
+
+        z: [..., N, D]; t: one time, or [..., N, 1]. The score is then ∇ log p_t(z) = (t E[data | z] - z) / (1 - t)².
+        """
         variance = (t * self.std) ** 2 + (1 - t) ** 2
-        logits = self.weights.log() - torch.cdist(z, t * self.means).square() / (2 * variance)  # [N, K]
+        nearness = t * z @ self.means.T - t**2 * self.means.square().sum(1) / 2
+        logits = self.weights.log() + nearness / variance  # [..., N, K]
         if labels is not None:
             logits = logits.masked_fill(self.labels != labels[:, None], -math.inf)
         shrink = t * self.std**2 / variance
-        return shrink * z + (1 - shrink * t) * (logits.softmax(1) @ self.means)
+        return shrink * z + (1 - shrink * t) * (logits.softmax(-1) @ self.means)
 
     def output(self, x: Tensor, timestep: Tensor, labels: Tensor, guidance_scale: float) -> Tensor:
         """What a perfect network returns in diffusers' flow convention, guided: noise - data = (z - data) / (1 - t)."""
@@ -78,18 +82,33 @@ class Mixture:
             data = unguided + guidance_scale * (data - unguided)
         return ((z - data) / noise_level)[:, :, None, None]
 
-    def flow(self, noise: Tensor, labels: Tensor, guidance_scale: float, num_steps: int) -> Tensor:
-        """Where the exact flow ends, by Euler's method on the library's grid."""
+    def path(self, noise: Tensor, labels: Tensor, guidance_scale: float, num_steps: int) -> Trajectory:
+        """The exact flow's path, by Euler's method on the library's grid."""
 
         def predict(x: Tensor, timestep: Tensor) -> Tensor:
             return self.output(x, timestep, labels, guidance_scale)
 
-        return euler(VIEW, predict, noise[:, :, None, None], num_steps).states[-1].flatten(1)
+        return euler(VIEW, predict, noise[:, :, None, None], num_steps)
+
+    def flow(self, noise: Tensor, labels: Tensor, guidance_scale: float, num_steps: int) -> Tensor:
+        """Where the exact flow ends."""
+        return self.path(noise, labels, guidance_scale, num_steps).states[-1].flatten(1)
+
+    @property
+    def reach(self) -> float:
+        """How far from its mean a mode reaches: √D + 3 standard deviations; within are 99.8% of its data or more."""
+        return (self.dimension**0.5 + 3) * self.std
 
     def off_modes(self, points: Tensor, labels: Tensor) -> float:
-        """The share of samples over √D + 3 standard deviations from every mean of their label; of data, under 0.2%."""
+        """The share of samples that no mode of their label reaches; of data, under 0.2%."""
         distances = torch.cdist(points, self.means).masked_fill(self.labels != labels[:, None], math.inf)
-        return float((distances.amin(1) > (self.dimension**0.5 + 3) * self.std).float().mean())
+        return float((distances.amin(1) > self.reach).float().mean())
+
+    def shares(self, points: Tensor) -> Tensor:
+        """The share [K] of the points [N, D] that each mode holds: the nearest one does, if it reaches them."""
+        distances, nearest = torch.cdist(points, self.means).min(1)
+        held = nearest[distances <= self.reach]
+        return torch.bincount(held, minlength=len(self.means)) / len(points)
 
 
 def ring() -> Mixture:
@@ -123,6 +142,17 @@ def labelled() -> Mixture:
     places = [(i, j) for i in range(4) for j in range(4)]
     labels = [(i + 2 * j) % 4 for i, j in places]
     return Mixture.standardized(torch.tensor(places).float(), 0.12, labels=torch.tensor(labels))
+
+
+def remote() -> Mixture:
+    """Four modes around the mean, and one far off; distances in units of the noise, which is small beside them.
+
+    So it is among images too: of 16,384 values of unit variance each, two lie √(2 · 16384) = 181 apart. Noise joins
+    two modes only where it is as large as their distance, thus at fewer times the farther apart they are.
+    """
+    means = torch.tensor([(-2.0, -0.1), (-7.6, 3.1), (-7.3, -4.1), (-1.6, -5.2), (18.5, 6.3)])
+    count = len(means)
+    return Mixture(means, 0.75, torch.full((count,), 1 / count), torch.zeros(count, dtype=torch.long))
 
 
 def scattered(modes: int, dimension: int) -> Mixture:

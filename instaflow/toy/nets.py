@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.mixtures import VIEW
 from instaflow.flow.paths import velocity
 from instaflow.flow.straightness import Trajectory, euler
 from instaflow.flow.views import NUM_TIMESTEPS
+from instaflow.toy.mixtures import VIEW
 
 BATCH = 128
 LABELS = 4
@@ -75,11 +75,14 @@ class Nets:
         x = noise.reshape(-1, self.dimension, 1, 1)
         return euler(VIEW, lambda z, timestep: self.output(z, timestep, labels), x, num_steps)
 
+    def generated(self, noise: Tensor, labels: Tensor) -> Tensor:
+        """Where one step leads from noise [S * B, D, 1, 1], as the sampler takes it."""
+        return VIEW.one_step(noise, self.output(noise, last_timestep(noise), labels))
+
     @torch.no_grad()
     def one_step(self, noise: Tensor, labels: Tensor) -> Tensor:
-        """Where one step leads from noise [S, B, D], as the sampler takes it."""
-        x = noise.reshape(-1, self.dimension, 1, 1)
-        return VIEW.one_step(x, self.output(x, last_timestep(x), labels)).view(noise.shape)
+        """The same of noise [S, B, D]."""
+        return self.generated(noise.reshape(-1, self.dimension, 1, 1), labels).view(noise.shape)
 
 
 def last_timestep(x: Tensor) -> Tensor:
@@ -131,24 +134,37 @@ def reflow_error(nets: Nets, batch: tuple[Tensor, Tensor, Tensor], generator: to
 def distill_error(nets: Nets, batch: tuple[Tensor, Tensor, Tensor], generator: torch.Generator) -> Tensor:
     """One step from the noise, less the coupled data (InstaFlow, Eq. 6, with L2)."""
     noise, data, labels = batch
-    return VIEW.one_step(noise, nets.output(noise, last_timestep(noise), labels)) - data
+    return nets.generated(noise, labels) - data
+
+
+class Adam:
+    """Adam (0.9, 0.99) of networks side by side, each with its rate."""
+
+    def __init__(self, nets: Nets) -> None:
+        self.nets, self.steps = nets, 0
+        self.mean, self.square = torch.zeros_like(nets.flat), torch.zeros_like(nets.flat)
+
+    def step(self, loss: Tensor, rates: Tensor) -> None:
+        """One step down `loss`, a sum or mean over the networks; rates: [S]."""
+        gradients = torch.autograd.grad(loss, self.nets.layers)
+        gradient = torch.cat([part.flatten(1) for part in gradients], 1)
+        self.steps += 1
+        self.mean.lerp_(gradient, 0.1)
+        self.square.lerp_(gradient.square_(), 0.01)
+        size = (self.square / (1 - 0.99**self.steps)).sqrt_().add_(1e-8)
+        self.nets.flat.sub_(self.mean / size * (rates[:, None] / (1 - 0.9**self.steps)))
 
 
 Error = Callable[[Nets, tuple[Tensor, Tensor, Tensor], torch.Generator], Tensor]
 
 
 def train(error: Error, start: Nets, couplings: Couplings, rates: Tensor, *, samples: int, seed: int) -> Nets:
-    """Adam (0.9, 0.99) on the mean squared error, each network with its rate [S], which falls linearly to 0."""
+    """Adam on the mean squared error, each network with its rate [S], which falls linearly to 0."""
     nets = start.copy()
+    optimizer = Adam(nets)
     generator = torch.Generator().manual_seed(seed)
-    mean, square = torch.zeros_like(nets.flat), torch.zeros_like(nets.flat)
     steps = samples // BATCH
     for step in range(steps):
         loss = error(nets, couplings.batch(generator), generator).square().sum() / BATCH
-        gradients = torch.autograd.grad(loss, nets.layers)
-        gradient = torch.cat([part.flatten(1) for part in gradients], 1)
-        mean.lerp_(gradient, 0.1)
-        square.lerp_(gradient.square_(), 0.01)
-        size = (square / (1 - 0.99 ** (step + 1))).sqrt_().add_(1e-8)
-        nets.flat.sub_(mean / size * (rates[:, None] * (1 - step / steps) / (1 - 0.9 ** (step + 1))))
+        optimizer.step(loss, rates * (1 - step / steps))
     return nets
