@@ -280,6 +280,7 @@ def save_both(
     sources = [material.couplings, *([material.mixture.real] if material.mixture else [])]
     coupled = [couple_entry(source.manifest) for source in sources]
     lineage = [*before, *(item for item in made_by if item not in before), *coupled, entry]
+    settings = replace(settings, class_names=model.settings.class_names, lineage=lineage)
     if world().leads:
         scheduler = flow_scheduler(settings.parametrization, model.scheduler)
         for name, weights in (("model-raw", trained.raw), ("model", trained.ema)):
@@ -288,7 +289,7 @@ def save_both(
                 stage.folder / name,
                 **model.parts,
                 scheduler=scheduler,
-                settings=replace(settings, weights="ema" if name == "model" else "raw", lineage=lineage),
+                settings=replace(settings, weights="ema" if name == "model" else "raw"),
             )
     return lambda: fingerprint_of(stage.model)
 
