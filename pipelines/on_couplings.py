@@ -293,6 +293,7 @@ def write_both(
     stage: StageFolder, model: Model, trained: Trained, settings: ModelSettings, scheduler: Any
 ) -> Callable[[], str]:
     """The leader's: model/ and model-raw/ of what was trained, with the sampler that they carry."""
+    settings = replace(settings, class_names=model.settings.class_names)
     if world().leads:
         for name, weights in (("model-raw", trained.raw), ("model", trained.ema)):
             model.unet.load_state_dict({key.removeprefix("unet."): value for key, value in weights.items()})

@@ -16,8 +16,15 @@ from instaflow.cost import (
     shards_bytes,
     training_memory,
 )
+from instaflow.digits.captions import WORDS
 from instaflow.digits.images import SIZE
-from instaflow.digits.networks import PERCEPTUAL, build_autoencoder, build_text_encoder, build_unet
+from instaflow.digits.networks import (
+    PERCEPTUAL,
+    build_autoencoder,
+    build_pixel_unet,
+    build_text_encoder,
+    build_unet,
+)
 from instaflow.digits.stream import ClassifierLoss
 from instaflow.digits.tokenizer import build_tokenizer
 from instaflow.models.architecture import Architecture
@@ -27,6 +34,7 @@ from instaflow.stages import (
     CoupleStage,
     DistillStage,
     DmdStage,
+    EdmTeacherStage,
     EvaluateStage,
     FlowStage,
     NetworkStage,
@@ -76,6 +84,8 @@ class Plan:
                 self.found[place] = init.stacked() if isinstance(stage, FlowStage) and stage.stacked else init
             elif isinstance(stage, TeacherStage):
                 self.found[place] = digits_architecture(stage.data)
+            elif isinstance(stage, EdmTeacherStage):
+                self.found[place] = pixel_architecture(stage)
             else:
                 self.found[place] = architecture_of(place)
         return self.found[place]
@@ -85,7 +95,7 @@ class Plan:
         stage = self.stages.get(place)
         if isinstance(stage, TeacherStage | ReflowStage):
             return stage.guidance_scale
-        one = isinstance(stage, DistillStage | ProgressiveStage | DmdStage)
+        one = isinstance(stage, DistillStage | ProgressiveStage | DmdStage | EdmTeacherStage)
         return 1.0 if one else self.architecture(place).settings.guidance_scale
 
     def is_flow(self, place: str) -> bool:
@@ -98,6 +108,8 @@ class Plan:
         stage: Any = self.stages[name]
         if isinstance(stage, TeacherStage):
             return self.teacher(name, stage)
+        if isinstance(stage, EdmTeacherStage):
+            return self.edm_teacher(name, stage)
         if isinstance(stage, CoupleStage):
             return self.couple(name, stage)
         if isinstance(stage, FlowStage):
@@ -111,7 +123,7 @@ class Plan:
     def couple(self, name: str, stage: CoupleStage) -> Cost:
         model, dtype = self.architecture(stage.model), DTYPES[stage.dtype]
         branches = 2 if stage.guidance_scale > 1 else 1
-        calls = stage.count * branches * network_calls(stage, is_flow=self.is_flow(stage.model))
+        calls = stage.count * branches * network_calls(stage, is_flow=self.is_flow(stage.model), is_edm=model.is_edm)
         flops, parameters = model.flops(), model.parameters()
         images = stage.keep.images if stage.keep else None
         decoded = -(-stage.count // images.every) if images else 0
@@ -305,6 +317,28 @@ class Plan:
             half=bfloat16,
         )
 
+    def edm_teacher(self, name: str, stage: EdmTeacherStage) -> Cost:
+        model, bfloat16 = self.architecture(name), stage.mixed_precision is not None
+        trained, samples = model.parameters()["unet"], samples_of(stage.phases)
+        share = largest_share(stage.phases, stage, self.gpus, f"stages.{name}.phases")
+        saved = checkpoint_bytes(stage, trained)
+        return Cost(
+            name=name,
+            kind="teacher",
+            samples=samples,
+            flops=(1 + BACKWARD) * samples * model.flops()["unet"],
+            disk=2 * model_bytes(model.parameters()) + num_checkpoints(stage, stage.phases) * saved,
+            while_saving=saved,
+            memory=training_memory(
+                stage,
+                trained,
+                frozen=0,
+                activations=model.training_memory(share, bfloat16=bfloat16),
+                gpus=self.gpus,
+            ),
+            half=bfloat16,
+        )
+
     def evaluate(self, name: str, stage: EvaluateStage) -> Cost:
         images, flops, activations, frozen = 0, 0, 0, 0
         for entry in stage.models:
@@ -342,6 +376,13 @@ def digits_architecture(data: str = "digits") -> Architecture:
     return Architecture(dict(unet.config), dict(vae.config), (text_encoder.config.to_dict(),), {})
 
 
+def pixel_architecture(stage: EdmTeacherStage) -> Architecture:
+    """What the teacher stage makes by method edm."""
+    with torch.device("meta"):
+        unet: Any = build_pixel_unet(len(WORDS) if stage.classes else None)
+    return Architecture(dict(unet.config), None, (), {})
+
+
 def perceptual_parameters() -> tuple[int, int]:
     """Of the digits' perceptual network, without and with the head that it is trained with."""
     with torch.device("meta"):
@@ -351,11 +392,13 @@ def perceptual_parameters() -> tuple[int, int]:
     return first, second
 
 
-def network_calls(stage: CoupleStage, *, is_flow: bool) -> int:
+def network_calls(stage: CoupleStage, *, is_flow: bool, is_edm: bool = False) -> int:
     """How often a record's sampling calls the network, guidance's second branch not counted."""
+    if stage.data and is_edm:
+        return 2 * stage.num_steps - 1
     if stage.data:  # Heun's method, and from a diffusion's data one step more
         return 2 * stage.num_steps + (not is_flow)
-    if stage.sampler == "heun" and not is_flow:
+    if not is_flow and (stage.sampler == "heun" or (is_edm and stage.sampler is None)):
         return 2 * stage.num_steps - 1
     return stage.num_steps + (stage.sampler == "pndm")
 

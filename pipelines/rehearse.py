@@ -25,7 +25,7 @@ from instaflow.stages import CoupleStage, DmdStage, EvaluateStage, FlowStage, St
 from instaflow.training.perceptual import write_tiny_network
 from instaflow.world import barrier, world
 from pipelines.experiment import check_inputs, run_stage, say
-from pipelines.plan import check_crops
+from pipelines.plan import Plan, check_crops
 
 LESS = 1000
 FEWEST_BATCHES = 2  # of a training phase, and of a couple stage
@@ -60,9 +60,9 @@ class Rehearsal:
             self.changes.append(f"a tiny random model of its format in place of '{place}'")
         return str(self.models[place])
 
-    def add_couplings(self, name: str, model: str) -> str:
+    def add_couplings(self, name: str, model: str, prompts: list[str]) -> str:
         """The stage `name`, which makes some couplings of a model."""
-        settings = {"kind": "couple", "model": model, "prompts": CAPTIONS, "num_steps": 2, "guidance_scale": 1.0}
+        settings = {"kind": "couple", "model": model, "prompts": prompts, "num_steps": 2, "guidance_scale": 1.0}
         self.settings[name] = settings | {"count": 32, "records_per_shard": 16}
         return name
 
@@ -145,7 +145,11 @@ def rehearsal_of(experiment: Experiment, folder: Path) -> Rehearsal:
                 added = f"{name}-{key.replace('.', '-')}"
                 while added in experiment.stages:
                     added += "-"
-                put(settings, key, made.add_couplings(added, settings["init"]))
+                put(
+                    settings,
+                    key,
+                    made.add_couplings(added, settings["init"], made_up(experiment, stage.parents()["init"])),
+                )
                 made.changes.append(f"{name}: couplings of a tiny model in place of '{place}'")
             else:
                 put(settings, key, made.swap(place, folder))
@@ -162,7 +166,7 @@ def rehearsal_of(experiment: Experiment, folder: Path) -> Rehearsal:
         prompts = stage.prompts if isinstance(stage, CoupleStage | DmdStage) else None
         if prompts is not None and not isinstance(prompts, list) and not exists(prompts):
             made.changes.append(f"{name}: made-up captions, for '{choice_of(prompts).path}' is not here")
-            settings["prompts"] = CAPTIONS
+            settings["prompts"] = made_up(experiment, stage.parents()["model"])
         if isinstance(stage, CoupleStage) and stage.data and not images_exist(stage.data):
             made.changes.append(f"{name}: digits in place of the images of '{stage.data}', which are not here")
             settings["data"] = DIGITS
@@ -174,15 +178,26 @@ def rehearsal_of(experiment: Experiment, folder: Path) -> Rehearsal:
     return made
 
 
+def made_up(experiment: Experiment, model: str) -> list[str]:
+    """Prompts that a model takes."""
+    architecture = Plan(experiment, gpus=1).architecture(model)
+    if not architecture.is_edm:
+        return CAPTIONS
+    return ["0"] if architecture.unet.get("num_class_embeds") else [""]
+
+
 def shrunk(settings: dict[str, Any]) -> dict[str, Any]:
     """A stage's settings with each count a thousandth, or the least with which all of the code still has work.
 
-    Global batches stay, and those of sampling; micro batches become larger where they are small.
+    Global batches stay, and those of sampling; micro batches become larger where they are small. Where a fake score is
+    trained as well, two updates of it and a tenth of the samples are enough.
     """
-    small = dict(settings)
+    small, part = dict(settings), LESS
+    if fake := settings.get("fake"):
+        small["fake"], part = fake | {"updates": min(fake["updates"], 2)}, 10 * LESS
     for key in ("phases", "autoencoder_phases", "perceptual_phases"):
         if settings.get(key):
-            small[key] = [shrunk_phase(phase) for phase in settings[key]]
+            small[key] = [shrunk_phase(phase, part) for phase in settings[key]]
     if "phases" in settings:
         some = max(sum(phase["samples"] for phase in small["phases"]) // MOST_CHECKPOINTS, 1)
         for key in ("checkpoint_every", "keep_checkpoint_every"):
@@ -199,14 +214,14 @@ def shrunk(settings: dict[str, Any]) -> dict[str, Any]:
     return small
 
 
-def shrunk_phase(phase: dict[str, Any]) -> dict[str, Any]:
-    samples = less(phase["samples"], FEWEST_BATCHES * phase["global_batch_size"])
-    return phase | {"samples": samples, "warmup_samples": min(phase["warmup_samples"] // LESS, samples // 2)}
+def shrunk_phase(phase: dict[str, Any], part: int) -> dict[str, Any]:
+    samples = less(phase["samples"], FEWEST_BATCHES * phase["global_batch_size"], part)
+    return phase | {"samples": samples, "warmup_samples": min(phase["warmup_samples"] // part, samples // 2)}
 
 
-def less(count: int, least: int) -> int:
-    """A thousandth of a count, but not less than `least`, unless the count is."""
-    return max(count // LESS, min(count, least))
+def less(count: int, least: int, part: int = LESS) -> int:
+    """A thousandth of a count, or another `part`, but not less than `least`, unless the count is."""
+    return max(count // part, min(count, least))
 
 
 def put(settings: dict[str, Any], path: str, value: str) -> None:

@@ -1,4 +1,4 @@
-"""The networks of a Stable Diffusion by their configuration alone: what they need, counted without weights.
+"""The networks of a Stable Diffusion or an EDM by their configuration alone: what they need, without weights.
 
 Networks are built of shapes only: on PyTorch's meta device, where operations are counted, and as its fake tensors,
 where memory is; both are as large as real ones and hold nothing.
@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,7 +26,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from instaflow.errors import DataError
 from instaflow.models.settings import ModelSettings, read_settings
 from instaflow.models.stacked import StackedUNet
-from instaflow.places import pipeline_class
+from instaflow.places import is_of_pixels, pipeline_class
 
 Config = dict[str, Any]
 
@@ -35,9 +36,10 @@ class Architecture:
     """The configurations of a pipeline's parts, as its files hold them."""
 
     unet: Config
-    vae: Config
+    vae: Config | None
+    """None for a model of pixels, an EDM."""
     text_encoders: tuple[Config, ...]
-    """One, or Stable Diffusion XL's two, the second with a projection."""
+    """One, or Stable Diffusion XL's two, the second with a projection; none for a model of pixels."""
     scheduler: Config
     """With `_class_name`."""
     settings: ModelSettings = field(default_factory=ModelSettings)
@@ -45,6 +47,10 @@ class Architecture:
     @property
     def is_xl(self) -> bool:
         return len(self.text_encoders) > 1
+
+    @property
+    def is_edm(self) -> bool:
+        return self.vae is None
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -56,13 +62,15 @@ class Architecture:
     @property
     def image_size(self) -> tuple[int, int]:
         """(H, W) of an image in pixels."""
-        scale = 2 ** (len(self.vae["block_out_channels"]) - 1)
+        scale = 2 ** (len(self.vae["block_out_channels"]) - 1) if self.vae else 1
         _, height, width = self.latent_shape
         return (scale * height, scale * width)
 
     @property
     def embedding_shape(self) -> tuple[int, int]:
-        """(L, D) of a prompt's embedding."""
+        """(L, D) of a prompt's embedding; a class has none."""
+        if self.is_edm:
+            return (0, 0)
         return (self.text_encoders[0].get("max_position_embeddings", 77), self.unet["cross_attention_dim"])
 
     @property
@@ -74,6 +82,8 @@ class Architecture:
 
     @property
     def unet_class(self) -> Any:
+        if self.is_edm:
+            return UNet2DModel
         return StackedUNet if self.unet.get("_class_name") == StackedUNet.__name__ else UNet2DConditionModel
 
     def stacked(self) -> "Architecture":
@@ -84,7 +94,8 @@ class Architecture:
         return self.unet_class.from_config(self.unet)
 
     def build_vae(self) -> Any:
-        return AutoencoderKL.from_config(self.vae)
+        """The autoencoder; a network of nothing for a model of pixels."""
+        return AutoencoderKL.from_config(self.vae) if self.vae else Pixels()
 
     def build_text_encoders(self) -> list[Any]:
         classes: tuple[Any, ...] = (CLIPTextModel, CLIPTextModelWithProjection)
@@ -92,6 +103,8 @@ class Architecture:
 
     def text(self, batch: int) -> dict[str, Any]:
         """Prompts as the network takes them, by their shapes alone."""
+        if self.is_edm:
+            return {"class_labels": torch.zeros(batch, dtype=torch.long)} if self.unet.get("num_class_embeds") else {}
         hidden = torch.empty(batch, *self.embedding_shape)
         if not self.is_xl:
             return {"encoder_hidden_states": hidden}
@@ -161,7 +174,7 @@ class Architecture:
 
         def build() -> Any:
             vae = self.build_vae().requires_grad_(False)
-            if checkpointing:
+            if checkpointing and not self.is_edm:
                 vae.enable_gradient_checkpointing()
             return vae
 
@@ -183,8 +196,23 @@ class Architecture:
             return peak_memory(lambda: vae.decode(latents))
 
 
+class Pixels(nn.Module):
+    """In an autoencoder's place where latents are the pixels."""
+
+    def encode(self, images: Tensor) -> Any:
+        return images
+
+    def decode(self, latents: Tensor) -> Any:
+        return SimpleNamespace(sample=latents)
+
+
 def read_architecture(folder: Path) -> Architecture:
     """The architecture that a pipeline's folder describes; its weights need not be there. Raises DataError."""
+    if is_of_pixels(folder):
+        unet, scheduler = (
+            read_config(folder / part) for part in ("unet/config.json", "scheduler/scheduler_config.json")
+        )
+        return Architecture(unet, None, (), scheduler, read_settings(folder))
     second = ["text_encoder_2"] if pipeline_class(folder) == "StableDiffusionXLPipeline" else []
     unet, vae, scheduler, *encoders = (
         read_config(folder / part / name)

@@ -17,9 +17,13 @@ WIDTH = 16
 def write_tiny(folder: Path, architecture: Architecture, tokenizer: Any) -> None:
     """A model folder with an architecture's pipeline, scheduler and settings, and tiny networks of seed 0.
 
-    4×8×8 latents of 16×16 images. The tokenizer is a CLIPTokenizer, of any size.
+    4×8×8 latents of 16×16 images, or 16×16 pixels. The tokenizer is a CLIPTokenizer, of any size.
     """
-    parts = tiny_xl_parts(tokenizer) if architecture.is_xl else tiny_parts(tokenizer)
+    if architecture.is_edm:
+        torch.manual_seed(0)
+        parts: dict[str, Any] = {"unet": tiny_pixel_unet(architecture.unet.get("num_class_embeds"), sample_size=16)}
+    else:
+        parts = tiny_xl_parts(tokenizer) if architecture.is_xl else tiny_parts(tokenizer)
     scheduler = getattr(diffusers, architecture.scheduler["_class_name"]).from_config(architecture.scheduler)
     folder.parent.mkdir(parents=True, exist_ok=True)
     save_model(folder, **parts, scheduler=scheduler, settings=architecture.settings)

@@ -10,7 +10,7 @@ from instaflow.errors import ConfigError, DataError
 from instaflow.models.families import SD1
 from pipelines.plan import Plan, network_calls, run
 from tests.experiments import PHASE, write
-from tests.models.made import write_flow, write_model
+from tests.models.made import write_edm, write_flow, write_model
 
 TEXT = f"""
 run: runs/tiny
@@ -155,3 +155,27 @@ def test_a_batch_that_cannot_be_shared_and_an_unknown_model_are_errors(config):
         costs(config, gpus=3)
     with pytest.raises(DataError, match="'someone/something' is made of"):
         costs(config, "stages.pairs.model=someone/something")
+
+
+def test_an_edm_is_counted_by_its_one_network(tmp_path):
+    text = f"""
+run: runs/edm
+stages:
+  teacher: {{kind: teacher, method: edm, data: digits, phases: [{PHASE}]}}
+  pairs: {{kind: couple, model: teacher, prompts: ["7"], count: 100, num_steps: 18, guidance_scale: 1}}
+  found: {{kind: couple, model: teacher, data: digits, count: 100, num_steps: 18, guidance_scale: 1}}
+  student: {{kind: distill, init: teacher, couplings: pairs, parametrization: epsilon, phases: [{PHASE}]}}
+  outside: {{kind: couple, model: {write_edm(tmp_path / "other", classes=None)}, prompts: [""], count: 100,
+            sampler: dpm-solver++, num_steps: 18, guidance_scale: 1}}
+"""
+    config = write(tmp_path, text)
+    found, plan = costs(config), Plan(load_experiment(config), 1)
+    flops = plan.architecture("teacher").flops()
+    assert flops["text"] == flops["encode"] == flops["decode"] == 0
+    assert found["teacher"].flops == 8 * 3 * flops["unet"] == found["student"].flops
+    assert found["pairs"].flops == found["found"].flops == 100 * 35 * flops["unet"]  # by Heun's method
+    other = plan.architecture(str(tmp_path / "other"))
+    assert found["outside"].flops == 100 * 18 * other.flops()["unet"]
+    assert other.parameters() == {"unet": other.parameters()["unet"], "vae": 0, "text": 0}
+    assert other.latent_shape == (3, 8, 8) and other.image_size == (8, 8)
+    assert len(run(load_experiment(config), gpus=1, utilization=None)) > 10
