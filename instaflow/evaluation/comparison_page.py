@@ -37,12 +37,12 @@ svg text.name { fill: var(--ink); }
 .matrix th:first-child, .matrix td:first-child { text-align: left; font-size: 0.86rem; }
 .matrix .apart, .matrix .same { display: block; border-radius: 5px; padding: 1px 4px; }
 .matrix .apart { font-weight: 600; } .matrix .same { color: var(--soft); background: var(--grid); }
-.ranking table { font-size: 0.86rem; } .ranking th, .ranking td { padding: 5px 8px; }
-.ranking th.wrap { min-width: 70px; }
+.ranking table { font-size: 0.82rem; } .ranking th, .ranking td { padding: 5px; }
+.ranking th { font-size: 0.78rem; } .ranking th.wrap { min-width: 62px; }
 details ul { margin: 8px 0; padding-left: 20px; } details p { margin: 0; }
 .matrix small { display: block; font-size: 0.9em; font-weight: 400; color: var(--soft); }
 @media (max-width: 720px) {
-  .ranking table { font-size: 0.78rem; } .ranking th, .ranking td { padding: 5px; } .rank { min-width: 1.4em; }
+  .ranking table { font-size: 0.78rem; }
 }
 """
 
