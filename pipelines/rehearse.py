@@ -4,6 +4,7 @@ A model that no stage makes (a hub name, a folder, a single file) is swapped for
 couplings that no stage makes are made by an added one.
 """
 
+import math
 import shlex
 import shutil
 from dataclasses import dataclass, field, replace
@@ -166,7 +167,9 @@ def rehearsal_of(experiment: Experiment, folder: Path) -> Rehearsal:
         prompts = stage.prompts if isinstance(stage, CoupleStage | DmdStage) else None
         if prompts is not None and not isinstance(prompts, list) and not exists(prompts):
             made.changes.append(f"{name}: made-up captions, for '{choice_of(prompts).path}' is not here")
-            settings["prompts"] = made_up(experiment, stage.parents()["model"])
+            settings["prompts"] = made_up(
+                experiment, stage.teacher if isinstance(stage, DmdStage) else stage.parents()["model"]
+            )
         if isinstance(stage, CoupleStage) and stage.data and not images_exist(stage.data):
             made.changes.append(f"{name}: digits in place of the images of '{stage.data}', which are not here")
             settings["data"] = DIGITS
@@ -190,20 +193,21 @@ def shrunk(settings: dict[str, Any]) -> dict[str, Any]:
     """A stage's settings with each count a thousandth, or the least with which all of the code still has work.
 
     Global batches stay, and those of sampling; micro batches become larger where they are small. Where a fake score is
-    trained as well, two updates of it and a tenth of the samples are enough.
+    trained as well, two updates of it and one batch a phase are enough.
     """
-    small, part = dict(settings), LESS
+    small, batches = dict(settings), FEWEST_BATCHES
     if fake := settings.get("fake"):
-        small["fake"], part = fake | {"updates": min(fake["updates"], 2)}, 10 * LESS
+        small["fake"], batches = fake | {"updates": min(fake["updates"], 2)}, 1
     for key in ("phases", "autoencoder_phases", "perceptual_phases"):
         if settings.get(key):
-            small[key] = [shrunk_phase(phase, part) for phase in settings[key]]
+            small[key] = [shrunk_phase(phase, batches) for phase in settings[key]]
     if "phases" in settings:
         some = max(sum(phase["samples"] for phase in small["phases"]) // MOST_CHECKPOINTS, 1)
         for key in ("checkpoint_every", "keep_checkpoint_every"):
             small[key] = settings[key] and max(settings[key] // LESS, some)
     if settings.get("micro_batch_size"):
-        small["micro_batch_size"] = max(settings["micro_batch_size"], TINY_MICRO_BATCH)
+        shares = [phase["global_batch_size"] for phase in small["phases"]]
+        small["micro_batch_size"] = max(settings["micro_batch_size"], math.gcd(TINY_MICRO_BATCH, *shares))
     if settings["kind"] == "couple":
         small["count"] = less(settings["count"], FEWEST_BATCHES * settings["batch_size"])
         fewest, most = (-(-small["count"] // shards) for shards in (MOST_SHARDS, FEWEST_SHARDS))
@@ -214,14 +218,16 @@ def shrunk(settings: dict[str, Any]) -> dict[str, Any]:
     return small
 
 
-def shrunk_phase(phase: dict[str, Any], part: int) -> dict[str, Any]:
-    samples = less(phase["samples"], FEWEST_BATCHES * phase["global_batch_size"], part)
-    return phase | {"samples": samples, "warmup_samples": min(phase["warmup_samples"] // part, samples // 2)}
+def shrunk_phase(phase: dict[str, Any], batches: int) -> dict[str, Any]:
+    """With so many `batches` at least, and where that is one, no more."""
+    least = batches * phase["global_batch_size"]
+    samples = less(phase["samples"], least) if batches > 1 else least
+    return phase | {"samples": samples, "warmup_samples": min(phase["warmup_samples"] // LESS, samples // 2)}
 
 
-def less(count: int, least: int, part: int = LESS) -> int:
-    """A thousandth of a count, or another `part`, but not less than `least`, unless the count is."""
-    return max(count // part, min(count, least))
+def less(count: int, least: int) -> int:
+    """A thousandth of a count, but not less than `least`, unless the count is."""
+    return max(count // LESS, min(count, least))
 
 
 def put(settings: dict[str, Any], path: str, value: str) -> None:

@@ -285,6 +285,6 @@ def test_the_plan_counts_both_networks(config, done):
 def test_a_rehearsal_has_all_of_its_terms(config, tmp_path):
     experiment = load_experiment(config, ["stages.whole.phases.0.samples=400000"])
     stages = rehearsal_of(replace(experiment, run=str(tmp_path)), tmp_path).stages()
-    assert [phase.samples for phase in stages["whole"].phases] == [40, 4]
+    assert [phase.samples for phase in stages["whole"].phases] == [4, 4]
     assert stages["whole"].teacher.startswith(str(tmp_path)) and stages["whole"].regression.couplings == "pairs"
     assert stages["four"].num_steps == 4
