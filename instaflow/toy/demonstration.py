@@ -9,13 +9,13 @@ from torch import Tensor
 from instaflow.flow.straightness import Straightness, Trajectory, straightness
 from instaflow.toy.matching import CASES, match, unlabelled
 from instaflow.toy.mixtures import Mixture, apart, energy_distance, even_noise
-from instaflow.toy.nets import Couplings, Nets, one_hot, reflow_error, train
+from instaflow.toy.nets import Couplings, Nets, one_hot, reflow_error, starting_error, train
 
 WIDTH = 64  # of the networks' three hidden layers
 STARTING_PAIRS, STARTING_SAMPLES, STARTING_RATE = 2**14, 2**17, 1e-2
 PAIRS = 2**11
 TEACHER_STEPS = 100
-MATCHING_STEPS, MATCHING_RATE = 1600, 2e-3
+MATCHING_STEPS, MATCHING_RATE = 1600, 1e-3
 REFLOW_SAMPLES, REFLOW_RATE = 2**18, 1e-2
 EVALUATED = 2**11
 FAIR = 0.2
@@ -65,7 +65,7 @@ def demonstrate(mixture: Mixture, seeds: Sequence[int]) -> Demonstration:
     """
     together = len(seeds)
     start = train(
-        reflow_error,
+        starting_error,
         Nets.fresh(seeds, WIDTH, mixture.dimension),
         Couplings([random_pairs(mixture, seed) for seed in seeds]),
         torch.full((together,), STARTING_RATE),

@@ -128,7 +128,7 @@ def draw(axes: Axes, panel: Panel, shown: Demonstration, look: Look) -> None:
             side = 1 if mean[1] > -1 else -1  # above, or below
             axes.text(
                 mean[0],
-                mean[1] + side * 4.5 * std,
+                mean[1] + side * 4.3 * std,
                 f"{100 * share:.0f}%",
                 fontsize=10,
                 color=look.soft if missed else look.ink,

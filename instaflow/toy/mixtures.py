@@ -150,7 +150,7 @@ def remote() -> Mixture:
     So it is among images too: of 16,384 values of unit variance each, two lie √(2 · 16384) = 181 apart. Noise joins
     two modes only where it is as large as their distance, thus at fewer times the farther apart they are.
     """
-    means = torch.tensor([(-2.0, -0.1), (-7.6, 3.1), (-7.3, -4.1), (-1.6, -5.2), (18.5, 6.3)])
+    means = torch.tensor([(-2.4, -0.2), (-8.0, 3.0), (-7.6, -4.2), (-2.0, -5.3), (20.0, 6.7)])
     count = len(means)
     return Mixture(means, 0.75, torch.full((count,), 1 / count), torch.zeros(count, dtype=torch.long))
 

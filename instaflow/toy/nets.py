@@ -126,8 +126,17 @@ def couple(nets: Nets, tables: Sequence[Tensor], num_steps: int) -> list[Tensor]
 
 def reflow_error(nets: Nets, batch: tuple[Tensor, Tensor, Tensor], generator: torch.Generator) -> Tensor:
     """v(x_t, t) - (data - noise) at uniform times (InstaFlow, Eq. 5)."""
+    return velocity_error(nets, batch, torch.rand(len(batch[0]), generator=generator))
+
+
+def starting_error(nets: Nets, batch: tuple[Tensor, Tensor, Tensor], generator: torch.Generator) -> Tensor:
+    """The same with a quarter of the times at 0, so that one step from noise is learned as well as the many."""
+    return velocity_error(nets, batch, (4 * torch.rand(len(batch[0]), generator=generator) - 1).clamp(min=0) / 3)
+
+
+def velocity_error(nets: Nets, batch: tuple[Tensor, Tensor, Tensor], t: Tensor) -> Tensor:
     noise, data, labels = batch
-    x, timestep = VIEW.point(noise, data, VIEW.time(torch.rand(len(noise), generator=generator)))
+    x, timestep = VIEW.point(noise, data, VIEW.time(t))
     return VIEW.velocity(x, timestep, nets.output(x, timestep, labels)) - velocity(noise, data)
 
 

@@ -16,11 +16,12 @@ from instaflow.toy.figure import COLOURS, DARK, LIGHT, MATCHING, REFLOW, Panel, 
 from instaflow.toy.matching import CASES, CLEAREST, NOISIEST, REGRESSION
 from instaflow.toy.nets import BATCH
 
+ALONE, BOTH, FULL = CASES
 NAMES = {
     START: "the start",
-    CASES[0]: "(a) real score",
-    CASES[1]: "(b) real and fake score",
-    CASES[2]: "(c) with regression",
+    ALONE: "(a) real score",
+    BOTH: "(b) real and fake score",
+    FULL: "(c) with regression",
     REFLOWED: "one step after reflow",
     TEACHER: f"the teacher, {settings.TEACHER_STEPS} steps",
 }
@@ -67,8 +68,8 @@ def bend(shown: Demonstration, model: str) -> str:
 def _header(shown: Demonstration, hardware: str) -> str:
     seeds = f"seed {shown.seeds[0]}" if len(shown.seeds) == 1 else f"seeds {shown.seeds[0]} to {shown.seeds[-1]}"
     sentences = [
-        f"A generator that follows the real score alone ends on {covered(shown, CASES[0])} modes; with a fake score "
-        f"beside it, on {covered(shown, CASES[1])}; with regression as well, on {covered(shown, CASES[2])}."
+        f"A generator that follows the real score alone ends on {covered(shown, ALONE)} modes; with a fake score "
+        f"beside it, on {covered(shown, BOTH)}; with regression as well, on {covered(shown, FULL)}."
     ]
     return (
         '<header>\n<div class="soft">InstaFlow: two ways to a one-step generator, on a toy</div>\n'
@@ -81,12 +82,11 @@ def _header(shown: Demonstration, hardware: str) -> str:
 def _matching(shown: Demonstration) -> str:
     captions = {
         START: "All begin as a copy of the teacher’s network, one step of which lands near the mean of the data.",
-        CASES[0]: "Every sample climbs to where the data are densest around it. Nothing keeps two of them apart.",
-        CASES[1]: "The fake score pushes samples apart, and they fill the modes that are near. No sample is near the "
-        "far mode, so hardly any gradient points there.",
-        CASES[
-            2
-        ]: "A few pairs of noise and the teacher’s sample put some samples on every mode. The scores do the rest.",
+        ALONE: "Without a fake score the sample itself stands in its place. Every sample climbs to where the data are "
+        "densest around it, and nothing keeps two of them apart.",
+        BOTH: "The fake score drives samples apart, and they fill the modes nearby. A mode far from every sample is "
+        "hardly felt.",
+        FULL: "Pairs of noise and the teacher’s sample bring samples to every mode. From there the scores do the rest.",
     }
     fair = float(shown.mixture.weights[0])
     return section(
