@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from instaflow.couplings.noise import coupled_noise
-from instaflow.digits.networks import SIZES
 from instaflow.digits.protocol import PROTOCOLS, DigitsProtocol, Reading, distances, unrelated_distance
+from instaflow.digits.tokenizer import MAX_LENGTH
 from instaflow.errors import InstaFlowError, Interrupted
 from instaflow.evaluation.frechet import Gaussian, frechet_distance
 from instaflow.evaluation.history import loss_curves, preview_curves, stages_so_far, start_checks
@@ -84,14 +84,15 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     shapes = {model.latent_shape for model in models}
     if len(shapes) > 1:
         raise InstaFlowError(f"The models of '{stage.name}' make latents of different shapes: {sorted(shapes)}")
-    shape, side = shapes.pop(), SIZES[settings.protocol].image // 4
-    if shape[1:] != (side, side):
-        raise InstaFlowError(
-            f"'{stage.name}': protocol {settings.protocol} goes with latents of {side}×{side}, and its models make "
-            f"{shape[1]}×{shape[2]}",
-            f"Choose the protocol by the teacher's data: {' or '.join(PROTOCOLS)}",
-        )
-    noise = torch.from_numpy(coupled_noise(stage.seed, "evaluate", range(settings.num_samples), shape))
+    length = MAX_LENGTH[settings.protocol]
+    for entry, model in zip(settings.models, models, strict=True):
+        if model.tokenizer.model_max_length != length:
+            raise InstaFlowError(
+                f"'{stage.name}': protocol {settings.protocol} goes with prompts of {length} tokens, and "
+                f"'{entry.model}' takes {model.tokenizer.model_max_length}",
+                f"Choose the protocol by the teacher's data: {' or '.join(PROTOCOLS)}",
+            )
+    noise = torch.from_numpy(coupled_noise(stage.seed, "evaluate", range(settings.num_samples), shapes.pop()))
     measured = measure(stage, stop, protocol, models, noise)
     paths = simulate_paths(stage, stop, protocol, models, noise)
     leave_if(stop, stage)
