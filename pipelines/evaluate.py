@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from instaflow.couplings.noise import coupled_noise
-from instaflow.digits.networks import PIXELS, SIZES
+from instaflow.digits.images import SIZE
+from instaflow.digits.networks import PIXELS
 from instaflow.digits.protocol import (
     PROTOCOLS,
     ClassProtocol,
@@ -25,6 +26,7 @@ from instaflow.digits.protocol import (
     distances,
     unrelated_distance,
 )
+from instaflow.digits.tokenizer import MAX_LENGTH
 from instaflow.errors import InstaFlowError, Interrupted
 from instaflow.evaluation.frechet import Gaussian, frechet_distance
 from instaflow.evaluation.history import loss_curves, preview_curves, stages_so_far, start_checks
@@ -93,7 +95,7 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     if len(shapes) > 1:
         raise InstaFlowError(f"The models of '{stage.name}' make latents of different shapes: {sorted(shapes)}")
     shape = shapes.pop()
-    protocol = protocol_for(stage, models[0])(settings.num_samples)
+    protocol = protocol_for(stage, models)(settings.num_samples)
     noise = torch.from_numpy(coupled_noise(stage.seed, "evaluate", range(settings.num_samples), shape))
     measured = measure(stage, stop, protocol, models, noise)
     paths = simulate_paths(stage, stop, protocol, models, noise)
@@ -153,20 +155,31 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     return lambda: hashlib.sha256(json.dumps(content["rows"]).encode()).hexdigest()
 
 
-def protocol_for(stage: StageFolder, model: Model) -> type[DigitsProtocol]:
-    """What models like this one are asked for. Raises InstaFlowError where they can't draw what the protocol judges."""
-    name, pixels, sides = stage.stage.protocol, model.vae is None, model.latent_shape[1:]
-    side = SIZES[name].image // 4
-    wanted = {"digits": PIXELS}.get(name) if pixels else side
+def protocol_for(stage: StageFolder, models: list[Model]) -> type[DigitsProtocol]:
+    """What the models are asked for. Raises InstaFlowError where they can't draw what the protocol judges."""
+    name, length = stage.stage.protocol, MAX_LENGTH[stage.stage.protocol]
+    advice = f"Choose the protocol by the teacher's data: {' or '.join(PROTOCOLS)}"
+    sides, side = models[0].latent_shape[1:], SIZE // 4
+    pixels = isinstance(models[0], PixelModel)
+    if pixels and name != "digits":
+        raise InstaFlowError(f"'{stage.name}': protocol {name} goes with latents, and its models make pixels", advice)
+    wanted = PIXELS if pixels else side
     if sides != (wanted, wanted):
         made = f"{'pixels' if pixels else 'latents'} of {sides[0]}×{sides[1]}"
         allowed = f", or pixels of {PIXELS}×{PIXELS}" if name == "digits" else ""
         raise InstaFlowError(
             f"'{stage.name}': protocol {name} goes with latents of {side}×{side}{allowed}, and its models make {made}",
-            f"Choose the protocol by the teacher's data: {' or '.join(PROTOCOLS)}",
+            advice,
         )
-    if isinstance(model, PixelModel):
-        return ClassProtocol if model.num_classes else UnpromptedProtocol
+    if isinstance(models[0], PixelModel):
+        return ClassProtocol if models[0].num_classes else UnpromptedProtocol
+    for entry, model in zip(stage.stage.models, models, strict=True):
+        if model.tokenizer.model_max_length != length:
+            raise InstaFlowError(
+                f"'{stage.name}': protocol {name} goes with prompts of {length} tokens, and '{entry.model}' takes "
+                f"{model.tokenizer.model_max_length}",
+                advice,
+            )
     return PROTOCOLS[name]
 
 

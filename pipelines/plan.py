@@ -17,6 +17,7 @@ from instaflow.cost import (
     training_memory,
 )
 from instaflow.digits.captions import WORDS
+from instaflow.digits.data import DATA
 from instaflow.digits.images import SIZE
 from instaflow.digits.networks import (
     PERCEPTUAL,
@@ -300,7 +301,7 @@ class Plan:
         ]
         samples, disk = first + second, 2 * model_bytes(parameters)
         if stage.perceptual_phases:
-            layers, classifier = perceptual_parameters()
+            layers, classifier = perceptual_parameters(stage.data)
             trained["perceptual"], phases["perceptual"] = classifier, stage.perceptual_phases
             samples, disk = samples + samples_of(stage.perceptual_phases), disk + 4 * layers
         saved = {job: checkpoint_bytes(stage, count) for job, count in trained.items()}
@@ -371,7 +372,7 @@ def digits_architecture(data: str = "digits") -> Architecture:
     with torch.device("meta"):
         tokenizer = build_tokenizer(data)
         unet, vae, text_encoder = cast(
-            list[Any], [build_unet(data), build_autoencoder(data), build_text_encoder(tokenizer, data)]
+            list[Any], [build_unet(), build_autoencoder(), build_text_encoder(tokenizer, data)]
         )
     return Architecture(dict(unet.config), dict(vae.config), (text_encoder.config.to_dict(),), {})
 
@@ -383,11 +384,12 @@ def pixel_architecture(stage: EdmTeacherStage) -> Architecture:
     return Architecture(dict(unet.config), None, (), {})
 
 
-def perceptual_parameters() -> tuple[int, int]:
+def perceptual_parameters(data: str) -> tuple[int, int]:
     """Of the digits' perceptual network, without and with the head that it is trained with."""
+    size = SIZE // DATA[data].side
     with torch.device("meta"):
         layers = small_layers(**PERCEPTUAL)
-        classifier = ClassifierLoss(layers, layers(torch.empty(1, 3, SIZE, SIZE)).numel())
+        classifier = ClassifierLoss(layers, layers(torch.empty(1, 3, size, size)).numel())
     first, second = (sum(p.numel() for p in network.parameters()) for network in (layers, classifier))
     return first, second
 

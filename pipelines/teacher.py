@@ -34,9 +34,9 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     torch.manual_seed(stage.seed)
     tokenizer = build_tokenizer(settings.data)
     scheduler: Any = build_scheduler()
-    vae: Any = build_autoencoder(settings.data)
+    vae: Any = build_autoencoder()
     text_encoder: Any = build_text_encoder(tokenizer, settings.data)
-    unet: Any = build_unet(settings.data)
+    unet: Any = build_unet()
     for network in (vae, text_encoder, unet):
         network.to(place)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from instaflow.digits import captions, grid_captions
-from instaflow.digits.images import real_digits, tiled
+from instaflow.digits.images import SIZE, real_digits, tiled
 from instaflow.digits.losses import encode_all
 from instaflow.digits.stream import captions_at, records_at
 
@@ -19,11 +19,11 @@ class DigitsData:
     side = 1  # of an image, in digits
 
     def __init__(self, seed: int, device: torch.device) -> None:
-        digits, labels = real_digits()
+        digits, labels = real_digits(SIZE // self.side)
         self.seed, self.digits, self.labels = seed, digits.to(device), labels.to(device)
 
     def images_at(self, stream: str, position: int, size: int) -> Tensor:
-        """[size, 3, H, W] in [-1, 1]"""
+        """[size, 3, 32, 32] in [-1, 1]"""
         return tiled(self.digits[self._records_at(stream, position, size)])
 
     def captions_at(self, stream: str, position: int, size: int) -> list[str]:
@@ -37,7 +37,7 @@ class DigitsData:
         return lambda stream, position, size: latents[self._records_at(stream, position, size)[:, 0]]
 
     def labelled_at(self, stream: str, position: int, size: int) -> tuple[Tensor, Tensor]:
-        """Single digits [size, 3, 32, 32] and what they are [size]."""
+        """Single digits, as large as in the images [size, 3, H, W], and what they are [size]."""
         records = records_at(self.seed, stream, position, size, len(self.digits))
         return self.digits[records], self.labels[records]
 

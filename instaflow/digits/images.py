@@ -7,22 +7,22 @@ import torch
 from sklearn.datasets import load_digits
 from torch.nn import functional
 
-SIZE = 32  # of the images that the autoencoder sees
+SIZE = 32  # of the images that the autoencoder sees, however many digits share one
 FEATURE_SIZE = 8  # of the scans that the data set holds
 
 
-def real_digits() -> tuple[torch.Tensor, torch.Tensor]:
+def real_digits(size: int = SIZE) -> tuple[torch.Tensor, torch.Tensor]:
     """All 1,797 real digits and what they are.
 
     The UCI set's 8x8 scans with 17 grey levels, ink bright on dark, bilinearly enlarged to three equal channels.
 
     Returns:
-        images: [1797, 3, 32, 32], float32 in [-1, 1]
+        images: [1797, 3, size, size], float32 in [-1, 1]
         labels: [1797], int64 in 0..9
     """
     digits = load_digits()
     scans = torch.from_numpy(digits.images).float()[:, None] / 8 - 1  # [1797, 1, 8, 8]
-    images = functional.interpolate(scans, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
+    images = functional.interpolate(scans, size=(size, size), mode="bilinear", align_corners=False)
     return images.expand(-1, 3, -1, -1).contiguous(), torch.from_numpy(digits.target).long()
 
 
@@ -30,9 +30,9 @@ def real_images(side: int) -> torch.Tensor:
     """Each real digit once, in the data set's order, side² to an image; what fills no whole image is left out.
 
     Returns:
-        [1797 // side², 3, 32·side, 32·side], float32 in [-1, 1]
+        [1797 // side², 3, 32, 32], float32 in [-1, 1]
     """
-    digits, _ = real_digits()
+    digits, _ = real_digits(SIZE // side)
     whole = len(digits) // side**2
     return tiled(digits[: whole * side**2].unflatten(0, (whole, side**2)))
 

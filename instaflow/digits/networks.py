@@ -1,7 +1,5 @@
 """The miniature's networks: the parts of a StableDiffusionPipeline, in sizes that two processor cores can train."""
 
-from dataclasses import dataclass
-
 from diffusers import (
     AutoencoderKL,
     DPMSolverMultistepScheduler,
@@ -11,35 +9,23 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from instaflow.digits.images import SIZE
+
 PERCEPTUAL = {"channels": (3, 16, 32, 64), "strides": (1, 2, 2)}
-"""Sizes of the classifier's convolutions, on 32x32, 16x16 and 8x8 places."""
+"""Sizes of the classifier's convolutions; the second and the third halve the places of the one before."""
 
 PIXELS = 16
 """The side of an image that the pixel network draws: half of the others', a quarter of the work."""
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """What grows with the images: their side in pixels, a prompt's hidden states, the U-Net's channels."""
-
-    image: int
-    text_width: int
-    text_layers: int
-    channels: tuple[int, ...]
+TEXT_WIDTH = 64
+TEXT_LAYERS = {"digits": 1, "digits-grid": 2}  # a digit's place stands elsewhere in the caption than the digit
 
 
-SIZES = {
-    "digits": Sizes(image=32, text_width=64, text_layers=1, channels=(32, 64)),
-    # Two layers of text, for a digit's place stands elsewhere in the caption; a level more, so that attention is at
-    # 8x8, where each cell has 4x4 places of its own, and all cells still meet at 4x4.
-    "digits-grid": Sizes(image=64, text_width=96, text_layers=2, channels=(32, 64, 96)),
-}
-
-
-def build_autoencoder(data: str = "digits") -> AutoencoderKL:
+def build_autoencoder() -> AutoencoderKL:
     """RGB images to latents of four channels and a quarter of their side, and back."""
     return AutoencoderKL(
-        sample_size=SIZES[data].image,
+        sample_size=SIZE,
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(16, 16, 16),
@@ -51,15 +37,14 @@ def build_autoencoder(data: str = "digits") -> AutoencoderKL:
 
 def build_text_encoder(tokenizer: CLIPTokenizer, data: str = "digits") -> CLIPTextModel:
     """Prompts to a hidden state for each token."""
-    sizes = SIZES[data]
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
             max_position_embeddings=tokenizer.model_max_length,
-            hidden_size=sizes.text_width,
-            intermediate_size=2 * sizes.text_width,
-            projection_dim=sizes.text_width,
-            num_hidden_layers=sizes.text_layers,
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=2 * TEXT_WIDTH,
+            projection_dim=TEXT_WIDTH,
+            num_hidden_layers=TEXT_LAYERS[data],
             num_attention_heads=2,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -68,22 +53,17 @@ def build_text_encoder(tokenizer: CLIPTokenizer, data: str = "digits") -> CLIPTe
     )
 
 
-def build_unet(data: str = "digits") -> UNet2DConditionModel:
+def build_unet() -> UNet2DConditionModel:
     """Noisy latents, a timestep and a prompt's hidden states to the noise in the latents."""
-    sizes = SIZES[data]
-    lower = len(sizes.channels) - 1
     return UNet2DConditionModel(
-        sample_size=sizes.image // 4,
-        down_block_types=(
-            "DownBlock2D",
-            *["CrossAttnDownBlock2D"] * lower,
-        ),  # attention below the top: there it is cheap
-        up_block_types=("UpBlock2D",) * (1 + lower),
-        block_out_channels=sizes.channels,
+        sample_size=SIZE // 4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),  # attention at 4x4, where it is cheap
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        block_out_channels=(32, 64),
         layers_per_block=1,
         norm_num_groups=8,
         attention_head_dim=2,  # the number of heads, by an old slip of diffusers that checkpoints rely on
-        cross_attention_dim=sizes.text_width,
+        cross_attention_dim=TEXT_WIDTH,
         use_linear_projection=True,
     )
 

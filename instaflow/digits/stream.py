@@ -52,7 +52,7 @@ class ClassifierLoss(nn.Module):
         self.layers, self.head = layers, nn.Linear(width, 10)
 
     def forward(self, images: Tensor, labels: Tensor, draws: np.ndarray) -> Tensor:
-        """Scalar. images: [B, 3, 32, 32] in [-1, 1]; labels: [B], int64; `draws` is not needed."""
+        """Scalar. images: [B, 3, H, W] in [-1, 1]; labels: [B], int64; `draws` is not needed."""
         return functional.cross_entropy(self.logits(images), labels)
 
     def logits(self, images: Tensor) -> Tensor:

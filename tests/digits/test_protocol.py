@@ -15,7 +15,7 @@ def protocols():
 
 def obedient(protocol) -> torch.Tensor:
     """Real digits as the protocol's prompts ask for them; anything where a prompt leaves it open."""
-    digits, labels = real_digits()
+    digits, labels = real_digits(32 // protocol.side)
     by_label = [digits[labels == label] for label in range(10)]
     rng = np.random.default_rng(0)
     cells = []
@@ -39,7 +39,7 @@ def test_images_as_their_prompts_ask_are_right_and_others_are_not(protocols, nam
 
 
 def test_a_grid_is_read_cell_by_cell_in_the_order_of_reading(protocols):
-    digits, labels = real_digits()
+    digits, labels = real_digits(16)
     grids = tiled(digits[:400].unflatten(0, (100, 4)))
     read = np.array(protocols["digits-grid"].readings(grids))
     assert read.shape == (100, 4)
@@ -62,7 +62,7 @@ def test_only_named_cells_count(protocols):
 def test_a_grid_s_features_are_those_of_its_digits(protocols):
     digits, _ = real_digits()
     protocol = protocols["digits-grid"]
-    np.testing.assert_allclose(protocol.features(protocol.real_images), features(digits[:1796]), atol=1e-12)
+    np.testing.assert_allclose(protocol.features(protocol.real_images), features(digits[:1796]), atol=1e-6)
     np.testing.assert_array_equal(protocols["digits"].features(digits), features(digits))
 
 

@@ -38,14 +38,11 @@ def test_a_grid_goes_from_teacher_to_report_and_single_digits_are_not_its_protoc
     (tmp_path / "grid.yaml").write_text(TEXT)
     run = tmp_path / "run"
     failed = instaflow("run", tmp_path / "grid.yaml", "--run-dir", run, expect=1)
-    assert (
-        "'single': protocol digits goes with latents of 8×8, or pixels of 16×16, and its models make latents of 16×16"
-        in failed.stderr
-    )
-    assert read_manifest(run / "pairs").latent_shape == (4, 16, 16)
+    assert "'single': protocol digits goes with prompts of 10 tokens, and 'student' takes 20" in failed.stderr
+    assert read_manifest(run / "pairs").latent_shape == (4, 8, 8)
 
     planned = digits_architecture("digits-grid")
-    assert (planned.image_size, planned.latent_shape) == ((64, 64), (4, 16, 16))
+    assert (planned.image_size, planned.latent_shape) == ((32, 32), (4, 8, 8))
     (weights,) = (run / "student" / "model" / "unet").glob("*.safetensors")
     with safe_open(weights, "pt") as file:
         parameters = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118  (no dict)
