@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from html import escape
 from statistics import mean
 
+import torch
+
 from instaflow.evaluation.page import document
 from instaflow.evaluation.parts import figure, pairs_list, paragraph, section, sign
 from instaflow.evaluation.style import STYLE
@@ -129,10 +131,12 @@ def _figures(shown: Demonstration) -> str:
         lines.append(f"<tr><td>{name}</td>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
     head = "".join(f'<th class="wrap">{escape(text)}</th>' for text in heads)
     table = f"<table><thead><tr><th>Model</th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    between = torch.pdist(shown.mixture.means).tolist()
     many = f"Means over {len(shown.seeds)} seeds. " if len(shown.seeds) > 1 else ""
     caption = (
-        f"{many}Distances are in units of the noise’s deviation; the modes lie 5 to 28 apart. From the same noise, the "
-        "teacher’s sample is where its flow leads: only regression and reflow ask for it."
+        f"{many}Distances are in units of the noise’s deviation; the modes lie {min(between):.0f} to "
+        f"{max(between):.0f} apart. The teacher’s sample is where its flow leads from the same noise: only regression "
+        "and reflow ask for it."
     )
     return section("What was measured", figure(f'<div class="scroll">{table}</div>', caption))
 
