@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -173,7 +174,8 @@ def protocol_for(stage: StageFolder, models: list[Model]) -> type[DigitsProtocol
         )
     if isinstance(models[0], PixelModel):
         return ClassProtocol if models[0].num_classes else UnpromptedProtocol
-    for entry, model in zip(stage.stage.models, models, strict=True):
+    text_models: list[Any] = list(models)
+    for entry, model in zip(stage.stage.models, text_models, strict=True):
         if model.tokenizer.model_max_length != length:
             raise InstaFlowError(
                 f"'{stage.name}': protocol {name} goes with prompts of {length} tokens, and '{entry.model}' takes "
