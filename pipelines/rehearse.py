@@ -176,7 +176,7 @@ def shrunk(settings: dict[str, Any]) -> dict[str, Any]:
     Global batches stay, and those of sampling; micro batches become larger where they are small.
     """
     small = dict(settings)
-    for key in ("phases", "autoencoder_phases", "perceptual_phases"):
+    for key in ("phases", "autoencoder_phases", "text_phases", "perceptual_phases"):
         if settings.get(key):
             small[key] = [shrunk_phase(phase) for phase in settings[key]]
     if "phases" in settings:
