@@ -139,6 +139,9 @@ class TeacherStage(TrainingStage):
     method: Literal["latent"] = "latent"
     data: DigitsForm
     autoencoder_phases: Annotated[list[Phase], Field(min_length=1)]
+    text_phases: Annotated[list[Phase], Field(min_length=1)] | None = None
+    """Of the text encoder alone, before it and the U-Net train together: it learns what captions say, as Stable
+    Diffusion's had before its U-Net began; null for none."""
     perceptual_phases: Annotated[list[Phase], Field(min_length=1)] | None = None
     """Of a small classifier whose features later stages can measure by (perceptual: {network: ...}); null for none."""
     caption_dropout: Fraction = 0.1

@@ -112,7 +112,7 @@ def check_inputs(stages: dict[str, StageFolder]) -> None:
         for entry in getattr(stage.stage, "models", ()):
             if entry.model not in stage.stage_names:
                 stage.locate_weights(entry.model, entry.weights)
-        for key in ("autoencoder_phases", "phases", "perceptual_phases"):
+        for key in ("autoencoder_phases", "text_phases", "phases", "perceptual_phases"):
             for index, phase in enumerate(getattr(stage.stage, key, None) or ()):
                 share_of(phase, stage.stage.micro_batch_size, world.world().size, f"stages.{name}.{key}.{index}")
 

@@ -276,7 +276,8 @@ class Plan:
     def teacher(self, name: str, stage: TeacherStage) -> Cost:
         """The digits' trainings, one after the other: autoencoder, U-Net with text encoder, perceptual network.
 
-        What the last one computes, and holds while it trains, is next to nothing and not counted.
+        What the last one computes, and holds while it trains, is next to nothing and not counted; nor is what the text
+        encoder computes and holds that trains alone.
         """
         model = self.architecture(name)
         flops, parameters, bfloat16 = model.flops(), model.parameters(), stage.mixed_precision is not None
@@ -300,6 +301,9 @@ class Plan:
             for job in trained
         ]
         samples, disk = first + second, 2 * model_bytes(parameters)
+        if stage.text_phases:
+            trained["text"], phases["text"] = parameters["text"], stage.text_phases
+            samples += samples_of(stage.text_phases)
         if stage.perceptual_phases:
             layers, classifier = perceptual_parameters(stage.data)
             trained["perceptual"], phases["perceptual"] = classifier, stage.perceptual_phases

@@ -198,7 +198,7 @@ def shrunk(settings: dict[str, Any]) -> dict[str, Any]:
     small, batches = dict(settings), FEWEST_BATCHES
     if fake := settings.get("fake"):
         small["fake"], batches = fake | {"updates": min(fake["updates"], 2)}, 1
-    for key in ("phases", "autoencoder_phases", "perceptual_phases"):
+    for key in ("phases", "autoencoder_phases", "text_phases", "perceptual_phases"):
         if settings.get(key):
             small[key] = [shrunk_phase(phase, batches) for phase in settings[key]]
     if "phases" in settings:

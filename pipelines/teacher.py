@@ -10,7 +10,7 @@ from instaflow.digits.data import DATA
 from instaflow.digits.images import real_images
 from instaflow.digits.losses import measure_scaling_factor
 from instaflow.digits.networks import PERCEPTUAL, build_autoencoder, build_scheduler, build_text_encoder, build_unet
-from instaflow.digits.stream import AutoencoderLoss, ClassifierLoss, DenoiserLoss
+from instaflow.digits.stream import AutoencoderLoss, CaptionLoss, ClassifierLoss, DenoiserLoss
 from instaflow.digits.tokenizer import build_tokenizer
 from instaflow.files import fingerprint_of
 from instaflow.interruption import Stop
@@ -27,7 +27,8 @@ from instaflow.world import world
 def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     """Train the autoencoder, then text encoder and U-Net together; write them as one pipeline folder.
 
-    The perceptual network lies beside it, in a folder `perceptual`.
+    Before that the text encoder trains alone, if so asked. The perceptual network lies beside the pipeline, in a
+    folder `perceptual`.
     """
     settings, place = stage.stage, device()
     data = DATA[settings.data](stage.seed, place)
@@ -49,6 +50,16 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     job.loss.load_state_dict(trained.ema)
     vae.requires_grad_(False).eval()
     vae.register_to_config(scaling_factor=measure_scaling_factor(vae, real_images(data.side).to(place)))
+
+    # Text encoder
+    if settings.text_phases:
+
+        def caption_batch(position: int, size: int) -> tuple[list[str]]:
+            return (data.captions_at("text", position, size),)
+
+        reading = CaptionLoss(text_encoder, tokenizer=tokenizer, allowed_by=data.allowed_by, cells=data.side**2)
+        trained = train(digits_job(stage, "text", reading.to(place), caption_batch, settings.text_phases), stage, stop)
+        reading.load_state_dict(trained.ema)
 
     # Text encoder and U-Net
     latents_at = data.latents_by(vae)

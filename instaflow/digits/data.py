@@ -45,6 +45,11 @@ class DigitsData:
     def caption_for(labels: list[int], rng: random.Random) -> str:
         return captions.caption_for(labels[0], rng)
 
+    @staticmethod
+    def allowed_by(caption: str) -> list[frozenset[int]]:
+        """The digits that a caption allows in each cell [side²]."""
+        return [captions.digits_named(caption)]
+
     def _records_at(self, stream: str, position: int, size: int) -> Tensor:
         """The digits of each image [size, side²]: all in their turn, each once an epoch."""
         cells = self.side**2
@@ -63,6 +68,11 @@ class GridData(DigitsData):
     @staticmethod
     def caption_for(labels: list[int], rng: random.Random) -> str:
         return grid_captions.caption_for(labels, rng)
+
+    @staticmethod
+    def allowed_by(caption: str) -> list[frozenset[int]]:
+        named = grid_captions.cells_named(caption)
+        return [captions.DIGITS if digit is None else frozenset({digit}) for digit in named]
 
 
 DATA: dict[str, type[DigitsData]] = {"digits": DigitsData, "digits-grid": GridData}

@@ -60,6 +60,38 @@ class ClassifierLoss(nn.Module):
         return self.head(self.layers(images).flatten(1))
 
 
+class CaptionLoss(nn.Module):
+    """How badly the text encoder's last state tells what a caption allows: binary cross entropy, by cell and digit.
+
+    The last token has seen all the others, and what ends up there stands in one place for whoever attends to it.
+    """
+
+    def __init__(
+        self, text_encoder: Any, *, tokenizer: Any, allowed_by: Callable[[str], list[frozenset[int]]], cells: int
+    ) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+        self.head = nn.Linear(text_encoder.config.hidden_size, 10 * cells)
+
+        @cache
+        def known(caption: str) -> tuple[list[int], list[list[float]]]:
+            allowed = [[float(digit in cell) for digit in range(10)] for cell in allowed_by(caption)]
+            return tokenizer(caption, padding="max_length", truncation=True).input_ids, allowed
+
+        self.known = known
+
+    def forward(self, captions: list[str], draws: np.ndarray) -> Tensor:
+        """Scalar; `draws` is not needed."""
+        logits = self.logits(captions)
+        allowed = torch.tensor([self.known(caption)[1] for caption in captions], device=logits.device)
+        return functional.binary_cross_entropy_with_logits(logits, allowed)
+
+    def logits(self, captions: list[str]) -> Tensor:
+        """Of each digit's being allowed in each cell [B, cells, 10]."""
+        tokens = torch.tensor([self.known(caption)[0] for caption in captions], device=self.head.weight.device)
+        return self.head(self.text_encoder(tokens).last_hidden_state[:, -1]).unflatten(1, (-1, 10))
+
+
 class DenoiserLoss(nn.Module):
     """`denoiser_loss` as the training loop takes it: U-Net and text encoder together."""
 

@@ -56,7 +56,7 @@ def description(settings: dict[str, Any]) -> str:
 def samples_of(settings: dict[str, Any]) -> int | None:
     if "count" in settings:
         return int(settings["count"])
-    keys = ("autoencoder_phases", "phases", "perceptual_phases")
+    keys = ("autoencoder_phases", "text_phases", "phases", "perceptual_phases")
     return sum(phase["samples"] for key in keys for phase in settings.get(key) or ())
 
 

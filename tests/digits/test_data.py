@@ -54,6 +54,17 @@ def test_captions_are_true_of_the_cells_of_their_grid():
     assert named > 200
 
 
+@pytest.mark.parametrize(
+    ("name", "caption", "allowed"),
+    [
+        ("digits", "a four or a nine", [{4, 9}]),
+        ("digits-grid", "at the top a seven and a two", [{7}, {2}, set(range(10)), set(range(10))]),
+    ],
+)
+def test_what_a_caption_allows_is_known_of_each_cell(name, caption, allowed):
+    assert DATA[name].allowed_by(caption) == allowed
+
+
 def test_an_epoch_of_grids_shows_every_digit_once():
     data = DATA["digits-grid"](0, CPU)
     cells = cells_of(data.images_at("denoiser", 0, 450), 2).flatten(0, 1)

@@ -20,7 +20,7 @@ def cut_to_a_tenth() -> list[str]:
     options = []
     for name, stage in load_experiment(str(CONFIG)).stages.items():
         settings = stage.model_dump()
-        for key in ("phases", "autoencoder_phases", "perceptual_phases"):
+        for key in ("phases", "autoencoder_phases", "text_phases", "perceptual_phases"):
             for index, phase in enumerate(settings.get(key) or []):
                 for count in ("samples", "warmup_samples"):
                     options += ["--set", f"stages.{name}.{key}.{index}.{count}={phase[count] // 10}"]

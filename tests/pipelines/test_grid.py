@@ -13,7 +13,8 @@ from tests.pipelines.runs import ROOT, instaflow
 TEXT = f"""
 run: unused
 stages:
-  teacher: {{kind: teacher, data: digits-grid, guidance_scale: 2, phases: [{PHASE}], autoencoder_phases: [{PHASE}]}}
+  teacher: {{kind: teacher, data: digits-grid, guidance_scale: 2, phases: [{PHASE}], autoencoder_phases: [{PHASE}],
+    text_phases: [{PHASE}]}}
   pairs: {{kind: couple, model: teacher, prompts: {ROOT}/configs/digits-grid-prompts.txt, count: 8, num_steps: 2,
     guidance_scale: 1}}
   student: {{kind: distill, init: teacher, couplings: pairs, phases: [{PHASE}]}}

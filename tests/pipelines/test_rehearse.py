@@ -33,7 +33,7 @@ def least(config: Path) -> list[str]:
     options = []
     for name, stage in load_experiment(str(config)).stages.items():
         settings = stage.model_dump()
-        for key in ("phases", "autoencoder_phases", "perceptual_phases"):
+        for key in ("phases", "autoencoder_phases", "text_phases", "perceptual_phases"):
             for index, phase in enumerate(settings.get(key) or ()):
                 options.append(f"stages.{name}.{key}.{index}.samples={2 * phase['global_batch_size']}")
         if settings["kind"] == "couple":
