@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from diffusers import EDMDPMSolverMultistepScheduler
 from safetensors.torch import load_file
 
-from instaflow.digits.networks import build_pixel_scheduler
 from instaflow.errors import ConfigError, DataError
 from instaflow.models.adm import network_of
 from instaflow.models.export import save_model
@@ -36,7 +36,7 @@ def run(file: Path, folder: Path, names: Path | None) -> str:
     save_model(
         folder,
         unet=unet,
-        scheduler=build_pixel_scheduler(),
+        scheduler=EDMDPMSolverMultistepScheduler(solver_order=2),
         settings=ModelSettings(
             kind="teacher",
             parametrization="edm",
