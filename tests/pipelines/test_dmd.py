@@ -18,7 +18,7 @@ from pipelines.experiment import run_all, run_one
 from pipelines.plan import Plan
 from pipelines.rehearse import rehearsal_of
 from tests.experiments import folders
-from tests.models.made import load, noise, write_flow, write_model
+from tests.models.made import load, noise, write_edm, write_flow, write_model
 from tests.pipelines.runs import torchrun
 from tests.training.made import TIMINGS, StopAt
 
@@ -41,6 +41,13 @@ stages:
   flow:
     {kind: distill, method: dmd, init: FLOW, teacher: FLOW, prompts: [a seven], guidance_scale: 1.5, trackers: [],
      phases: [{samples: 8, global_batch_size: 4, learning_rate: 1e-3}]}
+  digits:
+    {kind: couple, model: EDM, prompts: ["3", "8"], count: 8, records_per_shard: 8, batch_size: 8, num_steps: 18,
+     guidance_scale: 1, sampler: heun}
+  pixels:
+    {kind: distill, method: dmd, init: EDM, teacher: EDM, prompts: ["3", "8"], guidance_scale: 1, trackers: [],
+     regression: {couplings: digits, loss: l2}, gan: {real: digits},
+     phases: [{samples: 8, global_batch_size: 4, learning_rate: 1e-3}]}
 """
 STEPS = 4  # of `whole`
 
@@ -49,6 +56,7 @@ STEPS = 4  # of `whole`
 def config(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("dmd")
     places = {"TEACHER": write_model(folder / "teacher"), "FLOW": write_flow(folder / "flow", "velocity")}
+    places["EDM"] = write_edm(folder / "edm")
     text = TEXT.replace("PHASE", PHASE)
     for name, place in places.items():
         text = text.replace(name, str(place))
@@ -222,6 +230,24 @@ def test_stock_diffusers_samples_it_as_it_was_trained(done, stage, num_steps, pa
     ).images
     torch.testing.assert_close(ours, latents, rtol=1e-4, atol=1e-4)
     assert isinstance(stock.scheduler, LCMScheduler) == (num_steps == 4)
+
+
+def test_an_edm_of_pixels_is_matched_as_any_other(done, config):
+    settings = read_settings(done / "pixels" / "model")
+    assert (settings.kind, settings.parametrization, settings.num_steps) == ("student", "edm", 1)
+    student, teacher = load(done / "pixels" / "model"), load(Path(config).parent / "edm")
+    start = torch.randn(3, *student.latent_shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        timestep = student.view().grid(1)[0].expand(3)
+        output = student.unet(start, timestep, **student.encode(["3", "8", "3"]), return_dict=False)[0]
+    torch.testing.assert_close(
+        student.sample(start, ["3", "8", "3"]), student.view().one_step(start, output), rtol=1e-4, atol=1e-4
+    )
+    before = teacher.unet.state_dict()
+    moved = [key for key, value in student.unet.state_dict().items() if not torch.equal(value, before[key])]
+    assert len(moved) == len(before)
+    told = [json.loads(line) for line in (done / "pixels" / "stats.jsonl").read_text().splitlines()]
+    assert all(line["matching_loss"] > 0 and line["discriminator_loss"] > 0 for line in told if "loss" in line)
 
 
 def test_noise_between_steps_couples_nothing(config, done, tmp_path):
