@@ -40,13 +40,14 @@ from instaflow.couplings.manifest import read_manifest, write_manifest
 from instaflow.couplings.shards import tar_path
 from instaflow.digits.captions import TRAINED
 from instaflow.flow.views import VelocityView
+from instaflow.methods import DistillStage
 from instaflow.models.device import device, set_up_cpu
 from instaflow.models.sampling import network_flops
 from instaflow.models.settings import ModelSettings
 from instaflow.models.text_to_image import TextToImage
 from instaflow.rundir import StageFolder
 from instaflow.sections import FlowPhase, Perceptual
-from instaflow.stages import DistillStage, FlowStage, ReflowStage
+from instaflow.stages import FlowStage, ReflowStage
 from instaflow.training.losses import DistillLoss, FlowLoss, ReflowLoss
 from instaflow.training.perceptual import PerceptualDistance, load_lpips
 from instaflow.world import hardware

@@ -16,9 +16,10 @@ from pydantic import ValidationError
 from instaflow.dialect import Dumper, parse_yaml
 from instaflow.errors import ConfigError
 from instaflow.files import is_utf8
+from instaflow.methods import KINDS, METHODS, TEACHERS, DmdStage
 from instaflow.places import check_file, is_hub_name
 from instaflow.sections import DIGITS, Section
-from instaflow.stages import KINDS, METHODS, TEACHERS, CoupleStage, DmdStage, Stage
+from instaflow.stages import CoupleStage, Stage
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 RESERVED = ("evaluate", "sample")

@@ -22,9 +22,10 @@ from instaflow.config import Experiment
 from instaflow.errors import ConfigError, DataError, InstaFlowError
 from instaflow.files import fingerprint_of, json_text, sha256_of, write_file, write_json, write_new
 from instaflow.image_files import images_exist, images_hash
+from instaflow.methods import DmdStage
 from instaflow.places import cached_model, is_hub_name, model_fingerprint
 from instaflow.prompt_sources import content_of, exists
-from instaflow.stages import CoupleStage, DmdStage
+from instaflow.stages import CoupleStage
 from instaflow.world import ALONE, Worker
 
 FORMAT = 1

@@ -6,7 +6,6 @@ a couple stage. Each takes a stage's name, a folder, or (for models) a hub name 
 
 import re
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -23,13 +22,9 @@ from instaflow.sections import (
     BACKBONES,
     PERCEPTUAL_LOSSES,
     EvaluatedModel,
-    FakeScore,
     FlowPhase,
     Fraction,
-    Gan,
-    HalvingPhase,
     Keep,
-    MatchingPhase,
     NonNegativeFloat,
     NonNegativeInt,
     Perceptual,
@@ -38,7 +33,6 @@ from instaflow.sections import (
     PromptSource,
     RealCouplings,
     Reference,
-    Regression,
     Section,
     Steps,
     form_of_prompts,
@@ -282,6 +276,22 @@ class CoupledStage(NetworkStage):
     couplings: str
 
 
+def perceptual_parent(perceptual: Perceptual | None) -> dict[str, str]:
+    """The stage or folder of a network of one's own that a loss measures by."""
+    network = perceptual.network if perceptual else None
+    return {"perceptual.network": network} if network and network not in BACKBONES else {}
+
+
+def perceptual_files(perceptual: Perceptual | None) -> dict[str, str]:
+    named = {key: getattr(perceptual, key, None) for key in ("weights", "decoder")}
+    return {f"perceptual.{key}": path for key, path in named.items() if path}
+
+
+def perceptual_package(perceptual: Perceptual | None) -> dict[str, str]:
+    network = perceptual.network if perceptual else None
+    return {"lpips": f"perceptual.network: {network}"} if network in BACKBONES else {}
+
+
 class FlowStage(CoupledStage):
     """What reflow and distillation by one step share: a network trained from a coupled noise to its data."""
 
@@ -364,150 +374,6 @@ class ReflowStage(FlowStage):
         return super().parents() | ({"real.couplings": self.real.couplings} if self.real else {})
 
 
-class DistillStage(FlowStage):
-    """Trains a one-step student on couplings (InstaFlow, Eq. 6)."""
-
-    kind: Literal["distill"]
-    method: Literal["instaflow"] = "instaflow"
-
-    @model_validator(mode="after")
-    def losses_of_a_student(self) -> "DistillStage":
-        if self.parametrization == "rectified-diffusion":
-            raise ValueError(
-                "parametrization: a student's loss is on its data anyhow; for rectified-diffusion say epsilon"
-            )
-        if any(phase.loss == "lpips-huber" for phase in self.phases):
-            raise ValueError("loss: lpips-huber weighs two losses by time, which a student has not; choose lpips")
-        return self
-
-
-class ProgressiveStage(CoupledStage):
-    """Halves a model's steps phase by phase: progressive distillation (Salimans & Ho 2022, arXiv 2202.00512).
-
-    In each phase a student learns to land in one step where its teacher lands in two; the first teacher is `init`, the
-    next ones are the students' moving averages. `couplings` give the data with its prompts, and none of their noise:
-    that is drawn anew for each sample. The network stays what `init` is, a diffusion or a velocity flow.
-    """
-
-    kind: Literal["distill"]
-    method: Literal["progressive"]
-    phases: Annotated[list[HalvingPhase], Field(min_length=1)]
-    guidance_scale: NonNegativeFloat
-    """The first teacher's, learned in the first phase; every student is sampled without. 1 or less: none."""
-
-    @model_validator(mode="after")
-    def steps_are_halved(self) -> "ProgressiveStage":
-        counts = [phase.num_steps for phase in self.phases]
-        if any(2 * after != before for before, after in pairwise(counts)):
-            raise ValueError(
-                f"phases: num_steps must halve from one phase to the next, say 8, 4, 2, 1, and {counts} do not"
-            )
-        if 2 * counts[0] > 1000:
-            raise ValueError(
-                f"phases: the first teacher would take {2 * counts[0]} steps, twice num_steps, and a schedule has 1000 "
-                "timesteps; begin with 500 at most"
-            )
-        return self
-
-
-class DmdStage(NetworkStage):
-    """Matches a generator's distribution with its teacher's: DMD (arXiv 2311.18828) and DMD2 (arXiv 2405.14867).
-
-    The generator is a copy of `init` that makes an image in one step or few. Noised again, its images are judged by two
-    diffusion models: `teacher`, frozen, and a copy of it that is trained on the generator's images all along.
-    """
-
-    parent_keys: ClassVar[dict[str, str]] = NetworkStage.parent_keys | {
-        "teacher": "model",
-        "regression.couplings": "couplings",
-        "gan.real": "couplings",
-        "perceptual.network": "perceptual network",
-    }
-    free_keys: ClassVar[frozenset[str]] = TrainingStage.free_keys | {"preview", "prompts"}
-
-    kind: Literal["distill"]
-    method: Literal["dmd"]
-    phases: Annotated[list[MatchingPhase], Field(min_length=1)]
-    teacher: str
-    """The real score: a diffusion, or a flow."""
-    prompts: PromptsFrom
-    """What the generator is asked for, each as often as any other."""
-    guidance_scale: NonNegativeFloat
-    """Of the real score; the generator takes it over, and is sampled without. 1 or less: none."""
-    num_steps: Annotated[int, Field(ge=1, le=100)] = 1
-    """The generator's: 1, or DMD2's 4, between which noise is added anew."""
-    noise_range: tuple[Fraction, Fraction] = (0.02, 0.98)
-    """The part of the noise schedule, 0 at the data, in which the two scores are compared."""
-    fake: FakeScore = FakeScore()
-    regression: Regression | None = None
-    gan: Gan | None = None
-    perceptual: Perceptual | None = None
-    """For a regression by lpips."""
-    preview: Preview | None = None
-    """What the moving average draws on the way from the regression's couplings; null for none."""
-
-    @property
-    def sections(self) -> dict[str, str]:
-        """The sections' parents, by the place of each."""
-        pairs = {"regression.couplings": self.regression.couplings} if self.regression else {}
-        return pairs | ({"gan.real": self.gan.real} if self.gan else {})
-
-    def parents(self) -> dict[str, str]:
-        return {"init": self.init, "teacher": self.teacher, **self.sections, **perceptual_parent(self.perceptual)}
-
-    def files(self) -> dict[str, str]:
-        return perceptual_files(self.perceptual)
-
-    def packages(self) -> dict[str, str]:
-        return super().packages() | perceptual_package(self.perceptual)
-
-    @field_validator("noise_range", mode="before")
-    @classmethod
-    def pair(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value  # as YAML has it
-
-    @model_validator(mode="after")
-    def parts_go_together(self) -> "DmdStage":
-        low, high = self.noise_range
-        if low >= high:
-            raise ValueError(f"noise_range: {low:g} is not below {high:g}")
-        if self.zero_stage == 3:
-            raise ValueError("zero_stage: method dmd goes with 0, 1 or 2, for each of its networks asks the other one")
-        if 1000 % self.num_steps:
-            raise ValueError(
-                f"num_steps: {self.num_steps} does not divide a schedule's 1000 timesteps; choose 1, 2 or 4"
-            )
-        if self.regression and self.num_steps > 1:
-            raise ValueError("regression goes with num_steps: 1, for a coupled noise says nothing of the noise between")
-        by_lpips = self.regression is not None and self.regression.loss == "lpips"
-        if by_lpips and self.perceptual is None:
-            raise ValueError("regression.loss: lpips needs a section 'perceptual' that says by which network")
-        if self.perceptual and not by_lpips:
-            raise ValueError("perceptual goes with regression.loss: lpips")
-        if self.preview and not self.regression:
-            raise ValueError("preview goes with a regression, whose couplings it draws")
-        for key, section in (("regression_weight", self.regression), ("gan_weight", self.gan)):
-            if section is None and any(getattr(phase, key) is not None for phase in self.phases):
-                raise ValueError(f"phases: {key} goes with a section '{key.removesuffix('_weight')}'")
-        return self
-
-
-def perceptual_parent(perceptual: Perceptual | None) -> dict[str, str]:
-    """The stage or folder of a network of one's own that a loss measures by."""
-    network = perceptual.network if perceptual else None
-    return {"perceptual.network": network} if network and network not in BACKBONES else {}
-
-
-def perceptual_files(perceptual: Perceptual | None) -> dict[str, str]:
-    named = {key: getattr(perceptual, key, None) for key in ("weights", "decoder")}
-    return {f"perceptual.{key}": path for key, path in named.items() if path}
-
-
-def perceptual_package(perceptual: Perceptual | None) -> dict[str, str]:
-    network = perceptual.network if perceptual else None
-    return {"lpips": f"perceptual.network: {network}"} if network in BACKBONES else {}
-
-
 class EvaluateStage(Stage):
     """Measures models by one protocol and writes report.json and report.html."""
 
@@ -534,16 +400,3 @@ class EvaluateStage(Stage):
         if len({(entry.model, entry.weights) for entry in self.models}) < len(self.models):
             raise ValueError("models: a model stands twice with the same weights; give its step counts in one list")
         return self
-
-
-KINDS: dict[str, type[Stage]] = {
-    "teacher": TeacherStage,
-    "couple": CoupleStage,
-    "reflow": ReflowStage,
-    "distill": DistillStage,
-    "evaluate": EvaluateStage,
-}
-METHODS: dict[str, type[Stage]] = {"instaflow": DistillStage, "progressive": ProgressiveStage, "dmd": DmdStage}
-"""The schemas of a distill stage, by its method."""
-TEACHERS: dict[str, type[Stage]] = {"latent": TeacherStage, "edm": EdmTeacherStage}
-"""Those of a teacher stage."""

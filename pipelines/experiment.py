@@ -10,10 +10,11 @@ from instaflow import world
 from instaflow.config import Experiment
 from instaflow.errors import ConfigError, InstaFlowError, Interrupted
 from instaflow.interruption import Stop
+from instaflow.methods import DmdStage, ProgressiveStage
 from instaflow.places import check_network, check_perceptual, find_model
 from instaflow.rundir import StageFolder, locked, stage_folders
 from instaflow.sections import BACKBONES, share_of
-from instaflow.stages import CoupleStage, DmdStage, FlowStage, ProgressiveStage, Stage, TrainingStage
+from instaflow.stages import CoupleStage, FlowStage, Stage, TrainingStage
 from instaflow.stores import Store
 from instaflow.world import ALONE, Worker
 

@@ -28,18 +28,16 @@ from instaflow.digits.networks import (
 )
 from instaflow.digits.stream import ClassifierLoss
 from instaflow.digits.tokenizer import build_tokenizer
+from instaflow.methods import DistillStage, DmdStage, ProgressiveStage
 from instaflow.models.architecture import Architecture
 from instaflow.models.families import SD1, architecture_of
 from instaflow.sections import PERCEPTUAL_LOSSES, FlowPhase, Phase, check_crop, share_of
 from instaflow.stages import (
     CoupleStage,
-    DistillStage,
-    DmdStage,
     EdmTeacherStage,
     EvaluateStage,
     FlowStage,
     NetworkStage,
-    ProgressiveStage,
     ReflowStage,
     TeacherStage,
 )

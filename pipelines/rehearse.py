@@ -17,12 +17,13 @@ from instaflow.errors import ConfigError, Interrupted
 from instaflow.files import json_text, write_file
 from instaflow.image_files import images_exist
 from instaflow.interruption import Stop
+from instaflow.methods import DmdStage
 from instaflow.models.families import architecture_of
 from instaflow.models.tiny import write_tiny
 from instaflow.prompt_sources import choice_of, exists
 from instaflow.rundir import read_done, stage_folders
 from instaflow.sections import DIGITS, share_of
-from instaflow.stages import CoupleStage, DmdStage, EvaluateStage, FlowStage, Stage, TrainingStage
+from instaflow.stages import CoupleStage, EvaluateStage, FlowStage, Stage, TrainingStage
 from instaflow.training.perceptual import write_tiny_network
 from instaflow.world import barrier, world
 from pipelines.experiment import check_inputs, run_stage, say

@@ -8,8 +8,8 @@ import yaml
 from instaflow.config import apply_override, load_experiment
 from instaflow.dialect import parse_yaml
 from instaflow.errors import ConfigError, DataError
+from instaflow.methods import DistillStage, ProgressiveStage
 from instaflow.sections import PromptSource
-from instaflow.stages import DistillStage, ProgressiveStage
 from tests.experiments import HALVED, PHASE, SMALL, write
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -2,8 +2,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from instaflow.methods import DistillStage
 from instaflow.sections import FlowPhase
-from instaflow.stages import DistillStage
 from instaflow.training.losses import DistillLoss
 from pipelines import on_couplings
 from tests.models.made import load, write_flow

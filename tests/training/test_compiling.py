@@ -7,8 +7,8 @@ from pydantic import ValidationError
 
 from instaflow.couplings.loader import Batch
 from instaflow.errors import InstaFlowError
+from instaflow.methods import DistillStage
 from instaflow.sections import FlowPhase
-from instaflow.stages import DistillStage
 from instaflow.training.losses import DistillLoss
 from pipelines import on_couplings
 from tests.models.made import load, noise, write_flow
