@@ -320,7 +320,7 @@ def sample(
 
 
 @cli.command("import-edm")
-@click.argument("state", metavar="STATE.safetensors", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("state", metavar="STATE.safetensors", type=click.Path(dir_okay=False, path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
     "--class-names",

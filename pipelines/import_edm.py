@@ -21,6 +21,10 @@ def run(file: Path, folder: Path, names: Path | None) -> str:
             f"'{file}' is a pickle, which can run code as it is loaded; this toolkit reads none",
             "Extract its state dict where you trust it: `instaflow import-edm --help` has the lines",
         )
+    if not file.is_file():
+        raise DataError(
+            f"There is no file '{file}'", "It is EDM's state dict: `instaflow import-edm --help` tells more"
+        )
     if folder.exists():
         raise ConfigError(f"'{folder}' is there already", "Choose another folder, or delete it")
     if not folder.absolute().parent.is_dir():

@@ -192,6 +192,8 @@ def test_a_pickle_is_never_opened(tmp_path):
         import_edm(tmp_path / "edm-imagenet-64x64-cond-adm.pkl", tmp_path / "imported", None)
     assert "import-edm --help" in caught.value.hint and not (tmp_path / "imported").exists()
     assert "net.state_dict()" in cli.commands["import-edm"].help
+    with pytest.raises(DataError, match="There is no file"):
+        import_edm(tmp_path / "missing.safetensors", tmp_path / "imported", None)
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
     with pytest.raises(DataError, match=re.escape("is no .safetensors file")):
         import_edm(tmp_path / "broken.safetensors", tmp_path / "imported", None)
