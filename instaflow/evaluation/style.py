@@ -130,7 +130,7 @@ ol.prompts { display: none; }
   .gallery .head { text-align: center; padding: 0; } .gallery .text { display: none;
   } .gallery .number { display: inline; }
   ol.prompts { display: block; font-size: 0.86rem; color: var(--soft); margin: 12px 0 0; padding-left: 22px; }
-  td:first-child, th:first-child { position: sticky; left: 0; background: var(--panel) padding-box; }
+  td:first-child, th:first-child { position: sticky; left: 0; background: var(--panel); }
   th, td { padding: 5px 9px; }
   .stage { grid-template-columns: 1fr auto; } .stage .what { grid-row: 2; grid-column: 1 / -1; }
   .story > li { grid-template-columns: 28px 1fr; }
