@@ -100,8 +100,9 @@ def test_the_command_works_from_an_empty_folder(installed, tmp_path):
 
 def test_every_stage_is_part_of_the_wheel(installed, tmp_path):
     code = (
-        "import importlib.util, instaflow.stages as s;"
-        "print([k for k in {*s.KINDS, *s.METHODS} - {'instaflow'} if not importlib.util.find_spec(f'pipelines.{k}')])"
+        "import importlib.util, instaflow.methods as s;"
+        "kinds = {*s.KINDS, *s.METHODS, *s.TEACHERS} - {'instaflow', 'latent'};"
+        "print([kind for kind in kinds if not importlib.util.find_spec(f'pipelines.{kind}')])"
     )
     assert outside(installed / "python", "-c", code, cwd=tmp_path).stdout == "[]\n"
 
