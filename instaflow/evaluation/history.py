@@ -24,7 +24,7 @@ def stages_so_far(stage: StageFolder) -> list[Stage]:
                     kind=settings["kind"],
                     method=settings.get("method", "instaflow"),
                     description=description(settings),
-                    parents=[parent for parent in parents if parent in stage.stage_names],
+                    parents=[parent for parent in dict.fromkeys(parents) if parent in stage.stage_names],
                     seconds=json.loads((folder / "done.json").read_text())["seconds"],
                     samples=samples_of(settings),
                 )

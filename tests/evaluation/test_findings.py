@@ -57,6 +57,25 @@ def test_progressive_distillation_is_compared_with_the_student(halved, verdict):
     assert findings.progressive(full_report()) == []
 
 
+@pytest.mark.parametrize(
+    ("matched", "verdict"),
+    [
+        (0.4, "`student` is the nearer, so here training on couplings alone leads further"),
+        (0.32, "the same within 5%, so here both roads lead as far"),
+        (0.2, "`matched` is the nearer, so here matching distributions leads further"),
+    ],
+)
+def test_distribution_matching_is_compared_with_the_student(matched, verdict):
+    report = full_report()
+    row = replace(ROWS[-1], model="matched", kind="dmd", frechet_distance_real=matched)
+    stage = Stage(name="matched", kind="distill", method="dmd", parents=["teacher", "pairs"], samples=580_000)
+    report = replace(report, rows=[*report.rows, row], stages=[*report.stages, stage])
+    text = told(findings.dmd(report))
+    assert f"0.312 for `student`, {number(matched)} for `matched`; {verdict}." in text
+    assert findings.result(report).model == "student" and findings.dmd(full_report()) == []
+    assert "Another road: distribution matching" in page(report)
+
+
 def test_a_small_difference_of_accuracies_is_called_chance_and_a_large_one_is_not():
     assert "cannot tell from chance" in told(findings.control(full_report()))
     worse = replace(full_report(), rows=changed("student", 1, prompt_accuracy=0.96))

@@ -48,3 +48,23 @@ def test_a_halving_s_steps_in_words(counts, guidance, said):
     settings = {"kind": "distill", "method": "progressive", "init": "2rf", "guidance_scale": guidance}
     settings["phases"] = [{"num_steps": count} for count in counts]
     assert description(settings) == f"progressive distillation from 2rf, {said}"
+
+
+def test_a_matched_model_is_of_its_own_kind_and_names_its_terms_and_parents(tmp_path):
+    matched = """
+  matched:
+    {kind: distill, method: dmd, init: student, teacher: teacher, prompts: [a seven], guidance_scale: 2,
+     regression: {couplings: pairs, loss: l2}, gan: {real: pairs},
+     phases: [{samples: 8, global_batch_size: 4, learning_rate: 1e-3}]}
+"""
+    stages = folders(write(tmp_path, SMALL + matched), run=tmp_path / "run")
+    for name in ("teacher", "pairs", "2rf", "student", "matched"):
+        mark_done(stages[name])
+    done = stages_so_far(stages["report"])
+    assert model_kind("matched", done) == "dmd"
+    (found,) = [stage for stage in done if stage.name == "matched"]
+    assert found.parents == ["student", "teacher", "pairs"] and found.samples == 8
+    said = "student, its images distributed as those of teacher"
+    assert found.description == f"{said}, with regression and GAN"
+    settings = {"kind": "distill", "method": "dmd", "init": "student", "teacher": "teacher", "regression": None}
+    assert description(settings) == said
