@@ -169,7 +169,9 @@ add_stage_command(
 add_stage_command(
     "reflow", "Train the next rectified flow on couplings.", "instaflow reflow digits --set stages.2rf.ema_decay=0.999"
 )
-add_stage_command("distill", "Train a one-step student on couplings.", "instaflow distill digits --stage student")
+add_stage_command(
+    "distill", "Train a student of one step or few, by its stage's method.", "instaflow distill digits --stage student"
+)
 add_stage_command("evaluate", "Measure models; write report.json and report.html.", "instaflow evaluate digits")
 
 

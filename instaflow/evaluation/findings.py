@@ -35,9 +35,12 @@ def reference(report: Report) -> Row | None:
 
 
 def result(report: Report) -> Row | None:
-    """The row that the experiment is about: the student at its fewest steps, else another that was distilled."""
+    """The row that the experiment is about: the student at its fewest steps, else another that was distilled.
+
+    Where nothing was reflowed, a model whose distribution was matched goes before those that are its controls.
+    """
     others = [row for row in report.rows if row.kind not in ("teacher", "flow", "student")]
-    for kind in ("student", *dict.fromkeys(row.kind for row in others), "flow"):
+    for kind in ("student", "dmd", *dict.fromkeys(row.kind for row in others), "flow"):
         if rows := rows_of(report, kind):
             return rows[0]
     return None
@@ -186,18 +189,21 @@ def progressive(report: Report) -> list[str]:
 
 
 def dmd(report: Report) -> list[str]:
-    """The student against distribution matching distillation, at one step."""
+    """The student, or without one direct distillation, against distribution matching, at one step."""
     verdicts = (
         "so here training on couplings alone leads further.",
         "so here both roads lead as far.",
         "so here matching distributions leads further.",
     )
-    return _against(report, "dmd", verdicts)
+    return _against(report, "dmd", verdicts, "student" if one_step(report, "student") else "direct")
 
 
-def _against(report: Report, kind: str, follows: tuple[str, str, str]) -> list[str]:
-    """The student against another model of one step; `follows` from it being the nearer, a tie, and the further."""
-    student, other, found = one_step(report, "student"), one_step(report, kind), []
+def _against(report: Report, kind: str, follows: tuple[str, str, str], mine: str = "student") -> list[str]:
+    """The student against another model of one step; `follows` from it being the nearer, a tie, and the further.
+
+    `mine`: the kind that stands for the student.
+    """
+    student, other, found = one_step(report, mine), one_step(report, kind), []
     if not student or not other:
         return []
     names = named(student.label), named(other.label)

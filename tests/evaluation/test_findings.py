@@ -74,6 +74,8 @@ def test_distribution_matching_is_compared_with_the_student(matched, verdict):
     assert f"0.312 for `student`, {number(matched)} for `matched`; {verdict}." in text
     assert findings.result(report).model == "student" and findings.dmd(full_report()) == []
     assert "Another road: distribution matching" in page(report)
+    alone = replace(report, rows=[row for row in report.rows if row.kind not in ("student", "flow")])
+    assert findings.result(alone).model == "matched" and "for `direct`" in told(findings.dmd(alone))
 
 
 def test_a_small_difference_of_accuracies_is_called_chance_and_a_large_one_is_not():
