@@ -285,7 +285,9 @@ def without_places(value: Any, places: set[str]) -> Any:
     if isinstance(value, list):
         return [without_places(item, places) for item in value]
     if isinstance(value, dict):
-        kept = {key: item for key, item in value.items() if not (key in PLACES and item in places)}
+        kept = {
+            key: item for key, item in value.items() if not (key in PLACES and isinstance(item, str) and item in places)
+        }
         return {key: without_places(item, places) for key, item in kept.items()}
     return value
 

@@ -41,6 +41,7 @@ from instaflow.stages import (
     ReflowStage,
     TeacherStage,
 )
+from instaflow.training.dmd import Discriminator
 from instaflow.training.perceptual import small_layers
 from pipelines.couple import DTYPES
 from pipelines.plan_tables import Cost, table_of_days, table_of_memory, table_of_stages
@@ -253,6 +254,10 @@ class Plan:
                 max(1, round(micro * share)), bfloat16=bfloat16, checkpointing=stage.gradient_checkpointing, crop=crop
             )
         both = trained + judge_parameters
+        if stage.gan:
+            channels = teacher.unet["block_out_channels"][-1]
+            with torch.device("meta"):
+                both += sum(part.numel() for part in Discriminator(channels, groups=1).parameters())
         memory = training_memory(
             stage,
             both,

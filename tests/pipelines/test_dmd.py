@@ -300,7 +300,10 @@ def test_the_plan_counts_both_networks(config, done):
     generator = 3 * 1.5 + 1.5 * 3 + 3  # with half as many pairs; three calls of the scores; the discriminator's pass
     fake = 1 + 3 + 3
     assert cost.flops == 16 * ((generator + 2 * fake) * flops["unet"] + 4 * flops["text"])
-    assert cost.memory.weights == 2 * 4 * parameters["unet"] and cost.memory.frozen == 4 * sum(parameters.values())
+    channels = plan.architecture("whole").unet["block_out_channels"][-1]
+    discriminator = 9 * channels**2 + 3 * channels + channels + 1  # convolution, its bias and norm; a linear head
+    assert cost.memory.weights == 4 * (2 * parameters["unet"] + discriminator)
+    assert cost.memory.frozen == 4 * sum(parameters.values())
     assert (cost.samples, cost.paper_days, plan.guidance("whole"), plan.is_flow("whole")) == (16, None, 1.0, True)
     four = plan.cost_of("four")
     assert four.flops == 8 * ((3 + 1.5 + 2 + 1 + 1.5 + 3) * flops["unet"] + 3 * flops["text"])
