@@ -18,6 +18,7 @@ from instaflow.models.loading import load_model
 from instaflow.models.model import Model
 from instaflow.models.samplers import few_step_scheduler, flow_scheduler
 from instaflow.models.settings import ModelSettings
+from instaflow.models.stacked import StackedUNet
 from instaflow.prompt_sources import Prompts
 from instaflow.rundir import StageFolder
 from instaflow.training.dmd import Discriminator, FakeScoreLoss, Generator, MatchingLoss
@@ -111,7 +112,7 @@ def open_parts(stage: StageFolder) -> Parts:
             "a diffusion's, for which diffusers has a sampler",
             "Choose num_steps: 1, or a diffusion for init",
         )
-    if settings.gan and not hasattr(teacher.unet, "mid_block"):
+    if settings.gan and isinstance(teacher.unet, StackedUNet):
         raise ConfigError(
             f"Stage '{stage.name}': the discriminator reads a U-Net's bottleneck, and '{settings.teacher}' is two "
             "U-Nets in series",
@@ -240,6 +241,6 @@ def first_checks(stage: StageFolder, parts: Parts, job: Job) -> list[StartCheck]
         checks.append(parity(parts.teacher, arguments[0][:, 0], prompts, stage.stage.guidance_scale))
     losses.append(mean_loss(job.loss, (*arguments, numbers)))
     distances.append(mean_loss(job.critic.loss, (*job.critic.batch(0, FEW), numbers)))
-    checks.append(StartCheck("first loss of the generator", losses[0], "half the mean square of the two scores' gap"))
+    checks.append(StartCheck("first loss of the generator", losses[0], "the sum of its terms, reported only"))
     checks.append(StartCheck("first loss of the fake score", distances[0], "falls as it gets to know the generator"))
     return checks

@@ -173,7 +173,7 @@ class EpsilonView:
 
     def timestep(self, share: Tensor) -> Tensor:
         """A share in [0, 1) of the timesteps as one of them, ⌊1000 share⌋; noise rises with it."""
-        return (NUM_TIMESTEPS * share).long()
+        return (NUM_TIMESTEPS * share).long().clamp(max=NUM_TIMESTEPS - 1)  # float32 rounds what is nearly 1 up
 
     def noised(self, noise: Tensor, data: Tensor, timestep: Tensor) -> Tensor:
         """The network's input at a timestep, α data + σ noise (DDPM, Eq. 4)."""
@@ -282,7 +282,7 @@ class EdmView:
 
         DMD's bins (arXiv 2311.18828, App. B); noise rises with them.
         """
-        place = (NUM_TIMESTEPS * share.double()).floor()
+        place = (NUM_TIMESTEPS * share.double()).floor().clamp(max=NUM_TIMESTEPS - 1)
         return (self.levels(1 - place / (NUM_TIMESTEPS - 1)).log() / 4).to(
             torch.promote_types(share.dtype, torch.float32)
         )

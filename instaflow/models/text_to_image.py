@@ -65,7 +65,7 @@ class TextToImage(Model):
                 f"The scheduler of '{self.name}' has prediction_type '{prediction}', which is no diffusion's",
                 f"If it is one, {file} epsilon, v_prediction or sample",
             )
-        if prediction == "epsilon" and not alphas[-1] > 0:
+        if prediction == "epsilon" and not alphas[-1] > 1e-6:  # DPM-Solver keeps 2^-24 where there is none
             raise DataError(
                 f"The noise schedule of '{self.name}' ends without any signal (rescale_betas_zero_snr), where a "
                 "prediction of the noise says nothing about the data",

@@ -1,5 +1,6 @@
 """Distribution matching against the KL divergence of Gaussians, and what each of its two networks leaves alone."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from instaflow.flow.views import EpsilonView, VelocityView
+from instaflow.flow.views import EdmView, EpsilonView, VelocityView
 from instaflow.models.samplers import few_step_scheduler
 from instaflow.sections import MatchingPhase, Regression
 from instaflow.training.dmd import (
@@ -356,6 +357,63 @@ def test_matched_pairs_weigh_as_much_as_any_other_sample(place):
         own = made.matching.direction(x, start[:, 1], prompts, numbers)
         pairs = made.matching.direction(y, start[::2, 1], PROMPTS[:2], numbers[::2])
     torch.testing.assert_close(whole.detach(), 0.5 * torch.cat([own, pairs]).square().mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_discriminator_s_loss_is_of_real_images_with_their_captions_and_made_ones_with_their_prompts(place):
+    made = losses(place)
+    numbers, start, real, captions = draws(0, "dmd/", 0, 3), stacked_noise(3), noise(3, seed=7), PROMPTS[::-1]
+    whole = made.fake(start, real, captions, numbers)
+    data, prompts = made.matching.generate(start[:, :-1], numbers)
+    assert prompts != captions
+    timestep, fresh = made.fake.timestep(numbers, start.device), start[:, 1]
+
+    def seen(images, texts):
+        held = []
+        handle = made.fake.unet.mid_block.register_forward_hook(lambda *call: held.append(call[2]))
+        output = made.fake.unet(made.view.noised(fresh, images, timestep), timestep, **made.model.encode(texts))[0]
+        handle.remove()
+        layers, head = made.fake.discriminator.layers, made.fake.discriminator.head
+        return output, head(layers(held[0]).mean((2, 3))).squeeze(1)
+
+    output, of_made = seen(data, prompts)
+    _, of_real = seen(real, captions)
+    denoising = (output - fresh).square().mean()
+    telling = torch.log1p(of_made.exp()).mean() + torch.log1p((-of_real).exp()).mean()  # made ones to be told as such
+    expected = denoising + 0.5 * telling
+    torch.testing.assert_close(whole, expected)
+    weight = made.fake.unet.conv_in.weight
+    torch.testing.assert_close(torch.autograd.grad(whole, weight)[0], torch.autograd.grad(expected, weight)[0])
+
+
+def test_the_generator_walks_to_what_the_discriminator_takes_for_real(place):
+    made = losses(place)
+    numbers, start = draws(0, "dmd/", 0, 4), stacked_noise(4)
+    weight = made.model.unet.conv_out.weight
+
+    def gradient(gan_weight: float) -> Tensor:
+        made.matching.gan_weight = gan_weight
+        return torch.autograd.grad(made.matching(start, None, None, [], numbers), weight)[0]
+
+    found = gradient(2.0) - gradient(0.0)
+    prompts, steps = made.matching.asked(numbers)
+    data = made.matching.generator(start[:, :-1], prompts, steps)
+    timestep = made.fake.timestep(numbers, data.device)
+    features = bottleneck(
+        made.fake.unet, made.view.noised(start[:, 1], data, timestep), timestep, made.model.encode(prompts)
+    )
+    loss = 2 * functional.softplus(-made.fake.discriminator(features)).mean()
+    (expected,) = torch.autograd.grad(loss, weight)
+    assert (found - expected).norm() < 0.01 * expected.norm()
+
+
+@pytest.mark.parametrize("kind", [*VIEWS, "edm"])
+def test_a_draw_next_to_one_is_the_last_timestep(kind):
+    """As float32 it is 1; a run of millions of draws meets it."""
+    view = EdmView() if kind == "edm" else VIEWS[kind]
+    last, nearly = (view.timestep(torch.as_tensor([share]).float()) for share in (1 - 2.0**-12, 1 - 2.0**-26))
+    assert view.noised(noise(1), noise(1, seed=1), nearly).isfinite().all()
+    torch.testing.assert_close(nearly, last, rtol=1e-3, atol=0)
+    assert nearly <= (math.log(80) / 4 + 1e-6 if kind == "edm" else 1000 if kind == "velocity" else 999)
 
 
 # --- several steps ----------------------------------------------------------------------------------------------------
