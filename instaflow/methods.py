@@ -143,6 +143,8 @@ class DmdStage(NetworkStage):
             raise ValueError(f"noise_range: {low:g} is not below {high:g}")
         if self.zero_stage == 3:
             raise ValueError("zero_stage: method dmd goes with 0, 1 or 2, for each of its networks asks the other one")
+        if self.gan and self.compile:
+            raise ValueError("compile goes without gan, whose discriminator leaves the network in its middle")
         if 1000 % self.num_steps:
             raise ValueError(
                 f"num_steps: {self.num_steps} does not divide a schedule's 1000 timesteps; choose 1, 2 or 4"

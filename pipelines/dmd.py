@@ -1,8 +1,7 @@
 """The distill stage by method dmd: a generator whose images are distributed as its teacher's."""
 
 from collections.abc import Callable
-from copy import copy, deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,7 +28,9 @@ from instaflow.world import world
 from pipelines.on_couplings import (
     FEW,
     compile_networks,
+    copied,
     describing,
+    guided,
     lineage_of,
     mean_loss,
     open_couplings,
@@ -39,7 +40,6 @@ from pipelines.on_couplings import (
     write_both,
 )
 from pipelines.previews import Previews
-from pipelines.progressive import guided
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,7 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     scheduler = flow_scheduler(own, model.scheduler)
     if settings.num_steps > 1:
         scheduler = few_step_scheduler(model.scheduler, settings.num_steps)
-    exported = ModelSettings("student", own, settings.num_steps, guidance_scale=1.0, lineage=lineage)
-    return write_both(stage, model, trained, exported, scheduler)
+    return write_both(stage, model, trained, replace(exported, lineage=lineage), scheduler)
 
 
 def open_parts(stage: StageFolder) -> Parts:
@@ -118,23 +117,11 @@ def open_parts(stage: StageFolder) -> Parts:
             "U-Nets in series",
             "Leave out gan, or choose another teacher",
         )
-    if settings.gan and settings.compile:
-        raise ConfigError(
-            f"Stage '{stage.name}': compile goes without gan, whose discriminator leaves the network in its middle",
-            "Leave out compile",
-        )
     pairs, real = (
         open_couplings(stage, settings.sections[key], model) if key in settings.sections else None
         for key in ("regression.couplings", "gan.real")
     )
     return Parts(model, teacher, copied(teacher), list(Prompts(settings.prompts)), pairs, real)
-
-
-def copied(model: Model) -> Model:
-    """The model with a network of its own; text encoder and VAE are shared."""
-    other = copy(model)
-    other.unet = deepcopy(model.unet)
-    return other
 
 
 def make_losses(stage: StageFolder, parts: Parts) -> tuple[MatchingLoss, FakeScoreLoss]:
@@ -231,16 +218,17 @@ def make_job(
 
 
 def first_checks(stage: StageFolder, parts: Parts, job: Job) -> list[StartCheck]:
-    """How the teacher is read, and how far generator and teacher are apart before the first update."""
+    """How the teacher is read, and what both networks begin with."""
     assert job.critic
-    checks, losses, distances = [], [], []
     numbers = draws(stage.seed, f"{stage.name}/start", 0, FEW)
-    arguments = job.batch(0, FEW)
+    arguments, checks = job.batch(0, FEW), []
     if isinstance(parts.teacher.view(), EpsilonView):
         prompts = [parts.prompts[place % len(parts.prompts)] for place in range(FEW)]
         checks.append(parity(parts.teacher, arguments[0][:, 0], prompts, stage.stage.guidance_scale))
-    losses.append(mean_loss(job.loss, (*arguments, numbers)))
-    distances.append(mean_loss(job.critic.loss, (*job.critic.batch(0, FEW), numbers)))
-    checks.append(StartCheck("first loss of the generator", losses[0], "the sum of its terms, reported only"))
-    checks.append(StartCheck("first loss of the fake score", distances[0], "falls as it gets to know the generator"))
+    first, fake = (
+        mean_loss(loss, (*given, numbers))
+        for loss, given in ((job.loss, arguments), (job.critic.loss, job.critic.batch(0, FEW)))
+    )
+    checks.append(StartCheck("first loss of the generator", first, "the sum of its terms, reported only"))
+    checks.append(StartCheck("first loss of the fake score", fake, "falls as it gets to know the generator"))
     return checks

@@ -11,17 +11,14 @@ from instaflow.digits.captions import WORDS
 from instaflow.digits.data import DigitsData
 from instaflow.digits.images import smaller
 from instaflow.digits.networks import PIXELS, build_pixel_scheduler, build_pixel_unet
-from instaflow.files import fingerprint_of
 from instaflow.flow.views import EdmView
 from instaflow.interruption import Stop
 from instaflow.models.device import device
-from instaflow.models.export import save_model
 from instaflow.models.settings import ModelSettings
 from instaflow.rundir import StageFolder
 from instaflow.training.denoising import EdmLoss
 from instaflow.training.loop import as_tensors, train
-from instaflow.world import world
-from pipelines.teacher import digits_job
+from pipelines.teacher import digits_job, write_teacher
 
 
 def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
@@ -42,21 +39,10 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     trained = train(job, stage, stop)
     kind = "class-conditional" if settings.classes else "unconditional"
     summary = f"{kind} EDM of handwritten digits' pixels, {trained.samples_seen:,} training samples"
-    for name, weights in (("model-raw", trained.raw), ("model", trained.ema)):
-        loss.load_state_dict(weights)
-        if world().leads:
-            save_model(
-                stage.folder / name,
-                unet=unet,
-                scheduler=build_pixel_scheduler(),
-                settings=ModelSettings(
-                    kind="teacher",
-                    parametrization="edm",
-                    num_steps=settings.num_steps,
-                    guidance_scale=1.0,
-                    weights="ema" if name == "model" else "raw",
-                    class_names=list(WORDS) if settings.classes else [],
-                    lineage=[{"stage": stage.name, "kind": "teacher", "summary": summary}],
-                ),
-            )
-    return lambda: fingerprint_of(stage.model)
+    exported = ModelSettings(
+        parametrization="edm",
+        num_steps=settings.num_steps,
+        guidance_scale=1.0,
+        class_names=list(WORDS) if settings.classes else [],
+    )
+    return write_teacher(stage, loss, trained, exported, summary, unet=unet, scheduler=build_pixel_scheduler())

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -56,6 +55,7 @@ from instaflow.models.device import device
 from instaflow.models.loading import load_model
 from instaflow.models.model import Model
 from instaflow.models.pixels import PixelModel
+from instaflow.models.text_to_image import TextToImage
 from instaflow.progress import Progress
 from instaflow.rundir import StageFolder
 from instaflow.sections import EvaluatedModel
@@ -174,9 +174,8 @@ def protocol_for(stage: StageFolder, models: list[Model]) -> type[DigitsProtocol
         )
     if isinstance(models[0], PixelModel):
         return ClassProtocol if models[0].num_classes else UnpromptedProtocol
-    text_models: list[Any] = list(models)
-    for entry, model in zip(stage.stage.models, text_models, strict=True):
-        if model.tokenizer.model_max_length != length:
+    for entry, model in zip(stage.stage.models, models, strict=True):
+        if isinstance(model, TextToImage) and model.tokenizer.model_max_length != length:
             raise InstaFlowError(
                 f"'{stage.name}': protocol {name} goes with prompts of {length} tokens, and '{entry.model}' takes "
                 f"{model.tokenizer.model_max_length}",

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from copy import copy, deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from instaflow.training.draws import draws
 from instaflow.training.loop import Job, Trained, as_tensors, train
 from instaflow.training.losses import FlowLoss
 from instaflow.training.perceptual import PerceptualDistance, load_lpips, load_network
+from instaflow.training.progressive import Teacher
 from instaflow.training.start_checks import StartCheck, coupling_distance, parity
 from instaflow.world import world
 from pipelines.previews import Previews
@@ -247,6 +249,23 @@ def train_on(stage: StageFolder, stop: Stop, material: Material, loss: FlowLoss,
     return train(job, stage, stop)
 
 
+def copied(model: Model) -> Model:
+    """The model with a network of its own; text encoder and VAE are shared."""
+    other = copy(model)
+    other.unet = deepcopy(model.unet)
+    return other
+
+
+def guided(model: Model, guidance_scale: float) -> Teacher:
+    """A model's network as a loss asks for it: one call, or two of which guidance is made."""
+
+    def of(prompts: list[str]) -> Callable[[Tensor, Tensor], Tensor]:
+        text = model.conditioning(prompts, guidance_scale)
+        return lambda x, timestep: model.guided(x, timestep, text, guidance_scale)
+
+    return of
+
+
 def compile_networks(stage: StageFolder, *models: Model) -> None:
     """Compile each model's network at its first call. Raises InstaFlowError where nothing can be compiled."""
     if world().leads:
@@ -286,7 +305,11 @@ def lineage_of(
 ) -> list[dict[str, Any]]:
     """The stages from the teacher to a model: its `init`'s, those of what else it learned from, couplings, its own."""
     coupled = [couple_entry(source.manifest) for source in sources]
-    return [*before, *(item for item in more if item not in before), *coupled, entry]
+    found: list[dict[str, Any]] = []
+    for item in (*before, *more, *coupled, entry):
+        if item not in found:
+            found.append(item)
+    return found
 
 
 def write_both(

@@ -1,7 +1,6 @@
 """The distill stage by method progressive: a student of half the steps, again and again."""
 
 from collections.abc import Callable
-from copy import copy, deepcopy
 from dataclasses import replace
 
 import torch
@@ -18,13 +17,15 @@ from instaflow.rundir import StageFolder
 from instaflow.sections import HalvingPhase
 from instaflow.training.draws import draws
 from instaflow.training.loop import Job, as_tensors, train
-from instaflow.training.progressive import HalvingLoss, Teacher
+from instaflow.training.progressive import HalvingLoss
 from instaflow.training.start_checks import StartCheck, parity
 from pipelines.on_couplings import (
     FEW,
     Material,
     compile_networks,
+    copied,
     describing,
+    guided,
     mean_loss,
     open_parts,
     save_both,
@@ -47,8 +48,7 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     model, couplings = open_parts(stage)
     material = Material(model, couplings, model.view())
     check_grids(stage, material.view)
-    teacher = copy(model)
-    teacher.unet = deepcopy(model.unet)
+    teacher = copied(model)
     if settings.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
     if settings.compile:
@@ -96,16 +96,6 @@ def halving(stage: StageFolder, material: Material, loss: HalvingLoss, phase: Ha
         settings=stage.stage,
         by_time=loss.by_time,
     )
-
-
-def guided(teacher: Model, guidance_scale: float) -> Teacher:
-    """A frozen model's network as the loss asks for it: one call, or two of which guidance is made."""
-
-    def of(prompts: list[str]) -> Callable[[Tensor, Tensor], Tensor]:
-        text = teacher.conditioning(prompts, guidance_scale)
-        return lambda x, timestep: teacher.guided(x, timestep, text, guidance_scale)
-
-    return of
 
 
 def first_checks(stage: StageFolder, model: Model, job: Job) -> list[StartCheck]:

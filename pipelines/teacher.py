@@ -1,6 +1,7 @@
 """The teacher stage: the miniature of Stable Diffusion that the digits' experiments start from."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from instaflow.models.export import save_model
 from instaflow.models.settings import ModelSettings
 from instaflow.rundir import StageFolder
 from instaflow.sections import Phase
-from instaflow.training.loop import Job, train
+from instaflow.training.loop import Job, Trained, train
 from instaflow.training.perceptual import save_network, small_layers
 from instaflow.world import world
 
@@ -93,24 +94,21 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
 
     # Model folders
     summary = f"latent diffusion model of handwritten digits, {trained.samples_seen:,} training samples"
-    for name, weights in (("model-raw", trained.raw), ("model", trained.ema)):
-        loss.load_state_dict(weights)
-        if world().leads:
-            save_model(
-                stage.folder / name,
-                unet=unet,
-                vae=vae,
-                text_encoder=text_encoder,
-                tokenizer=tokenizer,
-                scheduler=scheduler,
-                settings=ModelSettings(
-                    kind="teacher",
-                    num_steps=settings.num_steps,
-                    guidance_scale=settings.guidance_scale,
-                    weights="ema" if name == "model" else "raw",
-                    lineage=[{"stage": stage.name, "kind": "teacher", "summary": summary}],
-                ),
-            )
+    parts = {"unet": unet, "vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "scheduler": scheduler}
+    exported = ModelSettings(num_steps=settings.num_steps, guidance_scale=settings.guidance_scale)
+    return write_teacher(stage, loss, trained, exported, summary, **parts)
+
+
+def write_teacher(
+    stage: StageFolder, loss: nn.Module, trained: Trained, settings: ModelSettings, summary: str, **parts: Any
+) -> Callable[[], str]:
+    """The leader's: model/ (EMA) and model-raw/ of the networks in `loss`, which are among the pipeline's parts."""
+    lineage = [{"stage": stage.name, "kind": "teacher", "summary": summary}]
+    if world().leads:
+        for name, weights in (("model-raw", trained.raw), ("model", trained.ema)):
+            loss.load_state_dict(weights)
+            own = replace(settings, weights="ema" if name == "model" else "raw", lineage=lineage)
+            save_model(stage.folder / name, **parts, settings=own)
     return lambda: fingerprint_of(stage.model)
 
 

@@ -1,7 +1,6 @@
 """Distribution matching as a stage: stopped, resumed, shared out, exported, sampled, planned and rehearsed."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +18,9 @@ from pipelines.plan import Plan
 from pipelines.rehearse import rehearsal_of
 from tests.experiments import folders
 from tests.models.made import load, noise, write_edm, write_flow, write_model
+from tests.pipelines import alone
 from tests.pipelines.runs import torchrun
-from tests.training.made import TIMINGS, StopAt
+from tests.training.made import StopAt
 
 PROMPTS = ["a seven", "an odd digit"]
 PHASE = "{samples: 12, global_batch_size: 4, learning_rate: 1e-3}"
@@ -73,18 +73,7 @@ def done(config, tmp_path_factory) -> Path:
 
 
 def train(config, run: Path, done: Path, *changes: str, stop_at: int | None = None) -> StopAt:
-    """The stage `whole` with the couplings and first checks of another run, until it is told to stop."""
-    (run / "whole").mkdir(exist_ok=True)
-    if not (run / "pairs").exists():
-        (run / "pairs").symlink_to(done / "pairs")
-        shutil.copy(done / "whole" / "start_checks.json", run / "whole")
-    stop = StopAt(stop_at)
-    run_one(load_experiment(config, [f"stages.whole.{change}" for change in changes], str(run)), "whole", stop)
-    return stop
-
-
-def weights(run: Path, name: str = "model", stage: str = "whole") -> dict[str, torch.Tensor]:
-    return load_file(run / stage / name / "unet" / "diffusion_pytorch_model.safetensors")
+    return alone.train(config, "whole", run, done, *changes, stop_at=stop_at)
 
 
 def last_checkpoint(run: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -93,13 +82,12 @@ def last_checkpoint(run: Path) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def lines(run: Path) -> list[dict]:
-    found = [json.loads(line) for line in (run / "whole" / "stats.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in found]
+    return alone.lines(run, "whole")
 
 
 def near(one: Path, other: Path) -> None:
     for name in ("model", "model-raw"):
-        own, expected = weights(one, name), weights(other, name)
+        own, expected = alone.weights(one, "whole", name), alone.weights(other, "whole", name)
         for key, value in own.items():
             torch.testing.assert_close(value, expected[key], rtol=1e-2, atol=5e-5)
     for line, expected in zip(lines(one), lines(other), strict=True):
@@ -213,9 +201,7 @@ def test_stock_diffusers_samples_it_as_it_was_trained(done, stage, num_steps, pa
     assert (settings.kind, settings.parametrization) == ("student", parametrization)
     assert (settings.num_steps, settings.guidance_scale) == (num_steps, 1.0)
     assert settings.lineage[-1]["samples_seen"] == (16 if stage == "whole" else 8)
-    assert [entry["kind"] for entry in settings.lineage] == (["couple", "couple"] if stage == "whole" else []) + [
-        "distill"
-    ]
+    assert [entry["kind"] for entry in settings.lineage] == (["couple"] if stage == "whole" else []) + ["distill"]
     model = load(folder)
     ours = model.sample(noise(), PROMPTS)
     stock = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)

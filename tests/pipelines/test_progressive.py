@@ -1,7 +1,6 @@
 """Progressive distillation as a stage: halving after halving, stopped, resumed, shared out, exported and sampled."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,13 +17,14 @@ from instaflow.models.settings import read_settings
 from instaflow.sections import HalvingPhase
 from instaflow.training import engine
 from pipelines import progressive
-from pipelines.experiment import run_all, run_one
+from pipelines.experiment import run_all
 from pipelines.on_couplings import Material, open_parts
 from pipelines.plan import Plan
 from pipelines.rehearse import rehearsal_of
 from tests.experiments import folders
 from tests.models.made import load, noise, write_flow, write_model
-from tests.training.made import TIMINGS, StopAt
+from tests.pipelines import alone
+from tests.training.made import StopAt
 
 STEPS = 3  # of each phase, 4 samples each
 PROMPTS = ["a seven", "an odd digit"]
@@ -68,29 +68,16 @@ def whole(config, tmp_path_factory) -> Path:
 
 
 def train(config, run: Path, whole: Path, *changes: str, stop_at: int | None = None) -> StopAt:
-    """The stage `halved` with the couplings and first checks of another run, until it is told to stop."""
-    (run / "halved").mkdir(exist_ok=True)
-    if not (run / "pairs").exists():
-        (run / "pairs").symlink_to(whole / "pairs")
-        shutil.copy(whole / "halved" / "start_checks.json", run / "halved")
-    stop = StopAt(stop_at)
-    settings = [f"stages.halved.{change}" for change in changes]
-    run_one(load_experiment(config, settings, str(run)), "halved", stop)
-    return stop
-
-
-def weights(run: Path, name: str = "model", stage: str = "halved") -> dict[str, torch.Tensor]:
-    return load_file(run / stage / name / "unet" / "diffusion_pytorch_model.safetensors")
+    return alone.train(config, "halved", run, whole, *changes, stop_at=stop_at)
 
 
 def lines(run: Path) -> list[dict]:
-    found = [json.loads(line) for line in (run / "halved" / "stats.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in found]
+    return alone.lines(run, "halved")
 
 
 def near(one: Path, other: Path) -> None:
     for name in ("model", "model-raw"):
-        own, expected = weights(one, name), weights(other, name)
+        own, expected = alone.weights(one, "halved", name), alone.weights(other, "halved", name)
         for key, value in own.items():
             torch.testing.assert_close(value, expected[key], rtol=1e-2, atol=2e-5)
     for line, expected in zip(lines(one), lines(other), strict=True):
@@ -108,7 +95,7 @@ def test_a_stopped_run_ends_in_the_same_bits_and_repeats_no_step(config, whole, 
     again = train(config, tmp_path, whole)
     assert again.asked == 2 * STEPS - done
     for name in ("model", "model-raw"):
-        own, expected = weights(tmp_path, name), weights(whole, name)
+        own, expected = alone.weights(tmp_path, "halved", name), alone.weights(whole, "halved", name)
         assert own.keys() == expected.keys() and all(torch.equal(own[key], expected[key]) for key in own)
     assert lines(tmp_path) == lines(whole)
     assert [line["job"] for line in lines(whole)] == ["2-steps"] * STEPS + ["1-step"] * STEPS
@@ -147,7 +134,7 @@ def test_bfloat16_trains_nearly_alike(config, whole, tmp_path):
     train(config, tmp_path, whole, "mixed_precision=bfloat16")
     found = [one["loss"] / other["loss"] for one, other in zip(lines(tmp_path), lines(whole), strict=True)]
     assert all(0.8 < ratio < 1.25 and ratio != 1 for ratio in found)
-    assert {value.dtype for value in weights(tmp_path).values()} == {torch.float32}
+    assert {value.dtype for value in alone.weights(tmp_path, "halved").values()} == {torch.float32}
 
 
 @pytest.mark.slow
