@@ -37,7 +37,8 @@ body { font: 14px/1.45 system-ui, sans-serif; max-width: 76rem; margin: 2rem aut
 div { overflow-x: auto; }
 table { border-collapse: collapse; }
 th, td { padding: .2rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #8884; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: Canvas; }
+@media (max-width: 40rem) { th:first-child, td:first-child { white-space: normal; } }
 .reflow { background: #3b82f655; }
 .direct { background: #f59e0b55; }
 """
@@ -58,7 +59,8 @@ teacher's samples): mean over {result["effort"]["seeds"]} seeds ± standard erro
 <span class="reflow">reflow is ahead in {counts["reflow"]}</span> of {len(rows)} settings (in {near} of
 them it is also nearer than a Gaussian with the data's mean and covariance, which a linear map would reach),
 <span class="direct">direct in {counts["direct"]}</span>, and {counts["even"]} are even: the 95% t-interval of the
-paired difference includes 0. The last columns are direct / reflow: the distance to the teacher's sample from the same
+paired difference includes 0. Of the
+differences, ± is half of that interval. The last columns are direct / reflow: the distance to the teacher's sample from the same
 noise, the share off the modes, the spread (variance relative to the teacher's). {html.escape(result["hardware"])}:
 <code>python -m benchmarks.where_reflow_pays</code></p>
 {"".join(tables)}
@@ -70,10 +72,10 @@ def table(rows: list[dict[str, Any]]) -> str:
     names = list(rows[0]["measures"])
     heads = [
         "setting",
-        *names,
-        "a Gaussian",
         "direct − reflow",
         "direct − 2rf",
+        *names,
+        "a Gaussian",
         *MEASURES[2:3],
         *MEASURES[1:2],
         *MEASURES[3:],
@@ -81,12 +83,12 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = ["<tr>" + "".join(f"<th>{html.escape(head)}</th>" for head in heads) + "</tr>"]
     for row in rows:
         cells = [(html.escape(row["name"]), "")]
-        cells += [(plus_minus(row["measures"][name][MEASURES[0]]), "") for name in names]
-        cells.append((f"{row['gaussian']:.3f}", ""))
         for other in ("reflow", "2rf"):
             ahead = verdict(row, other)
             colour = {"direct": "direct", "even": ""}.get(ahead, "reflow")
             cells.append(("{:+.3f} ± {:.3f}".format(*row["direct less"][other][MEASURES[0]]), colour))
+        cells += [(plus_minus(row["measures"][name][MEASURES[0]]), "") for name in names]
+        cells.append((f"{row['gaussian']:.3f}", ""))
         for measure in (MEASURES[2], MEASURES[1], MEASURES[3]):
             both = [row["measures"][method][measure][0] for method in ("direct", "reflow")]
             colour = "" if measure == "spread" else verdict(row, measure=measure).replace("even", "")

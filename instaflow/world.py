@@ -205,7 +205,8 @@ def hardware() -> str:
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{processor_name() or platform.machine()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{processor_name() or platform.machine()}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def processor_name() -> str:
