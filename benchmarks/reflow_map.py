@@ -59,9 +59,9 @@ teacher's samples): mean over {result["effort"]["seeds"]} seeds ± standard erro
 <span class="reflow">reflow is ahead in {counts["reflow"]}</span> of {len(rows)} settings (in {near} of
 them it is also nearer than a Gaussian with the data's mean and covariance, which a linear map would reach),
 <span class="direct">direct in {counts["direct"]}</span>, and {counts["even"]} are even: the 95% t-interval of the
-paired difference includes 0. Of the
-differences, ± is half of that interval. The last columns are direct / reflow: the distance to the teacher's sample from the same
-noise, the share off the modes, the spread (variance relative to the teacher's). {html.escape(result["hardware"])}:
+paired difference includes 0. Of the differences, ± is half of that interval. The last columns are direct / reflow: the
+distance to the teacher's sample from the same noise, the share off the modes, the spread (variance relative to the
+teacher's). {html.escape(result["hardware"])}:
 <code>python -m benchmarks.where_reflow_pays</code></p>
 {"".join(tables)}
 </html>
