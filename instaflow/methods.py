@@ -62,6 +62,7 @@ class ProgressiveStage(CoupledStage):
     kind: Literal["distill"]
     method: Literal["progressive"]
     phases: Annotated[list[HalvingPhase], Field(min_length=1)]
+    """The halvings: one for each number of steps."""
     guidance_scale: NonNegativeFloat
     """The first teacher's, learned in the first phase; every student is sampled without. 1 or less: none."""
 
@@ -98,6 +99,7 @@ class DmdStage(NetworkStage):
     kind: Literal["distill"]
     method: Literal["dmd"]
     phases: Annotated[list[MatchingPhase], Field(min_length=1)]
+    """Stretches of training, counted in samples of the generator."""
     teacher: str
     """The real score: a diffusion, or a flow."""
     prompts: PromptsFrom
@@ -109,8 +111,11 @@ class DmdStage(NetworkStage):
     noise_range: tuple[Fraction, Fraction] = (0.02, 0.98)
     """The part of the noise schedule, 0 at the data, in which the two scores are compared."""
     fake: FakeScore = FakeScore()
+    """How the score of the generator's images is trained."""
     regression: Regression | None = None
+    """To make the coupled image of a coupled noise; null for none."""
     gan: Gan | None = None
+    """A discriminator; null for none."""
     perceptual: Perceptual | None = None
     """For a regression by lpips."""
     preview: Preview | None = None

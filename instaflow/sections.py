@@ -27,9 +27,13 @@ class Phase(Section):
     """A stretch of training with one batch size and learning rate (InstaFlow trained with 64, then 1024)."""
 
     samples: PositiveInt
+    """Samples that the phase sees."""
     global_batch_size: PositiveInt
+    """Samples of one update, over all processes."""
     learning_rate: PositiveFloat
+    """AdamW's, after the warm-up."""
     warmup_samples: NonNegativeInt = 0
+    """Samples in which the learning rate rises to it from zero."""
     schedule: Literal["constant", "cosine"] = "constant"
     """After the warm-up: constant, or a half cosine from the learning rate to zero at the phase's end."""
 
@@ -50,6 +54,7 @@ class FlowPhase(Phase):
     """A phase of a training on couplings, which has a loss as well (InstaFlow distilled by L2, then by LPIPS)."""
 
     loss: Loss = "l2"
+    """Of velocities or data, or of decoded images."""
 
 
 class HalvingPhase(Phase):
@@ -83,6 +88,7 @@ class Regression(Section):
     couplings: str
     """A couple stage of the teacher, or the folder of one."""
     weight: NonNegativeFloat = 0.25
+    """Of this term beside the matching."""
     loss: Literal["lpips", "l2"] = "lpips"
     """Of decoded images, or of latents."""
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -161,9 +167,11 @@ class PromptSource(Section):
     column: str | None = None
     """Where the prompts are, in a table; in a webdataset a key of its .json, by default the .txt, else "caption"."""
     min_length: PositiveInt = 1
+    """In characters."""
     max_length: PositiveInt | None = None
     """In characters."""
     score_column: str | None = None
+    """Where the scores are that min_score asks about."""
     min_score: float | None = None
     """Prompts that score lower are left out, as with LAION's aesthetic score."""
     deduplicate: bool = False
@@ -198,6 +206,7 @@ class KeepImages(Section):
     every: PositiveInt
     """Those whose index is a multiple of it: 1 keeps every image, 100 one in a hundred."""
     format: Literal["webp", "png"] = "webp"
+    """WebP is lossy, at quality 90; PNG is not."""
 
 
 class Keep(Section):
@@ -247,9 +256,11 @@ class EvaluatedModel(Section):
     """A model in the report, sampled with each number of steps."""
 
     model: str
+    """A stage, a folder or a hub name."""
     weights: Literal["ema", "raw"] = "ema"
     """The moving average, which a training stage's model/ holds, or the weights of its model-raw/."""
     num_steps: Annotated[list[Steps], Field(min_length=1)]
+    """Each is a row of the report."""
     guidance_scale: NonNegativeFloat | None = None
     """By default what the model's folder recommends."""
 
@@ -258,4 +269,6 @@ class Reference(Section):
     """The images, of a model's moving average, that every model's images of the same noise are compared with."""
 
     model: str
+    """One of the models."""
     num_steps: Steps
+    """One of its numbers of steps."""

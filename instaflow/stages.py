@@ -87,15 +87,19 @@ class TrainingStage(Stage):
     )
 
     phases: Annotated[Sequence[Phase], Field(min_length=1)]
+    """Stretches of training, one after the other, each with its batch size and learning rate."""
     micro_batch_size: PositiveInt | None = None
     """Samples that one process takes through the network at a time; by default its whole share of a global batch."""
     ema_decay: Fraction = 0.9999
+    """Of the weights' moving average, which is the model that the stage gives; a step."""
     optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
     """8 bits hold AdamW's moments in a quarter of the memory (block-wise, by torchao, which is an extra to install)."""
     weight_decay: NonNegativeFloat = 0.01
+    """AdamW's."""
     adam_beta2: Fraction = 0.999
     """Decay of AdamW's squared gradients; a short training wants a shorter memory."""
     gradient_clipping: PositiveFloat = 1.0
+    """The largest norm of a gradient; a longer one is cut to it."""
     mixed_precision: Literal["bfloat16"] | None = None
     """The precision that the network computes in while it trains, by default float32 as its weights always are."""
     zero_stage: Literal[0, 1, 2, 3] = 0
@@ -132,14 +136,18 @@ class TeacherStage(TrainingStage):
     kind: Literal["teacher"]
     method: Literal["latent"] = "latent"
     data: DigitsForm
+    """The images and captions, made from scikit-learn's digits: one an image, or four in a square."""
     autoencoder_phases: Annotated[list[Phase], Field(min_length=1)]
+    """Of the autoencoder, which is trained first."""
     text_phases: Annotated[list[Phase], Field(min_length=1)] | None = None
     """Of the text encoder alone, before it and the U-Net train together: it learns what captions say, as Stable
     Diffusion's had before its U-Net began; null for none."""
     perceptual_phases: Annotated[list[Phase], Field(min_length=1)] | None = None
     """Of a small classifier whose features later stages can measure by (perceptual: {network: ...}); null for none."""
     caption_dropout: Fraction = 0.1
+    """The share of captions left empty, so that there is something to guide away from."""
     num_steps: Steps = 25
+    """The default that the model folder carries for sampling."""
     guidance_scale: NonNegativeFloat
     """With `num_steps`, the default that the model folder carries for sampling."""
 
@@ -153,6 +161,7 @@ class EdmTeacherStage(TrainingStage):
     kind: Literal["teacher"]
     method: Literal["edm"]
     data: Literal["digits"]
+    """The images and their classes."""
     classes: bool = True
     """Tell the network which digit it draws: prompts are then "0" to "9", or "zero" to "nine". Else they are empty."""
     num_steps: Steps = 18
@@ -171,20 +180,26 @@ class CoupleStage(Stage):
 
     kind: Literal["couple"]
     model: str
+    """What is sampled, or inverted: a stage, a folder, a hub name or a .safetensors file."""
     prompts: PromptsFrom | None = None
+    """What to draw: a list, a file, or a mapping that says how a file is read and what is left out."""
     data: Annotated[str, Field(min_length=1)] | None = None
     """Real images with captions, in place of prompts: "digits", or img2dataset's layout, as .tar files (`{00..99}.tar`,
     a glob, a folder of them, s3://...) or as a folder of images, each with its .txt or .json beside it. The first
     `count` of them are encoded and inverted by Heun's method, which calls the network twice a step."""
     count: PositiveInt
+    """Couplings in all; prompts are gone through as often as it takes, each time with other noise."""
     records_per_shard: PositiveInt = 1024
+    """Couplings in one .tar file."""
     batch_size: PositiveInt = 16
+    """Couplings made at a time. It changes no noise, and latents only by rounding."""
     sampler: Literal["dpm-solver++", "ddim", "pndm", "heun", "unipc", "euler"] | None = None
     """A diffusion teacher's, "dpm-solver++" by default, an EDM's "heun"; a flow knows none but "euler". Each is
     deterministic."""
     num_steps: Steps = 25
     """Steps of the sampler; each calls the network once, but Heun's twice, save the last, and PNDM's first twice."""
     guidance_scale: NonNegativeFloat
+    """Classifier-free guidance; 1 or less: none."""
     timestep_spacing: Literal["leading", "trailing", "linspace"] | None = None
     """Which of the teacher's timesteps a sampler visits, "trailing" by default; a velocity flow has no such choice."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -192,6 +207,7 @@ class CoupleStage(Stage):
     compile: bool | None = None
     """Compile the network (torch.compile). By default on a CPU where the work ahead is worth it; never on a GPU."""
     keep: Keep | None = None
+    """What records hold besides noise, latent and prompt; null for nothing."""
     output: str | None = None
     """Where the shards' tars go, by default into the stage's folder: any URL that fsspec writes to, such as
     s3://bucket/pairs or sftp://host/pairs. Credentials and endpoints are fsspec's to know, by its variables
@@ -254,6 +270,7 @@ class NetworkStage(TrainingStage):
     parent_keys: ClassVar[dict[str, str]] = {"init": "model"}
 
     init: str
+    """The weights that training starts from: a stage, a folder, a hub name or a .safetensors file."""
     gradient_checkpointing: bool = False
     """Compute a block's activations once more on the way back, in place of keeping them: less memory, more time."""
     loader_workers: NonNegativeInt = 4
@@ -274,6 +291,7 @@ class CoupledStage(NetworkStage):
     parent_keys: ClassVar[dict[str, str]] = {"init": "model", "couplings": "couplings"}
 
     couplings: str
+    """A couple stage, or the folder of one."""
 
 
 def perceptual_parent(perceptual: Perceptual | None) -> dict[str, str]:
@@ -299,6 +317,7 @@ class FlowStage(CoupledStage):
     free_keys: ClassVar[frozenset[str]] = TrainingStage.free_keys | {"preview"}
 
     phases: Annotated[list[FlowPhase], Field(min_length=1)]
+    """Stretches of training, one after the other, each with its loss."""
     perceptual: Perceptual | None = None
     """For a phase whose loss is perceptual."""
     parametrization: Parametrization = "velocity"
@@ -354,8 +373,11 @@ class ReflowStage(FlowStage):
     time_density: TimeDensity = "uniform"
     """How often each time is visited: most often both ends by "u-shaped", the middle by "logit-normal"."""
     caption_dropout: Fraction = 0.1
+    """The share of prompts left empty, so that the unconditional branch stays trained."""
     num_steps: Steps = 25
+    """With `guidance_scale`, the default that the model folder carries for sampling."""
     guidance_scale: NonNegativeFloat = 1.5
+    """Of the flow that comes out; the guidance of the couplings is trained in."""
 
     @model_validator(mode="after")
     def form_of_rectified_diffusion(self) -> "ReflowStage":
@@ -379,12 +401,19 @@ class EvaluateStage(Stage):
 
     kind: Literal["evaluate"]
     protocol: DigitsForm
+    """What the models are asked for, and by what their images are judged."""
     models: Annotated[list[EvaluatedModel], Field(min_length=1)]
+    """Each with its numbers of steps."""
     reference: Reference
+    """Whose images those of the same noise and prompt are compared with: one of the models."""
     num_samples: Annotated[int, Field(ge=2)] = 2000
+    """Images of each model at each number of steps."""
     batch_size: PositiveInt = 250
+    """Images made at a time."""
     straightness_samples: PositiveInt = 256
+    """Paths that S(Z) is measured on."""
     straightness_steps: Steps = 100
+    """Euler's steps of each."""
 
     def parents(self) -> dict[str, str]:
         return {f"models.{i}.model": entry.model for i, entry in enumerate(self.models)}
