@@ -5,9 +5,9 @@ import runpy
 from pathlib import Path
 
 import pytest
-import yaml
 
-from instaflow.config import load_experiment
+from instaflow.config import load_experiment, parse_stage
+from instaflow.dialect import parse_yaml
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -34,11 +34,13 @@ def test_links_lead_to_what_is_there(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_a_whole_experiment_on_a_page_is_one(page: Path, tmp_path: Path) -> None:
+def test_examples_of_experiments_and_stages_are_valid(page: Path, tmp_path: Path) -> None:
     for place, block in enumerate(re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)):
-        content = yaml.safe_load(block)
+        content = parse_yaml(block, str(page))
         if "run" in content:
             config = tmp_path / f"{place}.yaml"
             config.write_text(block)
-            (tmp_path / "prompts.txt").write_text("a cat\n")
             load_experiment(str(config))
+        for name, settings in content.items():
+            if isinstance(settings, dict) and "kind" in settings:
+                parse_stage(name, settings)
