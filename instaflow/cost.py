@@ -53,7 +53,7 @@ adds up to 199.2)."""
 TAR_BLOCK, TAR_RECORD = 512, 10240
 NPY_HEADER = 128
 IMAGE_BYTES = {"webp": 0.32, "png": 1.76}
-"""A pixel, of photographs: the larger of the two that README.md tells of."""
+"""A pixel, of photographs: the larger of the two that docs/couplings.md tells of."""
 
 
 @dataclass(frozen=True)
