@@ -142,15 +142,15 @@ class StageFolder:
     def is_done(self) -> bool:
         return (self.folder / "done.json").is_file()
 
-    def check_identity(self) -> None:
-        """Refuse to go on with a stage that was begun with other settings or other parents. Raises ConfigError.
+    def changes(self) -> list[str]:
+        """What is set otherwise than when the stage was begun, its parents' content included, in words.
 
         Parents that are not here don't count, nor do a done stage's files that are gone: the stage may have
         been copied into this run without them, and its folder holds what it needs.
         """
         file = self.folder / "stage.json"
         if not file.is_file():
-            return
+            return []
         here, absent = {}, set()
         for key, parent in self.stage.parents().items():
             if not self.is_here(parent):
@@ -160,12 +160,15 @@ class StageFolder:
         own = self.own_identity()
         absent |= {"prompts", "data", *(f"{key} (content)" for key in self.stage.files())} - own.keys()
         old, new = flat(read_json(file)["identity"]), flat({**own, **self.contents(here)})
-        changes = [
+        return [
             f"'{key}' was {said(old, key)}, is now {said(new, key)}"
             for key in {**old, **new}
             if key not in absent and said(old, key) != said(new, key)
         ]
-        if changes:
+
+    def check_identity(self) -> None:
+        """Refuse to go on with a stage that was begun with other settings or other parents. Raises ConfigError."""
+        if not self.stage.remade and (changes := self.changes()):
             raise ConfigError(
                 f"Stage '{self.name}' in '{self.run}' was made with other settings: {'; '.join(changes)}",
                 f"Go back to the old value, choose another --run-dir, or delete '{self.folder}' to make it anew",

@@ -263,6 +263,22 @@ class EvaluatedModel(Section):
     """Each is a row of the report."""
     guidance_scale: NonNegativeFloat | None = None
     """By default what the model's folder recommends."""
+    guidance_scales: Annotated[list[NonNegativeFloat], Field(min_length=1)] | None = None
+    """A sweep in place of one scale: each is a row at every number of steps."""
+
+    @property
+    def scales(self) -> list[float | None]:
+        """The guidance scales of its rows; None for what the model's folder recommends."""
+        return list(self.guidance_scales) if self.guidance_scales else [self.guidance_scale]
+
+    @model_validator(mode="after")
+    def rows_differ(self) -> "EvaluatedModel":
+        if self.guidance_scale is not None and self.guidance_scales:
+            raise ValueError("guidance_scale and guidance_scales: give the one, or the list")
+        for key, values in (("num_steps", self.num_steps), ("guidance_scales", self.guidance_scales or [])):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{key}: {values} names one twice")
+        return self
 
 
 class Reference(Section):

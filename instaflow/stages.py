@@ -59,6 +59,8 @@ class Stage(Section):
     gives: ClassVar[str] = ""
     free_keys: ClassVar[frozenset[str]] = frozenset()
     """Keys that may change between an interruption and its resumption: they do not change the result."""
+    remade: ClassVar[bool] = False
+    """Whether it is made anew where its settings have changed, and not refused: what it costs is kept elsewhere."""
 
     def parents(self) -> dict[str, str]:
         """Each place that names another stage, a folder or a hub model, with the name found there."""
@@ -399,6 +401,8 @@ class ReflowStage(FlowStage):
 class EvaluateStage(Stage):
     """Measures models by one protocol and writes report.json and report.html."""
 
+    remade: ClassVar[bool] = True
+
     kind: Literal["evaluate"]
     protocol: DigitsForm
     """What the models are asked for, and by what their images are judged."""
@@ -410,6 +414,8 @@ class EvaluateStage(Stage):
     """Images of each model at each number of steps."""
     batch_size: PositiveInt = 250
     """Images made at a time."""
+    compared_samples: Annotated[int, Field(ge=2)] = 2000
+    """Of them, so many images are kept, the first: to be shown, and to be compared with the reference's."""
     straightness_samples: PositiveInt = 256
     """Paths that S(Z) is measured on."""
     straightness_steps: Steps = 100

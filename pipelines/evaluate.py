@@ -4,32 +4,30 @@ import hashlib
 import json
 import platform
 import resource
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from instaflow.couplings.noise import coupled_noise
 from instaflow.digits.images import SIZE
 from instaflow.digits.networks import PIXELS
 from instaflow.digits.protocol import (
     PROTOCOLS,
     ClassProtocol,
     DigitsProtocol,
-    Reading,
     UnpromptedProtocol,
     distances,
     unrelated_distance,
 )
 from instaflow.digits.tokenizer import MAX_LENGTH
-from instaflow.errors import InstaFlowError, Interrupted
+from instaflow.errors import InstaFlowError
+from instaflow.evaluation.card import Card, array_hash, prompts_hash
 from instaflow.evaluation.frechet import Gaussian, frechet_distance
 from instaflow.evaluation.history import loss_curves, preview_curves, stages_so_far, start_checks
+from instaflow.evaluation.observations import Observations
 from instaflow.evaluation.page import write_page
 from instaflow.evaluation.report import (
     Floors,
@@ -43,82 +41,80 @@ from instaflow.evaluation.report import (
     Stage,
     StraightnessProfile,
     Trajectories,
-    labelled,
     model_kind,
     report_json,
 )
 from instaflow.evaluation.trajectories import project
 from instaflow.files import write_json
-from instaflow.flow.straightness import Straightness, Trajectory, straightness
+from instaflow.flow.straightness import Straightness, straightness
 from instaflow.interruption import Stop
 from instaflow.models.device import device
 from instaflow.models.loading import load_model
 from instaflow.models.model import Model
 from instaflow.models.pixels import PixelModel
 from instaflow.models.text_to_image import TextToImage
-from instaflow.progress import Progress
 from instaflow.rundir import StageFolder
-from instaflow.sections import EvaluatedModel
 from instaflow.world import hardware, world
+from pipelines.observing import Subject, bends_of, observe
 
 GALLERY = 10
-PATHS = 6
 WORST = 12
 LIBRARIES = ("torch", "diffusers", "transformers", "deepspeed", "numpy", "scikit-learn")
 
 
 @dataclass
 class Measured:
-    """One model at one number of steps: its images and what was found."""
+    """A row: what was sampled, and what was seen of it."""
 
-    entry: EvaluatedModel
-    num_steps: int
-    guidance_scale: float
-    weights: str
-    seconds_per_image: float
-    images: Tensor
-    features: np.ndarray
-    readings: list[Reading]
+    subject: Subject
+    observed: dict[str, np.ndarray]
 
     @property
     def label(self) -> str:
-        return labelled(self.entry.model, self.weights)
+        return self.subject.label
+
+    @property
+    def features(self) -> np.ndarray:
+        """Of all images, or of all their cells: [N, D]."""
+        found = self.observed["features"]
+        return found.reshape(-1, found.shape[-1])
+
+    @property
+    def images(self) -> np.ndarray:
+        """The first ones, as many as are kept: uint8 [N, H, W, 3]."""
+        return self.observed["images"]
 
 
 def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
-    """Sample, measure, and write the report; one process does it."""
+    """Sample, measure, and write the report. The processes share the sampling, and the leading one does the rest."""
+    settings = stage.stage
+    protocol, seen = look_at_models(stage)
+    subjects = subjects_of(stage, protocol, seen)
+    observe(stage, stop, protocol, subjects)
     if not world().leads:
         return str
-    settings = stage.stage
-    places = [stage.locate_weights(entry.model, entry.weights) for entry in settings.models]
-    models = [load_model(place, device=device()) for place in places]
-    shapes = {model.latent_shape for model in models}
-    if len(shapes) > 1:
-        raise InstaFlowError(f"The models of '{stage.name}' make latents of different shapes: {sorted(shapes)}")
-    shape = shapes.pop()
-    protocol = protocol_for(stage, models)(settings.num_samples)
-    noise = torch.from_numpy(coupled_noise(stage.seed, "evaluate", range(settings.num_samples), shape))
-    measured = measure(stage, stop, protocol, models, noise)
-    paths = simulate_paths(stage, stop, protocol, models, noise)
-    leave_if(stop, stage)
 
     # Figures
+    measured = [Measured(subject, subject.images.joined()) for subject in subjects]
+    paths = {subject.label: subject.paths.joined() for subject in subjects if subject.paths}
+    straight = {label: straightness(bends_of(observed)) for label, observed in paths.items()}
     stages = stages_so_far(stage)
     wanted = (settings.reference.model, "ema", settings.reference.num_steps)
-    reference = next(m for m in measured if (m.entry.model, m.entry.weights, m.num_steps) == wanted)
-    straight = {label: straightness(path) for label, path in paths.items()}
+    reference = next(
+        m for m in measured if (m.subject.entry.model, m.subject.entry.weights, m.subject.num_steps) == wanted
+    )
     real, taught = Gaussian.of(protocol.features(protocol.real_images)), Gaussian.of(reference.features)
     rows = []
     for m in measured:
-        accuracy = protocol.accuracy(m.readings)
+        accuracy = protocol.accuracy(m.observed["readings"])
         found = straight.get(m.label)
         rows.append(
             Row(
-                model=m.entry.model,
-                kind=model_kind(m.entry.model, stages),
-                num_steps=m.num_steps,
-                guidance_scale=m.guidance_scale,
-                weights=m.weights,
+                model=m.subject.entry.model,
+                kind=model_kind(m.subject.entry.model, stages),
+                num_steps=m.subject.num_steps,
+                guidance_scale=m.subject.guidance_scale,
+                weights=m.subject.entry.weights,
                 num_samples=settings.num_samples,
                 frechet_distance_real=frechet_distance(Gaussian.of(m.features), real),
                 frechet_distance_teacher=0.0 if m is reference else frechet_distance(Gaussian.of(m.features), taught),
@@ -126,7 +122,9 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
                 prompt_accuracy_unseen=accuracy.unseen,
                 straightness=found.value if found else None,
                 straightness_relative=found.relative if found else None,
-                seconds_per_image=m.seconds_per_image,
+                seconds_per_image=float(np.median(m.observed["seconds"])),
+                swept=m.subject.swept,
+                card=asdict(m.subject.card),
             )
         )
 
@@ -136,19 +134,19 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
         config=Path(stage.source).name,
         seed=stage.seed,
         hardware=hardware(),
-        protocol=protocol_card(stage, protocol, reference),
+        protocol=protocol_words(stage, protocol, reference),
         rows=rows,
-        versions={"Python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        versions=versions(),
         peak_memory=float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
-        floors=floors(protocol, models[settings.models.index(reference.entry)]),
-        stages=[*stages, evaluation_stage(stage, sum(len(m.images) for m in measured))],
+        floors=floors(stage, protocol),
+        stages=[*stages, evaluation_stage(stage, sum(m.subject.images.count for m in measured))],
         losses=loss_curves(stage, stages),
         previews=preview_curves(stage, stages),
         checks=start_checks(stage, stages),
         gallery=gallery(protocol, measured, rows),
         gaps=gaps(protocol, measured, rows, reference),
         straightness=[profile_of(label, found) for label, found in straight.items()],
-        trajectories=trajectories(paths),
+        trajectories=trajectories({label: observed["states"] for label, observed in paths.items()}),
     )
     content = report_json(report)
     write_json(stage.folder / "report.json", content)
@@ -156,117 +154,111 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     return lambda: hashlib.sha256(json.dumps(content["rows"]).encode()).hexdigest()
 
 
-def protocol_for(stage: StageFolder, models: list[Model]) -> type[DigitsProtocol]:
-    """What the models are asked for. Raises InstaFlowError where they can't draw what the protocol judges."""
-    name, length = stage.stage.protocol, MAX_LENGTH[stage.stage.protocol]
+@dataclass(frozen=True)
+class Seen:
+    """What a look at a model told."""
+
+    latent_shape: tuple[int, int, int]
+    image_size: tuple[int, int]
+    guidance_scale: float
+    sampler: str
+
+
+def look_at_models(stage: StageFolder) -> tuple[DigitsProtocol, list[Seen]]:
+    """The protocol, once every model was seen to go with it, and what they are. Raises InstaFlowError."""
+    seen: list[Seen] = []
+    for entry in stage.stage.models:
+        model = load_model(stage.locate_weights(entry.model, entry.weights), device=torch.device("cpu"))
+        protocol = protocol_for(stage, entry.model, model)
+        seen.append(
+            Seen(model.latent_shape, model.image_size, model.settings.guidance_scale, type(model.scheduler).__name__)
+        )
+        if seen[-1].latent_shape != seen[0].latent_shape:
+            raise InstaFlowError(
+                f"The models of '{stage.name}' make latents of different shapes: '{stage.stage.models[0].model}' "
+                f"{list(seen[0].latent_shape)}, '{entry.model}' {list(seen[-1].latent_shape)}"
+            )
+    return protocol(stage.stage.num_samples), seen
+
+
+def protocol_for(stage: StageFolder, name: str, model: Model) -> type[DigitsProtocol]:
+    """What the models are asked for. Raises InstaFlowError where one can't draw what the protocol judges."""
+    protocol, where = stage.stage.protocol, f"'{stage.name}': protocol {stage.stage.protocol} goes with"
+    length = MAX_LENGTH[protocol]
     advice = f"Choose the protocol by the teacher's data: {' or '.join(PROTOCOLS)}"
-    sides, side = models[0].latent_shape[1:], SIZE // 4
-    pixels = isinstance(models[0], PixelModel)
-    if pixels and name != "digits":
-        raise InstaFlowError(f"'{stage.name}': protocol {name} goes with latents, and its models make pixels", advice)
+    sides, side = model.latent_shape[1:], SIZE // 4
+    pixels = isinstance(model, PixelModel)
+    if pixels and protocol != "digits":
+        raise InstaFlowError(f"{where} latents, and '{name}' makes pixels", advice)
     wanted = PIXELS if pixels else side
     if sides != (wanted, wanted):
         made = f"{'pixels' if pixels else 'latents'} of {sides[0]}×{sides[1]}"
-        allowed = f", or pixels of {PIXELS}×{PIXELS}" if name == "digits" else ""
+        allowed = f", or pixels of {PIXELS}×{PIXELS}" if protocol == "digits" else ""
         raise InstaFlowError(
-            f"'{stage.name}': protocol {name} goes with latents of {side}×{side}{allowed}, and its models make {made}",
+            f"{where} latents of {side}×{side}{allowed}, and '{name}' makes {made}",
             advice,
         )
-    if isinstance(models[0], PixelModel):
-        return ClassProtocol if models[0].num_classes else UnpromptedProtocol
-    for entry, model in zip(stage.stage.models, models, strict=True):
-        if isinstance(model, TextToImage) and model.tokenizer.model_max_length != length:
-            raise InstaFlowError(
-                f"'{stage.name}': protocol {name} goes with prompts of {length} tokens, and '{entry.model}' takes "
-                f"{model.tokenizer.model_max_length}",
-                advice,
-            )
-    return PROTOCOLS[name]
+    if isinstance(model, PixelModel):
+        return ClassProtocol if model.num_classes else UnpromptedProtocol
+    if isinstance(model, TextToImage) and model.tokenizer.model_max_length != length:
+        raise InstaFlowError(
+            f"{where} prompts of {length} tokens, and '{name}' takes {model.tokenizer.model_max_length}",
+            advice,
+        )
+    return PROTOCOLS[protocol]
 
 
-def measure(
-    stage: StageFolder, stop: Stop, protocol: DigitsProtocol, models: list[Model], noise: Tensor
-) -> list[Measured]:
-    """Every model's images at every number of steps, from the same noise [N, C, H, W]."""
-    settings = stage.stage
-    measured: list[Measured] = []
-    total = len(noise) * sum(len(entry.num_steps) for entry in settings.models)
-    with Progress(stage.name, total=total, unit="images") as progress:
-        for entry, model in zip(settings.models, models, strict=True):
-            scale = guidance_of(entry, model)
+def subjects_of(stage: StageFolder, protocol: DigitsProtocol, seen: list[Seen]) -> list[Subject]:
+    """The report's rows, each with its card, and the place of what is seen of it."""
+    settings, subjects = stage.stage, []
+    folder = stage.folder / "observed"
+    for entry, model in zip(settings.models, seen, strict=True):
+        for scale in entry.scales:
             for num_steps in entry.num_steps:
-                seconds, parts = 0.0, []
-                for start in range(0, len(noise), settings.batch_size):
-                    leave_if(stop, stage)
-                    batch = slice(start, start + settings.batch_size)
-                    began = time.perf_counter()
-                    latents = model.sample(
-                        noise[batch], protocol.prompts[batch], num_steps=num_steps, guidance_scale=scale
-                    )
-                    parts.append(model.decode(latents).cpu())
-                    seconds += time.perf_counter() - began
-                    progress.update(progress.done + len(parts[-1]))
-                images = torch.cat(parts)
-                stage.log(
+                card = Card(
                     model=entry.model,
-                    weights=model.settings.weights,
+                    model_content=stage.content(entry.model),
+                    weights=entry.weights,
                     num_steps=num_steps,
-                    seconds_per_image=seconds / len(noise),
+                    guidance_scale=model.guidance_scale if scale is None else scale,
+                    sampler=model.sampler,
+                    protocol=settings.protocol,
+                    num_samples=settings.num_samples,
+                    prompts=prompts_hash(protocol.prompts),
+                    seed=stage.seed,
+                    noise="Philox, keyed by seed and 'evaluate'",
+                    dtype="float32",
+                    image_size="{}×{}".format(*model.image_size),
+                    image_encoding="none: values as the decoder gives them",
+                    features=protocol.features_in_words,
+                    reference=f"{protocol.reference_in_words}, SHA-256 {array_hash(protocol.real_images.numpy())}",
+                    judge=protocol.reader_in_words,
+                    batch_size=settings.batch_size,
+                    processes=world().size,
+                    hardware=hardware(),
+                    versions=versions(),
                 )
-                measured.append(
-                    Measured(
+                curved = num_steps > 1 and num_steps == max(entry.num_steps)
+                paths = replace(
+                    card, num_steps=settings.straightness_steps, num_samples=settings.straightness_samples
+                ).key()
+                count = min(settings.straightness_samples, settings.num_samples)
+                subjects.append(
+                    Subject(
                         entry=entry,
                         num_steps=num_steps,
-                        guidance_scale=scale,
-                        weights=model.settings.weights,
-                        seconds_per_image=seconds / len(noise),
-                        images=images,
-                        features=protocol.features(images),
-                        readings=protocol.readings(images),
+                        guidance_scale=card.guidance_scale,
+                        card=card,
+                        images=Observations(folder / card.key(), settings.num_samples, settings.batch_size),
+                        paths=Observations(folder / f"{paths}-paths", count, settings.batch_size) if curved else None,
                     )
                 )
-    return measured
+    return subjects
 
 
-def simulate_paths(
-    stage: StageFolder, stop: Stop, protocol: DigitsProtocol, models: list[Model], noise: Tensor
-) -> dict[str, Trajectory]:
-    """Euler's finely simulated paths of each model that is sampled in several steps, by its label."""
-    settings = stage.stage
-    count = min(settings.straightness_samples, len(noise))
-    paths = {}
-    entries = zip(settings.models, models, strict=True)
-    curved = [(entry, model) for entry, model in entries if max(entry.num_steps) > 1]
-    with Progress(f"{stage.name} straightness", total=count * len(curved), unit="paths") as progress:
-        for entry, model in curved:
-            parts = []
-            for start in range(0, count, settings.batch_size):
-                leave_if(stop, stage)
-                batch = slice(start, min(start + settings.batch_size, count))
-                part = model.trajectory(
-                    noise[batch],
-                    protocol.prompts[batch],
-                    num_steps=settings.straightness_steps,
-                    guidance_scale=guidance_of(entry, model),
-                )
-                parts.append(part)
-                progress.update(progress.done + len(part.states[0]))
-            paths[labelled(entry.model, model.settings.weights)] = Trajectory.joined(parts)
-    return paths
-
-
-def guidance_of(entry: EvaluatedModel, model: Model) -> float:
-    """The guidance scale that a model is sampled with: the experiment's, or what its folder recommends."""
-    return model.settings.guidance_scale if entry.guidance_scale is None else entry.guidance_scale
-
-
-def leave_if(stop: Stop, stage: StageFolder) -> None:
-    if stop():
-        raise Interrupted(f"Stage '{stage.name}' stopped ({stop.signal})", f"To do it again: {stage.command()}")
-
-
-def floors(protocol: DigitsProtocol, model: Model) -> Floors:
+def floors(stage: StageFolder, protocol: DigitsProtocol) -> Floors:
     """What a perfect model could reach: real against real, and the autoencoder's round trip."""
+    model = load_model(stage.locate_weights(stage.stage.reference.model, "ema"), device=device())
     real = protocol.features(protocol.real_images)
     return Floors(
         real_halves=frechet_distance(real[::2], real[1::2]),
@@ -275,7 +267,7 @@ def floors(protocol: DigitsProtocol, model: Model) -> Floors:
     )
 
 
-def protocol_card(stage: StageFolder, protocol: DigitsProtocol, reference: Measured) -> Protocol:
+def protocol_words(stage: StageFolder, protocol: DigitsProtocol, reference: Measured) -> Protocol:
     """How the figures were measured, in words."""
     settings = stage.stage
     unseen = int(protocol.unseen.sum())
@@ -285,8 +277,8 @@ def protocol_card(stage: StageFolder, protocol: DigitsProtocol, reference: Measu
         noise=f"Philox, keyed by seed {stage.seed} and 'evaluate': no training stage saw it; the same for every model",
         features=protocol.features_in_words,
         reference_real=f"{len(protocol.real_images) * protocol.side**2:,} digits of scikit-learn's copy of the UCI set",
-        reference_teacher=f"the images of {reference.label} at {reference.num_steps} steps, "
-        f"guidance {reference.guidance_scale:g}, for the same prompts and noise",
+        reference_teacher=f"the images of {reference.label} at {reference.subject.num_steps} steps, "
+        f"guidance {reference.subject.guidance_scale:g}, for the same prompts and noise",
         reader=protocol.reader_in_words,
         judged=protocol.judged,
         straightness=f"{min(settings.straightness_samples, settings.num_samples)} noises, "
@@ -308,17 +300,12 @@ def evaluation_stage(stage: StageFolder, images: int) -> Stage:
     )
 
 
-def pictures(images: Tensor) -> list[np.ndarray]:
-    """uint8 [H, W, 3] each, of images [N, 3, H, W] in [-1, 1]."""
-    return list(((images.permute(0, 2, 3, 1).numpy() + 1) * 127.5).round().astype(np.uint8))
-
-
 def gallery(protocol: DigitsProtocol, measured: list[Measured], rows: list[Row]) -> Gallery:
     places = protocol.gallery(GALLERY)
     return Gallery(
         prompts=[protocol.prompts[place] for place in places],
         rows=[
-            GalleryRow(model=m.label, kind=row.kind, num_steps=m.num_steps, images=pictures(m.images[places]))
+            GalleryRow(model=m.label, kind=row.kind, num_steps=row.num_steps, images=list(m.images[places]))
             for m, row in zip(measured, rows, strict=True)
         ],
     )
@@ -332,11 +319,12 @@ def gaps(protocol: DigitsProtocol, measured: list[Measured], rows: list[Row], re
     one_step = {
         m.label: (row.kind, m)
         for m, row in zip(measured, rows, strict=True)
-        if m.num_steps == 1 and row.kind not in ("teacher", "flow")
+        if row.num_steps == 1 and row.kind not in ("teacher", "flow")
     }
     if not one_step:
         return None
-    one_step = {label: found for label, found in one_step.items() if found[1].weights == "ema"} or one_step
+    averaged = {label: found for label, found in one_step.items() if found[1].subject.entry.weights == "ema"}
+    one_step = averaged or one_step
     student = next(
         (label for label, (kind, _) in reversed(one_step.items()) if kind == "student"), next(iter(one_step))
     )
@@ -351,11 +339,11 @@ def gaps(protocol: DigitsProtocol, measured: list[Measured], rows: list[Row], re
         worst=[
             Gap(
                 prompt=protocol.prompts[place],
-                teacher_image=pictures(reference.images[place : place + 1])[0],
-                student_image=pictures(shown.images[place : place + 1])[0],
+                teacher_image=reference.images[place],
+                student_image=shown.images[place],
                 distance=float(far[student][place]),
-                teacher_reading=protocol.told(reference.readings[place]),
-                student_reading=protocol.told(shown.readings[place]),
+                teacher_reading=protocol.told(reference.observed["readings"][place]),
+                student_reading=protocol.told(shown.observed["readings"][place]),
             )
             for place in worst.tolist()
         ],
@@ -371,6 +359,9 @@ def profile_of(label: str, found: Straightness) -> StraightnessProfile:
     )
 
 
-def trajectories(paths: dict[str, Trajectory]) -> list[Trajectories]:
-    shown = {name: path.states[:, :PATHS].transpose(0, 1).numpy() for name, path in paths.items()}
-    return list(project(shown)) if shown else []
+def trajectories(states: dict[str, np.ndarray]) -> list[Trajectories]:
+    return list(project(states)) if states else []
+
+
+def versions() -> dict[str, str]:
+    return {"Python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}

@@ -150,8 +150,13 @@ def run_stage(stage: StageFolder, stop: Stop) -> bool:
         raise Interrupted(f"Stopped before stage '{stage.name}' ({stop.signal})", f"To go on: {stage.command()}")
     if world.as_the_leader_sees(stage.is_done()):
         stage.check_identity()
-        say(f"{stage.name}: done before, in {stage.folder}")
-        return False
+        changes = stage.changes() if stage.stage.remade else []
+        if not world.as_the_leader_sees(bool(changes)):
+            say(f"{stage.name}: done before, in {stage.folder}")
+            return False
+        say(f"{stage.name}: made anew, for {'; '.join(changes)}")
+        if place.leads:
+            (stage.folder / "done.json").unlink()
     module = importlib.import_module(f"pipelines.{module_of(stage.stage)}")
     if place.leads:
         with locked(stage.folder, shared=isinstance(stage.stage, CoupleStage)) as is_alone:

@@ -351,20 +351,20 @@ class Plan:
         images, flops, activations, frozen = 0, 0, 0, 0
         for entry in stage.models:
             model = self.architecture(entry.model)
-            guidance = self.guidance(entry.model) if entry.guidance_scale is None else entry.guidance_scale
-            branches = 2 if guidance > 1 else 1
-            drawn = stage.num_samples * len(entry.num_steps)
+            scales = [self.guidance(entry.model) if scale is None else scale for scale in entry.scales]
+            branches = sum(2 if scale > 1 else 1 for scale in scales)
+            drawn = stage.num_samples * len(entry.num_steps) * len(scales)
             calls = stage.num_samples * sum(entry.num_steps)
             if max(entry.num_steps) > 1:
                 calls += min(stage.straightness_samples, stage.num_samples) * stage.straightness_steps
             counted = model.flops()
             flops += branches * calls * counted["unet"] + drawn * (counted["text"] + counted["decode"])
             images += drawn
-            frozen += 4 * sum(model.parameters().values())
+            frozen = max(frozen, 4 * sum(model.parameters().values()))  # one model after the other
             batch = min(stage.batch_size, stage.num_samples)
             activations = max(
                 activations,
-                model.sampling_memory(branches * batch, torch.float32),
+                model.sampling_memory((2 if max(scales) > 1 else 1) * batch, torch.float32),
                 model.decoding_memory(batch, torch.float32),
             )
         memory = Memory(frozen=frozen, activations=activations)

@@ -1,9 +1,9 @@
 """The digits' protocols: which prompts, which reference, and how an image is judged."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from instaflow.digits import captions, grid_captions
@@ -35,6 +35,8 @@ class DigitsProtocol:
         "counts"
     )
 
+    reference_in_words = "all 1,797 digits of scikit-learn's copy of the UCI set"
+
     def __init__(self, num_samples: int) -> None:
         self.prompts, self.named, self.unseen = self.asked(num_samples)
         self.reader = DigitReader()
@@ -51,17 +53,28 @@ class DigitsProtocol:
         """Each cell as a point of the evaluation's space: [N, 3, H, W] in [-1, 1] to [N·cells, 64]."""
         return features(cells_of(images, self.side).flatten(0, 1))
 
+    def observe(self, images: Tensor, batch: slice) -> dict[str, np.ndarray]:
+        """What the figures need of the images of a batch of the prompts. images: [N, 3, H, W] in [-1, 1].
+
+        features: each image's cells [N, cells, 64]; readings: what the reader sees there [N, cells].
+        """
+        shape = (len(images), self.side**2, -1)
+        return {
+            "features": self.features(images).reshape(shape),
+            "readings": np.array(self.readings(images), np.int64),
+        }
+
     def readings(self, images: Tensor) -> list[Reading]:
         """What the reader sees in each image. images: [N, 3, H, W] in [-1, 1]."""
         read = self.reader.read(cells_of(images, self.side).flatten(0, 1))
         return [tuple(cells) for cells in read.view(len(images), -1).tolist()]
 
-    def told(self, reading: Reading) -> str:
+    def told(self, reading: Sequence[int]) -> str:
         """A reading as the page shows it, row by row: "7", or "7 2 / 4 9"."""
         rows = [reading[start : start + self.side] for start in range(0, len(reading), self.side)]
         return " / ".join(" ".join(map(str, row)) for row in rows)
 
-    def accuracy(self, readings: list[Reading]) -> Accuracy:
+    def accuracy(self, readings: Iterable[Sequence[int]]) -> Accuracy:
         """How many cells show a digit that the prompt allows there, of the cells of which it says something."""
         right = [
             [digit in allowed for digit, allowed in zip(reading, named, strict=True) if allowed is not None]
@@ -146,20 +159,21 @@ class UnpromptedProtocol(DigitsProtocol):
 PROTOCOLS: dict[str, type[DigitsProtocol]] = {"digits": DigitsProtocol, "digits-grid": GridProtocol}
 
 
-def unrelated_distance(images: Tensor, prompts: list[str]) -> float | None:
+def unrelated_distance(images: np.ndarray, prompts: list[str]) -> float | None:
     """The median distance of two images of one prompt from different noises; None where no prompt stands twice."""
     last: dict[str, int] = {}
     pairs = []
-    for place, prompt in enumerate(prompts):
+    for place, prompt in enumerate(prompts[: len(images)]):
         if prompt in last:
             pairs.append((last[prompt], place))
         last[prompt] = place
     if not pairs:
         return None
-    first, second = (torch.tensor(side) for side in zip(*pairs, strict=True))
+    first, second = (list(side) for side in zip(*pairs, strict=True))
     return float(np.median(distances(images[first], images[second])))
 
 
-def distances(images: Tensor, others: Tensor) -> np.ndarray:
-    """The root mean squared pixel difference of each pair [N]. images, others: [N, 3, H, W] in [-1, 1]."""
-    return (images - others).square().flatten(1).mean(1).sqrt().cpu().numpy()
+def distances(images: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The root mean squared pixel difference, pixels in [-1, 1], of each pair [N]. images, others: uint8 [N, ...]."""
+    differences = (images.astype(np.float32) - others.astype(np.float32)) / 127.5
+    return np.sqrt(np.square(differences).reshape(len(images), -1).mean(1))

@@ -38,10 +38,12 @@ class Row:
     straightness: float | None = None
     straightness_relative: float | None = None
     prompt_accuracy_unseen: float | None = None
+    swept: bool = False  # one of several guidance scales of its model
+    card: Mapping[str, Any] = field(default_factory=dict)  # its protocol card: see `card.Card`
 
     @property
     def label(self) -> str:
-        return labelled(self.model, self.weights)
+        return labelled(self.model, self.weights, self.guidance_scale if self.swept else None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,9 +203,16 @@ class Report:
     trajectories: Sequence[Trajectories] = ()
 
 
-def labelled(model: str, weights: str) -> str:
-    """A model's name as the page shows it: raw weights are said, the moving average goes without saying."""
-    return f"{model} (raw)" if weights == "raw" else model
+def labelled(model: str, weights: str, guidance_scale: float | None = None) -> str:
+    """A model's name as the page shows it: raw weights are said, the moving average goes without saying.
+
+    guidance_scale: of a model that has several.
+    """
+    told = [
+        *(["raw"] if weights == "raw" else []),
+        *([] if guidance_scale is None else [f"guidance {guidance_scale:g}"]),
+    ]
+    return f"{model} ({', '.join(told)})" if told else model
 
 
 def model_kind(name: str, stages: Sequence[Stage]) -> str:

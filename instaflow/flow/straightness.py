@@ -17,13 +17,6 @@ class Trajectory:
     velocities: Tensor
     times: Tensor
 
-    @classmethod
-    def joined(cls, parts: list["Trajectory"]) -> "Trajectory":
-        """Paths of the same flow on the same times as one batch, on the CPU."""
-        states = torch.cat([part.states.cpu() for part in parts], 1)
-        velocities = torch.cat([part.velocities.cpu() for part in parts], 1)
-        return cls(states, velocities, parts[0].times.cpu())
-
 
 def euler(view: View, predict: Callable[[Tensor, Tensor], Tensor], noise: Tensor, num_steps: int) -> Trajectory:
     """The flow of `view` from unit-variance noise [B, C, H, W] to data, by Euler's method on its sampler's grid.
@@ -53,18 +46,37 @@ class Straightness:
     profile: list[tuple[float, float]]
 
 
-def straightness(path: Trajectory) -> Straightness:
+@dataclass(frozen=True)
+class Bends:
+    """How each simulated path bends: what S(Z) is the mean of, so that paths may be simulated in parts.
+
+    deviations: ||(Z_1 - Z_0) - v(Z_t, t)||² at each step [B, N]; lengths: ||Z_1 - Z_0||² [B]; times: [N + 1].
+    A flow that begins at t_0 > 0 takes the mean velocity over [t_0, 1] in place of Z_1 - Z_0.
+    """
+
+    deviations: Tensor
+    lengths: Tensor
+    times: Tensor
+
+    @classmethod
+    def of(cls, path: Trajectory) -> "Bends":
+        span = float(path.times[-1] - path.times[0])
+        mean_velocity = (path.states[-1] - path.states[0]) / span
+        deviations = (path.velocities - mean_velocity).square().flatten(2).sum(-1)  # [N, B]
+        return cls(deviations.T.cpu(), mean_velocity.square().flatten(1).sum(-1).cpu(), path.times.cpu())
+
+
+def straightness(path: Trajectory | Bends) -> Straightness:
     """S(Z) = ∫ E ||(Z_1 - Z_0) - v(Z_t, t)||² dt over the simulated path; 0 if and only if it is straight.
 
-    (Rectified Flow, Eq. 6; InstaFlow, Sec. 2.) The norm sums over a latent's values. A flow that begins at t_0 > 0
-    takes the mean velocity over [t_0, 1] in place of Z_1 - Z_0. `relative` divides by that velocity's E ||.||².
+    (Rectified Flow, Eq. 6; InstaFlow, Sec. 2.) The norm sums over a latent's values. `relative` divides by
+    E ||Z_1 - Z_0||².
     """
-    steps = path.times.diff().to(path.states.dtype)
-    span = float(path.times[-1] - path.times[0])
-    mean_velocity = (path.states[-1] - path.states[0]) / span
-    deviation = (path.velocities - mean_velocity).square().flatten(2).sum(-1).mean(-1)  # [N]
-    value = float((deviation * steps.to(deviation.device)).sum() / span)
-    scale = float(mean_velocity.square().flatten(1).sum(-1).mean())
-    middles = (path.times[1:] + path.times[:-1]) / 2
+    bends = Bends.of(path) if isinstance(path, Trajectory) else path
+    steps = bends.times.diff().to(bends.deviations.dtype)
+    deviation = bends.deviations.mean(0)  # [N]
+    value = float((deviation * steps).sum() / float(bends.times[-1] - bends.times[0]))
+    scale = float(bends.lengths.mean())
+    middles = (bends.times[1:] + bends.times[:-1]) / 2
     profile = [(round(float(t), 4), float(d)) for t, d in zip(middles, deviation, strict=True)]
     return Straightness(value, value / scale if scale > 0 else 0.0, profile)

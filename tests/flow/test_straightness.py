@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from instaflow.flow.straightness import Trajectory, euler, straightness
+from instaflow.flow.straightness import Bends, Trajectory, euler, straightness
 from instaflow.flow.views import VelocityView
 from tests.flow.test_schedules import runge_kutta
 from tests.flow.test_views import epsilon_view, noise
@@ -89,9 +89,13 @@ def test_euler_has_order_one(view):
     assert order == pytest.approx(1, abs=0.1)
 
 
-def test_a_batch_in_parts_is_the_batch():
-    whole = euler(VelocityView(), curved, noise(5), 10)
-    parts = [euler(VelocityView(), curved, part, 10) for part in noise(5).split(2)]
-    joined = Trajectory.joined(parts)
-    for name in ("states", "velocities", "times"):
-        assert torch.equal(getattr(joined, name), getattr(whole, name))
+def test_paths_simulated_in_parts_are_as_straight_as_the_whole():
+    whole = straightness(euler(VelocityView(), curved, noise(5), 10))
+    parts = [Bends.of(euler(VelocityView(), curved, part, 10)) for part in noise(5).split(2)]
+    joined = Bends(
+        torch.cat([part.deviations for part in parts]), torch.cat([part.lengths for part in parts]), parts[0].times
+    )
+    found = straightness(joined)
+    assert found.value == pytest.approx(whole.value, rel=1e-6) and found.value > 0
+    assert found.relative == pytest.approx(whole.relative, rel=1e-6)
+    assert np.array(found.profile) == pytest.approx(np.array(whole.profile))

@@ -130,7 +130,7 @@ REFUSED = [
     ("pairs", "guidance_scale=2", "knows images of a class alone"),
     ("pairs", "keep.embeddings=true", "keep.embeddings"),
     ("pairs", "sampler=unipc", "knows no EDM"),
-    ("report", "protocol=digits-grid", "protocol digits-grid goes with latents, and its models make pixels"),
+    ("report", "protocol=digits-grid", "protocol digits-grid goes with latents, and 'teacher' makes pixels"),
 ]
 
 

@@ -1,0 +1,85 @@
+"""The protocol card of a figure: all that it depends on, to have it again and to compare it with its like alone."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from instaflow.errors import ConfigError
+
+SUBJECT = ("model", "model_content", "weights", "num_steps", "guidance_scale", "sampler")
+"""What a comparison compares."""
+CIRCUMSTANCES = ("batch_size", "processes", "hardware", "versions")
+"""What should make no difference, and is told for the case that it does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """One row's card. Its subject is what was sampled and how; the protocol is by what it is judged."""
+
+    model: str  # as the experiment names it
+    model_content: str  # a stage's fingerprint, a folder's, or a hub model's commit
+    weights: str  # "ema" or "raw"
+    num_steps: int
+    guidance_scale: float
+    sampler: str  # the scheduler's class
+
+    protocol: str  # "digits"
+    num_samples: int
+    prompts: str  # SHA-256 of the list, in order, with its length
+    seed: int
+    noise: str  # which noise
+    dtype: str  # of the network
+    image_size: str  # what is made, and what it is resized to, and how
+    image_encoding: str  # how an image's values are rounded before it is judged
+    features: str  # the extractor, with the hash of its weights
+    reference: str  # the real images, with their number and hash
+    judge: str = ""  # what reads the images: "SVC ..." or a CLIP with its hash
+
+    batch_size: int
+    processes: int
+    hardware: str
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def key(self) -> str:
+        """A name for what is observed under this card, the same for the same subject and protocol."""
+        told = {name: value for name, value in asdict(self).items() if name not in ("model", *CIRCUMSTANCES)}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def prompts_hash(prompts: Sequence[str]) -> str:
+    """ "2,000 prompts, SHA-256 ..." of a list in its order."""
+    digest = hashlib.sha256("\0".join(prompts).encode()).hexdigest()
+    return f"{len(prompts):,} prompts, SHA-256 {digest[:16]}"
+
+
+def array_hash(values: np.ndarray) -> str:
+    """The first 16 digits of an array's SHA-256."""
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:16]
+
+
+def difference(card: dict[str, Any], other: dict[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first entry of the protocol in which two cards differ, with both values; None if their figures compare."""
+    for entry in fields(Card):
+        if entry.name not in (*SUBJECT, *CIRCUMSTANCES) and card.get(entry.name) != other.get(entry.name):
+            return entry.name, card.get(entry.name), other.get(entry.name)
+    return None
+
+
+def check_alike(cards: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Refuse to set figures beside one another that were measured otherwise. cards: with whose they are.
+
+    Raises ConfigError, which names the entry.
+    """
+    for who, card in cards[1:]:
+        first, whole = cards[0]
+        if found := difference(whole, card):
+            name, one, another = found
+            raise ConfigError(
+                f"{first} and {who} were measured by different protocols: '{name}' is {one!r} there and {another!r} "
+                "here",
+                "Their figures say nothing beside one another: measure both by one protocol",
+            )

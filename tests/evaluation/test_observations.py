@@ -1,0 +1,84 @@
+"""What is observed is kept by the batch: whole or absent, shared by processes, joined in order."""
+
+import json
+
+import numpy as np
+import pytest
+
+from instaflow.errors import ConfigError
+from instaflow.evaluation.card import Card, check_alike, difference, prompts_hash
+from instaflow.evaluation.observations import Observations
+
+BATCHES = [slice(0, 4), slice(4, 8), slice(8, 10)]
+CARD = {
+    **dict.fromkeys(("model", "model_content", "weights", "sampler", "protocol", "prompts", "noise"), "a"),
+    **dict.fromkeys(("dtype", "image_size", "image_encoding", "features", "reference", "hardware"), "b"),
+    **dict.fromkeys(("num_steps", "guidance_scale", "num_samples", "seed", "batch_size", "processes"), 1),
+}
+
+
+@pytest.fixture
+def kept(tmp_path):
+    observations = Observations(tmp_path / "kept", 10, 4)
+    observations.begin({"protocol": "digits"})
+    return observations
+
+
+def seen(batch: slice) -> dict[str, np.ndarray]:
+    indices = np.arange(batch.start, batch.stop)
+    return {"features": indices[:, None] * np.ones(3), "images": indices[indices < 5].astype(np.uint8)}
+
+
+def test_batches_are_joined_in_order_whoever_wrote_them(kept):
+    for batch in reversed(BATCHES):
+        kept.write(batch, seen(batch))
+    joined = kept.joined()
+    assert np.array_equal(joined["features"], np.arange(10)[:, None] * np.ones(3))
+    assert np.array_equal(joined["images"], np.arange(5)) and joined["images"].dtype == np.uint8
+    assert json.loads((kept.folder / "card.json").read_text()) == {"protocol": "digits"}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_processes_share_all_batches(kept, size):
+    shares = [kept.missing(rank, size) for rank in range(size)]
+    assert sorted((batch for share in shares for batch in share), key=lambda batch: batch.start) == BATCHES
+    kept.write(BATCHES[1], seen(BATCHES[1]))
+    assert BATCHES[1] not in [batch for rank in range(size) for batch in kept.missing(rank, size)]
+
+
+def test_a_damaged_batch_is_missing(kept):
+    for batch in BATCHES:
+        kept.write(batch, seen(batch))
+    [first, second, third] = sorted(kept.folder.glob("*.safetensors"))
+    first.write_bytes(first.read_bytes()[:-8])
+    second.write_bytes(b"")
+    third.unlink()
+    assert kept.missing() == BATCHES
+
+
+def test_other_batches_do_not_mix(kept):
+    for batch in BATCHES:
+        kept.write(batch, seen(batch))
+    other = Observations(kept.folder, 10, 5)
+    assert other.missing() == [slice(0, 5), slice(5, 10)]
+
+
+def test_a_key_tells_subjects_and_protocols_apart_and_no_circumstances():
+    card = Card(**CARD)
+    keys = {Card(**{**CARD, name: "other"}).key() for name in CARD}
+    same = {Card(**{**CARD, name: "other"}).key() for name in ("model", "batch_size", "processes", "hardware")}
+    assert same == {card.key()} and len(keys) == len(CARD) - 3
+
+
+def test_cards_compare_where_their_protocols_are_the_same():
+    assert difference(CARD, {**CARD, "model": "other", "num_steps": 4, "hardware": "other"}) is None
+    for name in ("num_samples", "seed", "features", "reference", "dtype", "judge"):
+        assert difference(CARD, {**CARD, name: "other"}) == (name, CARD.get(name), "other")
+    check_alike([("a", CARD), ("b", {**CARD, "model": "b"})])
+    with pytest.raises(ConfigError, match="a and c were measured by different protocols: 'reference' is 'b' there"):
+        check_alike([("a", CARD), ("b", {**CARD, "model": "b"}), ("c", {**CARD, "reference": "other"})])
+
+
+def test_a_hash_of_prompts_tells_their_order():
+    assert prompts_hash(["a", "b"]) != prompts_hash(["b", "a"]) != prompts_hash(["ab"])
+    assert prompts_hash(["a"] * 2000).startswith("2,000 prompts, SHA-256 ")

@@ -1,0 +1,126 @@
+"""An evaluation that is stopped, shared, made anew: its figures are those of one process that ran to its end."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from instaflow.config import load_experiment
+from instaflow.errors import Interrupted
+from instaflow.evaluation.observations import Observations
+from instaflow.interruption import Stop
+from pipelines.experiment import run_all
+from tests.models.made import write_flow, write_model
+from tests.pipelines.runs import torchrun
+from tests.training.made import StopAt
+
+TEXT = """
+run: unused
+stages:
+  report:
+    kind: evaluate
+    protocol: digits
+    models: [{model: TEACHER, num_steps: [3, 1], guidance_scale: 2}, {model: FLOW, num_steps: [1]}]
+    reference: {model: TEACHER, num_steps: 3}
+    num_samples: 70
+    batch_size: 16
+    straightness_samples: 20
+    straightness_steps: 3
+"""
+LOADED = {"seconds_per_image", "card"}
+"""Of a row, what is not the same twice."""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("evaluated")
+    teacher, flow = write_model(folder / "teacher"), write_flow(folder / "flow", "velocity")
+    path = folder / "report.yaml"
+    path.write_text(TEXT.replace("TEACHER", str(teacher)).replace("FLOW", str(flow)))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def done(config, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("done") / "run"
+    run_all(load_experiment(config, run=str(run)), Stop())
+    return run
+
+
+def rows(run: Path) -> list[dict]:
+    found = json.loads((run / "report" / "report.json").read_text())["rows"]
+    return [{key: value for key, value in row.items() if key not in LOADED} for row in found]
+
+
+def drawn(monkeypatch) -> list[slice]:
+    """The batches that are made from now on."""
+    batches: list[slice] = []
+    write = Observations.write
+
+    def noted(self, batch, observed):
+        batches.append(batch)
+        write(self, batch, observed)
+
+    monkeypatch.setattr(Observations, "write", noted)
+    return batches
+
+
+def test_a_row_carries_its_card(done):
+    found = json.loads((done / "report" / "report.json").read_text())["rows"]
+    assert [(row["card"]["num_steps"], row["card"]["guidance_scale"]) for row in found] == [
+        (3, 2.0),
+        (1, 2.0),
+        (1, 1.5),
+    ]
+    for row in found:
+        assert row["card"]["num_samples"] == 70 and row["card"]["prompts"].startswith("70 prompts, SHA-256")
+        assert row["card"]["model_content"] and row["card"]["versions"]["torch"]
+    assert len({row["card"]["model_content"] for row in found}) == 2
+
+
+@pytest.mark.parametrize("calls", [2, 4, 11, 16])
+def test_what_was_stopped_goes_on_to_the_same_figures(config, done, tmp_path, calls, monkeypatch):
+    run = tmp_path / "run"
+    batches = drawn(monkeypatch)
+    with pytest.raises(Interrupted, match="Stage 'report' stopped"):
+        run_all(load_experiment(config, run=str(run)), StopAt(calls))
+    before = len(batches)
+    run_all(load_experiment(config, run=str(run)), Stop())
+    assert rows(run) == rows(done)
+    assert len(batches) == 3 * 5 + 2 and before < len(batches)
+
+
+def test_a_model_more_is_all_that_is_sampled_anew(config, done, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(done, run)
+    batches = drawn(monkeypatch)
+    more = ["stages.report.models.1.num_steps=[1, 2]"]
+    run_all(load_experiment(config, more, run=str(run)), Stop())
+    assert "report: made anew, for 'models.1.num_steps" in capsys.readouterr().out
+    assert len(batches) == 5 + 2  # the images of two steps, and the paths of a flow that now takes several
+    one = {(row["model"], row["num_steps"]): row for row in rows(run)}
+    assert len(one) == 4
+    for row in rows(done):
+        same = one[row["model"], row["num_steps"]]
+        assert {**same, "straightness": None, "straightness_relative": None} == {
+            **row,
+            "straightness": None,
+            "straightness_relative": None,
+        }
+
+
+@pytest.mark.slow
+def test_two_processes_come_to_the_figures_of_one(config, done, tmp_path):
+    torchrun(2, "evaluate", config, "--run-dir", tmp_path / "run")
+    assert rows(tmp_path / "run") == rows(done)
+    assert json.loads((tmp_path / "run" / "report" / "report.json").read_text())["rows"][0]["card"]["processes"] == 2
+
+
+def test_a_sweep_of_guidance_is_a_row_each(config, tmp_path):
+    changes = ["stages.report.models.0.guidance_scales=[1, 3]", "stages.report.models.0.guidance_scale=null"]
+    run_all(load_experiment(config, changes, run=str(tmp_path / "run")), Stop())
+    found = rows(tmp_path / "run")
+    assert [(row["num_steps"], row["guidance_scale"]) for row in found] == [(3, 1), (1, 1), (3, 3), (1, 3), (1, 1.5)]
+    assert len({row["frechet_distance_real"] for row in found}) == 5
+    assert found[0]["straightness"] != found[2]["straightness"]
