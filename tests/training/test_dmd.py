@@ -21,7 +21,7 @@ from instaflow.training.dmd import (
     matching_direction,
     matching_loss,
 )
-from instaflow.training.draws import COLUMNS, PROMPT, STEP, TIME, draws
+from instaflow.training.draws import COLUMNS, CROP, PROMPT, STEP, TIME, draws
 from instaflow.training.loop import Critic, Job, train
 from instaflow.training.progressive import Teacher
 from tests.models.made import ddim, load, noise, write_model
@@ -74,6 +74,13 @@ class Scale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mean + self.deviation * x
+
+
+class Asked(nn.Module):
+    """A network of no parameters, called as a U-Net is."""
+
+    def forward(self, x: Tensor, timestep: Tensor, *, return_dict: bool) -> tuple[Tensor]:
+        return (torch.sin(x),)
 
 
 # --- the gradient -----------------------------------------------------------------------------------------------------
@@ -357,6 +364,28 @@ def test_matched_pairs_weigh_as_much_as_any_other_sample(place):
         own = made.matching.direction(x, start[:, 1], prompts, numbers)
         pairs = made.matching.direction(y, start[::2, 1], PROMPTS[:2], numbers[::2])
     torch.testing.assert_close(whole.detach(), 0.5 * torch.cat([own, pairs]).square().mean(), rtol=1e-4, atol=1e-5)
+
+
+class Cropped:
+    """Stands for a perceptual distance: a mean square that is as large as the draws of the crop say."""
+
+    def __call__(self, made: Tensor, data: Tensor, draws: np.ndarray) -> Tensor:
+        return torch.as_tensor(draws[:, CROP].sum(1)).float() * (made - data).square().mean((1, 2, 3))
+
+
+def test_a_perceptual_regression_is_a_mean_over_pairs_each_with_the_draws_of_a_sample_of_its_own():
+    view = VIEWS["velocity"]
+    of = Regression(couplings="pairs", loss="lpips", weight=0.25)
+    scores = {"real": knowing(view, MEAN, DEVIATION), "fake": knowing(view, -0.4, 1.3)}
+    loss = matching(view, **scores, regression=of, distance=Cropped(), unet=Asked())
+    numbers, start, coupled, data = draws(0, "dmd/", 0, 6), stacked_noise(6), noise(3, seed=5), noise(3, seed=6)
+    whole = loss(start, coupled, data, PROMPTS, numbers)
+    alone = loss(start, None, None, [], numbers)
+    made = view.one_step(coupled, torch.sin(coupled))
+    each = [
+        numbers[row, CROP].sum() * (made[place] - data[place]).square().mean() for place, row in enumerate((0, 2, 4))
+    ]
+    torch.testing.assert_close(whole - alone, 0.25 * torch.stack(each).mean(), rtol=1e-4, atol=0)
 
 
 def test_the_discriminator_s_loss_is_of_real_images_with_their_captions_and_made_ones_with_their_prompts(place):
