@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from instaflow.errors import InstaFlowError
 from instaflow.flow.views import EdmView, EpsilonView, VelocityView
 from instaflow.models.samplers import few_step_scheduler
+from instaflow.models.sampling import generator_of
 from instaflow.sections import MatchingPhase, Regression
 from instaflow.training.dmd import (
     Discriminator,
@@ -301,8 +303,27 @@ def job(made: SimpleNamespace, phases: list[MatchingPhase], scale: float = 1.0) 
         return stacked_noise(size, seed=1000 + position), noise(size, seed=2000 + position), ["a seven"] * size
 
     plain = job_of(made.matching, phases=phases, batch=batch, trackers=[])
-    critic = Critic(made.fake, critic_batch, updates=2, learning_rate_scale=scale)
+
+    def describe(position: int, size: int) -> str:
+        return f"the critic's samples {position} to {position + size - 1}"
+
+    critic = Critic(made.fake, critic_batch, describe, updates=2, learning_rate_scale=scale)
     return Job(**{**vars(plain), "critic": critic, "means": [made.matching.means, made.fake.means]})
+
+
+def test_a_critic_s_loss_that_is_not_finite_names_what_the_critic_saw(place, tmp_path):
+    """The third of its batches, two for each of the generator's."""
+    made = losses(place)
+    trained = job(made, [MatchingPhase(samples=8, global_batch_size=4, learning_rate=1e-3)])
+    given = trained.critic.batch
+
+    def batch(position: int, size: int) -> tuple:
+        drawn, *others = given(position, size)
+        return (drawn * math.nan if position == 8 else drawn, *others)
+
+    broken = Job(**{**vars(trained), "critic": Critic(**{**vars(trained.critic), "batch": batch})})
+    with pytest.raises(InstaFlowError, match="the critic's loss is nan at 4 samples, on the critic's samples 8 to 11;"):
+        train(broken, folder_of(tmp_path), lambda: False)
 
 
 def test_what_the_discriminator_says_to_the_generator_is_its_own_gradient(place):
@@ -478,9 +499,8 @@ def test_the_stock_sampler_of_several_steps_is_what_was_trained(place):
     made = losses(place, gan=False, num_steps=4)
     scheduler = few_step_scheduler(made.model.scheduler, 4)
     found = made.model.sample(noise(3), PROMPTS, num_steps=4, guidance_scale=1.0, scheduler=scheduler)
-    generator = torch.Generator().manual_seed(0)
-    between = [torch.randn(noise(3).shape, generator=generator) for _ in range(3)]
-    start = torch.stack([noise(3), *between], 1)
+    between = [torch.randn(3, *one.shape, generator=generator_of(one)) for one in noise(3)]
+    start = torch.cat([noise(3)[:, None], torch.stack(between)], 1)
     with torch.no_grad():
         expected = made.matching.generator(start, PROMPTS, torch.full((3,), 3))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
