@@ -74,8 +74,10 @@ def plus_minus(mean: float | None, half: float | None, *, scale: float = 1.0) ->
     if not is_number(mean):
         return "–"
     value = scale * mean  # type: ignore[operator]
-    if not is_number(half) or not half:
+    if half is None or not math.isfinite(half):
         return number(value)
     width = scale * half
+    if not width:
+        return f"{number(value)}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0"
     decimals = min(max(1 - math.floor(math.log10(float(f"{width:.1e}"))), 0), 5)
     return f"{value:,.{decimals}f}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{width:,.{decimals}f}"
