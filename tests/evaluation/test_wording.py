@@ -44,6 +44,15 @@ def test_duration(seconds, text):
     assert wording.duration(seconds).replace("\N{NO-BREAK SPACE}", " ") == text
 
 
+def test_one_thing_is_told_as_one():
+    assert [wording.counted(count, "shard") for count in (0, 1, 2, 4096)] == [
+        "0 shards",
+        "1 shard",
+        "2 shards",
+        "4,096 shards",
+    ]
+
+
 @pytest.mark.parametrize(
     ("mean", "half", "scale", "text"),
     [
