@@ -65,7 +65,11 @@ def experiment_options(command: Callable[..., None]) -> Callable[..., None]:
     options = [
         click.option("--run-dir", metavar="DIR", help="Write the run here instead of the file's `run`."),
         click.option("--stage", metavar="NAME", help="Run only this stage."),
-        click.option("--dry-run", is_flag=True, help="Show the experiment with every default, and write nothing."),
+        click.option(
+            "--dry-run",
+            is_flag=True,
+            help="Show the experiment with every default, look for the files it reads, and write nothing.",
+        ),
         launcher_option,
     ]
     for option in reversed(options):
@@ -111,7 +115,10 @@ def start(
     if stage is not None:
         experiment.check_stage(stage, kind)
     if dry_run:
+        from pipelines.experiment import check_files
+
         click.echo(experiment.resolved(), nl=False)
+        check_files(experiment, stage, kind)
         return
     from instaflow.interruption import listening
     from instaflow.world import ALONE, together_under_srun, worker
