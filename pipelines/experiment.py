@@ -38,12 +38,27 @@ def run_all(experiment: Experiment, stop: Stop) -> None:
     for stage in stages.values():
         if stage.stage.kind == "evaluate":
             say(f"The report: {stage.folder / 'report.html'}")
+    if told := how_to_sample(stages):
+        say(told)
+
+
+def how_to_sample(stages: dict[str, StageFolder]) -> str | None:
+    """The command that draws with the report's best one-step model; without a report, with what was distilled last."""
+    from instaflow.evaluation.findings import best_in_one_step
+    from instaflow.evaluation.saved import read_report
+
+    for stage in list(stages.values())[::-1]:
+        report = stage.folder / "report.json"
+        if stage.stage.kind == "evaluate" and report.is_file() and (best := best_in_one_step(read_report(report))):
+            place = shlex.quote(stage.locate_weights(best.model, best.weights))
+            more = " --num-steps 1" if best.kind == "flow" else ""  # its folder recommends several
+            return f'Images in one step, by the report\'s best: instaflow sample {place}{more} --prompt "..."'
     for stage in list(stages.values())[::-1]:
         if stage.stage.kind == "distill":
             count = num_steps_of(stage.stage)
             said = "one step" if count == 1 else f"{count} steps"
-            say(f'Images in {said}: instaflow sample {shlex.quote(str(stage.model))} --prompt "..."')
-            break
+            return f'Images in {said}: instaflow sample {shlex.quote(str(stage.model))} --prompt "..."'
+    return None
 
 
 def run_kind(experiment: Experiment, kind: str, stop: Stop, worker: Worker = ALONE) -> None:
