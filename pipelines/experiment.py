@@ -49,10 +49,12 @@ def how_to_sample(stages: dict[str, StageFolder]) -> str | None:
 
     for stage in list(stages.values())[::-1]:
         report = stage.folder / "report.json"
-        if stage.stage.kind == "evaluate" and report.is_file() and (best := best_in_one_step(read_report(report))):
-            place = shlex.quote(stage.locate_weights(best.model, best.weights))
-            more = " --num-steps 1" if best.kind == "flow" else ""  # its folder recommends several
-            return f'Images in one step, by the report\'s best: instaflow sample {place}{more} --prompt "..."'
+        if stage.stage.kind == "evaluate" and report.is_file():
+            with suppress(InstaFlowError):  # a damaged report, or a model that is gone, spoils no run that is done
+                if best := best_in_one_step(read_report(report)):
+                    place = shlex.quote(stage.locate_weights(best.model, best.weights))
+                    more = " --num-steps 1" if best.kind == "flow" else ""  # its folder recommends several
+                    return f'Images in one step, by the report\'s best: instaflow sample {place}{more} --prompt "..."'
     for stage in list(stages.values())[::-1]:
         if stage.stage.kind == "distill":
             count = num_steps_of(stage.stage)

@@ -82,6 +82,9 @@ def test_a_run_ends_with_the_best_one_step_model_of_its_report(
     experiment.run_all(load_experiment(config), Stop())
     told = f"Images in one step, by the report's best: instaflow sample runs/small/{command} --prompt"
     assert told in capsys.readouterr().out.splitlines()[-1]
+    (run / "report" / "report.json").write_text("{")
+    experiment.run_all(load_experiment(config), Stop())
+    assert "Images in one step: instaflow sample runs/small/student/model " in capsys.readouterr().out
 
 
 def test_a_kind_runs_what_it_can_and_tells_what_waits(config, worked, tmp_path, capsys):
