@@ -65,7 +65,11 @@ def experiment_options(command: Callable[..., None]) -> Callable[..., None]:
     options = [
         click.option("--run-dir", metavar="DIR", help="Write the run here instead of the file's `run`."),
         click.option("--stage", metavar="NAME", help="Run only this stage."),
-        click.option("--dry-run", is_flag=True, help="Show the experiment with every default, and write nothing."),
+        click.option(
+            "--dry-run",
+            is_flag=True,
+            help="Show the experiment with every default, look for the files it reads, and write nothing.",
+        ),
         launcher_option,
     ]
     for option in reversed(options):
@@ -111,7 +115,10 @@ def start(
     if stage is not None:
         experiment.check_stage(stage, kind)
     if dry_run:
+        from pipelines.experiment import check_files
+
         click.echo(experiment.resolved(), nl=False)
+        check_files(experiment, stage, kind)
         return
     from instaflow.interruption import listening
     from instaflow.world import ALONE, together_under_srun, worker
@@ -416,6 +423,7 @@ def verify(folder: Path, workers: int | None) -> None:
     from instaflow.couplings.shards import read_sidecar, shards_to_make
     from instaflow.couplings.verify import is_unfinished
     from instaflow.couplings.verify import verify as check
+    from instaflow.evaluation.wording import counted
     from instaflow.interruption import listening
     from instaflow.parallel import cores
     from instaflow.progress import Progress
@@ -433,10 +441,11 @@ def verify(folder: Path, workers: int | None) -> None:
         sys.exit(1)
     made = sorted({*range(plan.num_shards)} - {*to_make})
     couplings = sum(read_sidecar(folder, shard, plan).count for shard in made)
+    shards = counted(plan.num_shards, "shard")
     if to_make:
-        click.echo(f"{folder}: not done; {len(made)} of {plan.num_shards} shards, {couplings:,} couplings, all sound")
+        click.echo(f"{folder}: not done; {len(made)} of {shards}, {counted(couplings, 'coupling')}, all sound")
         sys.exit(75)
-    click.echo(f"{folder}: {plan.num_shards} shards, {couplings:,} couplings, all sound")
+    click.echo(f"{folder}: {shards}, {counted(couplings, 'coupling')}, all sound")
 
 
 @cli.command()
@@ -453,6 +462,7 @@ def repair(folder: Path, workers: int | None, model: str | None) -> None:
     """
     from instaflow.couplings.manifest import read_manifest
     from instaflow.couplings.shards import shards_to_make
+    from instaflow.evaluation.wording import counted
     from instaflow.parallel import cores
     from pipelines.couple import repair as make_again
 
@@ -460,9 +470,8 @@ def repair(folder: Path, workers: int | None, model: str | None) -> None:
     numbers = ", ".join(f"{shard:05d}" for shard in shards)
     click.echo(f"{folder}: made {numbers} again" if shards else f"{folder}: nothing to repair")
     if to_make := shards_to_make(folder, read_manifest(folder).plan):
-        click.echo(
-            f"{folder}: {len(to_make)} shards are not made yet; the stage's `instaflow couple` command makes them"
-        )
+        left = counted(len(to_make), "shard")
+        click.echo(f"{folder}: {left} not made yet, which the stage's `instaflow couple` command makes")
         sys.exit(75)
 
 

@@ -3,7 +3,7 @@
 import difflib
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from importlib import resources
@@ -19,7 +19,7 @@ from instaflow.files import is_utf8
 from instaflow.methods import KINDS, METHODS, TEACHERS, DmdStage
 from instaflow.places import check_file, is_hub_name
 from instaflow.sections import DIGITS, Section
-from instaflow.stages import CoupleStage, Stage
+from instaflow.stages import CoupleStage, ReflowStage, Stage
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 RESERVED = ("evaluate", "sample")
@@ -91,7 +91,8 @@ def load_experiment(source: str, overrides: Sequence[str] = (), run: str | None 
     if "\0" in folder or not is_utf8(folder):
         raise ConfigError(f"'run' is no name of a folder: {folder!r}", "Write it in plain UTF-8, say, runs/digits")
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-        raise ConfigError(f"'seed' must be a whole number from 0 to 2^63 - 1, not {seed!r}")
+        said = f"must be a whole number from 0 to 2^63 - 1, not {seed!r}" if seed is not None else "is empty"
+        raise ConfigError(f"'seed' {said}", "Write, say, seed: 0")
     if not isinstance(stages, dict) or not stages:
         raise ConfigError("'stages' is missing or empty: a mapping from a stage's name to its settings is expected")
     parsed = {name: parse_stage(name, settings) for name, settings in stages.items()}
@@ -179,42 +180,54 @@ def parse_stage(name: str, settings: Any) -> Stage:
         message = f"'{where}': no stage may be called '{name}', for its noise would be that of `instaflow {name}`"
         raise ConfigError(message, "Call it, say, report" if name == "evaluate" else "Call it, say, pairs")
     if not isinstance(settings, dict):
-        raise ConfigError(f"'{where}' must be a mapping of settings, not {settings!r}")
+        said = "is empty: it" if settings is None else f"is {settings!r}, and"
+        raise ConfigError(f"'{where}' {said} must be a mapping of settings")
     kind = settings.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
         said = f"no such kind: {kind!r}" if kind is not None else "'kind' is missing"
         raise ConfigError(f"'{where}': {said}", nearest(str(kind), KINDS))
-    schema = KINDS[kind]
+    schema, others = KINDS[kind], {}
     if methods := {"distill": METHODS, "teacher": TEACHERS}.get(kind):
         method = settings.get("method", next(iter(methods)))
         if not isinstance(method, str) or method not in methods:
-            raise ConfigError(f"'{where}': no such method: {method!r}", f"Known: {', '.join(methods)}")
+            said = f"no such method: {method!r}" if method is not None else "'method' is empty"
+            raise ConfigError(f"'{where}': {said}", f"Known: {', '.join(methods)}")
         schema = methods[method]
-    check_nested_keys(settings, schema, where)
+        others = {f"method: {name}": other for name, other in methods.items()}
+    check_nested_keys(settings, schema, where, others | ({"kind: reflow": ReflowStage} if kind == "distill" else {}))
     try:
         return schema.model_validate(settings)
     except ValidationError as error:
         raise ConfigError(describe(error, where)) from error
 
 
-def check_nested_keys(settings: dict[str, Any], schema: type[Section], where: str) -> None:
-    """Refuse unknown keys here and in the sections below, naming the nearest known one."""
+def check_nested_keys(
+    settings: dict[str, Any], schema: type[Section], where: str, others: Mapping[str, type[Section]]
+) -> None:
+    """Refuse unknown keys here and in the sections below, naming the nearest known one.
+
+    `others` stand here by other methods: a key of theirs is no misspelt one.
+    """
     sections = {key: section_of(field.annotation) for key, field in schema.model_fields.items()}
     below = {name: key for key, section in sections.items() if section for name in section.model_fields}
     for key in settings:
         if key not in sections:
             close = difflib.get_close_matches(key, [*sections, *below], n=1)
-            inside = close and close[0] not in sections
-            hint = f"'{close[0]}' belongs into '{where}.{below[close[0]]}'" if inside else nearest(key, sections)
-            raise ConfigError(f"'{where}' has no setting '{key}'", hint)
+            owners = [name for name, other in others.items() if key in other.model_fields]
+            hints = [f"'{close[0]}' belongs into '{where}.{below[close[0]]}'"] if close and close[0] in below else []
+            if owners:
+                hints = [hint for hint in hints if key in below] + [f"'{key}' goes with {', '.join(owners)}"]
+            raise ConfigError(f"'{where}' has no setting '{key}'", "; ".join(hints) or nearest(key, sections))
     for key, section in sections.items():
         value = settings.get(key)
+        fields = {name: other.model_fields[key] for name, other in others.items() if key in other.model_fields}
+        same = {name: found for name, field in fields.items() if (found := section_of(field.annotation))}
         if section and isinstance(value, list):
             for index, item in enumerate(value):
                 if isinstance(item, dict):
-                    check_nested_keys(item, section, f"{where}.{key}.{index}")
+                    check_nested_keys(item, section, f"{where}.{key}.{index}", same)
         elif section and isinstance(value, dict):
-            check_nested_keys(value, section, f"{where}.{key}")
+            check_nested_keys(value, section, f"{where}.{key}", same)
 
 
 def section_of(annotation: Any) -> type[Section] | None:
@@ -249,6 +262,8 @@ def describe(error: ValidationError, where: str) -> str:
             lines.append(f"'{path}' is missing")
         elif finding["type"] == "value_error":
             lines.append(f"'{path}': {rule}")
+        elif finding["input"] is None:
+            lines.append(f"'{path}' is empty: it {rule}")
         else:
             scalar = isinstance(finding["input"], int | float)
             quotes = " (put it in quotes)" if finding["type"] == "string_type" and scalar else ""

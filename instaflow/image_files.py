@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+MAY_BE = (
+    'Name "digits", .tar files in img2dataset\'s layout, or a folder of images with .txt or .json beside; a relative '
+    "path starts at the experiment file"
+)
+
+
 @dataclass(frozen=True)
 class ImageFile:
     """Where one image lies, and its caption."""
@@ -75,8 +81,8 @@ class ImageFiles:
             for system, path in files_of(self.place):
                 name = name_of(system, path)
                 if suffix_of(path) != ".tar":
-                    hint = "Name .tar files in img2dataset's layout, or a folder of images with .txt or .json beside"
-                    raise ConfigError(f"'{name}' holds no images with captions", hint)
+                    what = "holds no images with captions" if system.exists(path) else "does not exist"
+                    raise ConfigError(f"'{name}', given as data, {what}", MAY_BE)
                 with opened(system, path) as file:
                     for key, texts, image in samples_of(file, name):
                         yield system, path, key, texts, image

@@ -203,7 +203,7 @@ def opened(system: Any, path: str) -> Any:
     try:
         return system.open(path, "rb")
     except FileNotFoundError as error:
-        message = f"The prompt file '{name}' does not exist"
+        message = f"The file '{name}' does not exist"
         raise ConfigError(message, "A relative path starts at the experiment file") from error
     except OSError as error:
         raise ConfigError(f"'{name}' cannot be read: {error.strerror or error}", "Check its permissions") from error

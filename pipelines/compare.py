@@ -84,10 +84,10 @@ def report_folder(place: Path, runs: Sequence[Path]) -> Path:
 
 
 def command(run: Path, runs: Sequence[Path]) -> str:
-    """What to type to bring a run to its report, as far as it and the other runs tell."""
+    """What to type to bring a run to its report, as far as it tells, or else the other runs."""
     config, seed = "CONFIG", None
-    for other in runs:
-        for file in (other / "report.json", *other.glob("*/report.json")):
+    for place in (*runs, run):  # what its own report says is the last word
+        for file in (place / "report.json", *place.glob("*/report.json")):
             with suppress(InstaFlowError, OSError):
                 config = read_report(file).config
     with suppress(ConfigError):

@@ -28,6 +28,7 @@ from instaflow.couplings.shards import Sidecar, shards_fingerprint, shards_to_ma
 from instaflow.couplings.verify import bad_shards, verify
 from instaflow.couplings.verify_shard import Problem
 from instaflow.errors import DataError, Interrupted
+from instaflow.evaluation.wording import counted
 from instaflow.files import write_json
 from instaflow.image_files import images_exist, images_hash
 from instaflow.interruption import Stop, listening
@@ -86,7 +87,8 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str | None]:
     if stop():
         left = len(shards_to_make(stage.folder, manifest.plan))
         raise Interrupted(
-            f"Stage '{stage.name}' stopped ({stop.signal}): {left} of {manifest.plan.num_shards} shards are left",
+            f"Stage '{stage.name}' stopped ({stop.signal}): left to make are {left} of "
+            f"{counted(manifest.plan.num_shards, 'shard')}",
             f"To go on: {stage.command()}",
         )
 
@@ -172,6 +174,7 @@ def make_shards(
     again = None if manifest.dtype == "float32" else lambda *batch: precise()(*batch)
     total = sum(len(manifest.plan.indices(shard)) for shard in shards)
     sampled: set[int] = set()  # shards, by this process
+    left_out = 0  # of their records
     writing: deque[Future[Sidecar]] = deque()
 
     def done() -> int:
@@ -188,6 +191,12 @@ def make_shards(
         def write(shard: int, records: Shard) -> Sidecar:
             sidecar = write_records(folder, shard, manifest, records)
             leases.give_back(shard)
+            return sidecar
+
+        def written() -> Sidecar:
+            nonlocal left_out
+            sidecar = writing.popleft().result()
+            left_out += len(sidecar.left_out)
             return sidecar
 
         for shard, lost in leases.turns(shards, stop, unmark):
@@ -207,7 +216,7 @@ def make_shards(
                 report=lambda count: progress.update(progress.done + count),
             )
             while writing:  # at most one waits for the disk, however slow that is
-                yield writing.popleft().result()
+                yield written()
             if records is None:
                 leases.give_back(shard)
                 progress.update(before)
@@ -215,8 +224,11 @@ def make_shards(
                 sampled.add(shard)
                 writing.append(writer.submit(write, shard, records))
         while writing:
-            yield writing.popleft().result()
-        progress.update(done())
+            yield written()
+        progress.update(done() - left_out)
+    if left_out:
+        why = "images that cannot be read or lead to no noise" if manifest.data else "latents that are no image's"
+        print(f"{label}: left out {counted(left_out, 'coupling')}: {why}")
     if model.num_truncated:  # each process speaks of what it made itself
         print(f"{label}: in {model.num_truncated:,} couplings the prompt was too long for the tokenizer and was cut")
 

@@ -169,6 +169,7 @@ def make_job(
                 "process takes at a time, is no whole number",
             )
     describe_pairs = describing(pairs, settings.regression.couplings) if pairs else None
+    describe_real = describing(real, settings.gan.real) if real else None
 
     def noise_of(name: str, position: int, size: int) -> Any:
         shape = (settings.num_steps + 1, *model.latent_shape)
@@ -196,12 +197,17 @@ def make_job(
         said = f"the prompts and noise of samples {position:,} to {position + size - 1:,}"
         return f"{said}, {describe_pairs(*of_pairs(position, size))}" if describe_pairs else said
 
+    def describe_critic(position: int, size: int) -> str:
+        said = f"the generator's data of the fake score's samples {position:,} to {position + size - 1:,}"
+        return f"{said}, {describe_real(position, size)}" if describe_real else said
+
     def begin(phase: Any) -> None:
         matching.begin(phase)
         fake_score.judges = bool(matching.judged and matching.gan_weight)
 
     preview = settings.preview
     previews = Previews(stage, model, pairs, exported) if preview and pairs and world().leads else None
+    critic = Critic(fake_score, critic_batch, describe_critic, settings.fake.updates, settings.fake.learning_rate_scale)
     return Job(
         name="",
         loss=matching,
@@ -210,7 +216,7 @@ def make_job(
         phases=settings.phases,
         settings=settings,
         means=[matching.means, fake_score.means],
-        critic=Critic(fake_score, critic_batch, settings.fake.updates, settings.fake.learning_rate_scale),
+        critic=critic,
         begin=begin,
         preview_every=preview.every if preview else None,
         preview=previews,

@@ -9,11 +9,13 @@ from pathlib import Path
 from instaflow import world
 from instaflow.config import Experiment
 from instaflow.errors import ConfigError, InstaFlowError, Interrupted
+from instaflow.image_files import ImageFiles
 from instaflow.interruption import Stop
 from instaflow.methods import DmdStage, ProgressiveStage
 from instaflow.places import check_network, check_perceptual, find_model
+from instaflow.prompt_sources import Prompts
 from instaflow.rundir import StageFolder, locked, stage_folders
-from instaflow.sections import BACKBONES, share_of
+from instaflow.sections import BACKBONES, DIGITS, share_of
 from instaflow.stages import CoupleStage, FlowStage, Stage, TrainingStage
 from instaflow.stores import Store
 from instaflow.world import ALONE, Worker
@@ -36,12 +38,29 @@ def run_all(experiment: Experiment, stop: Stop) -> None:
     for stage in stages.values():
         if stage.stage.kind == "evaluate":
             say(f"The report: {stage.folder / 'report.html'}")
+    if told := how_to_sample(stages):
+        say(told)
+
+
+def how_to_sample(stages: dict[str, StageFolder]) -> str | None:
+    """The command that draws with the report's best one-step model; without a report, with what was distilled last."""
+    from instaflow.evaluation.findings import best_in_one_step
+    from instaflow.evaluation.saved import read_report
+
+    for stage in list(stages.values())[::-1]:
+        report = stage.folder / "report.json"
+        if stage.stage.kind == "evaluate" and report.is_file():
+            with suppress(InstaFlowError):  # a damaged report, or a model that is gone, spoils no run that is done
+                if best := best_in_one_step(read_report(report)):
+                    place = shlex.quote(stage.locate_weights(best.model, best.weights))
+                    more = " --num-steps 1" if best.kind == "flow" else ""  # its folder recommends several
+                    return f'Images in one step, by the report\'s best: instaflow sample {place}{more} --prompt "..."'
     for stage in list(stages.values())[::-1]:
         if stage.stage.kind == "distill":
             count = num_steps_of(stage.stage)
             said = "one step" if count == 1 else f"{count} steps"
-            say(f'Images in {said}: instaflow sample {shlex.quote(str(stage.model))} --prompt "..."')
-            break
+            return f'Images in {said}: instaflow sample {shlex.quote(str(stage.model))} --prompt "..."'
+    return None
 
 
 def run_kind(experiment: Experiment, kind: str, stop: Stop, worker: Worker = ALONE) -> None:
@@ -96,14 +115,11 @@ def check_inputs(stages: dict[str, StageFolder]) -> None:
     for name, stage in stages.items():
         if stage.is_done():
             continue
-        if isinstance(stage.stage, CoupleStage | DmdStage):
-            look_at_source(stage)
+        if told := look_at_source(stage):
+            say(f"{name}: {told}")
         if isinstance(stage.stage, CoupleStage) and stage.stage.output:
             Store(stage.stage.output).sizes("")
-        if isinstance(stage.stage, FlowStage | DmdStage) and (perceptual := stage.stage.perceptual):
-            check_perceptual(perceptual)
-            if perceptual.network not in {*BACKBONES, *stage.stage_names}:
-                check_network(Path(perceptual.network))
+        look_at_perception(stage)
         for parent in stage.stage.parents().values():
             if parent not in stage.stage_names and not Path(parent).is_dir():
                 find_model(parent)
@@ -118,26 +134,65 @@ def check_inputs(stages: dict[str, StageFolder]) -> None:
                 share_of(phase, stage.stage.micro_batch_size, world.world().size, f"stages.{name}.{key}.{index}")
 
 
-def look_at_source(stage: StageFolder) -> None:
+def check_files(experiment: Experiment, name: str | None, kind: str | None) -> None:
+    """What a dry run looks at: the files that these stages read, where no network is asked for them.
+
+    Raises ConfigError and DataError as `check_inputs` does.
+    """
+    for stage in stage_folders(experiment).values():
+        is_meant = stage.name == name if name else kind in (None, stage.stage.kind)
+        if is_meant and not stage.is_done():
+            if "://" not in place_of_source(stage):
+                look_at_source(stage)
+            look_at_perception(stage)
+
+
+def place_of_source(stage: StageFolder) -> str:
+    """The path or URL that a stage's prompts or images lie at; empty where it has none."""
+    settings = stage.stage
+    prompts = getattr(settings, "prompts", None)
+    return str(getattr(settings, "data", None) or getattr(prompts, "path", prompts) or "")
+
+
+def look_at_source(stage: StageFolder) -> str | None:
     """Read a stage's prompts to their end, unless it keeps its copy of them, and say which are left out.
 
-    Of real images so the captions.
+    Of real images so the captions. Raises ConfigError where they can't be read, or are too few.
     """
-    from instaflow.prompt_sources import Prompts
-
-    if (stage.folder / "prompts.json").exists():
-        return
-    if isinstance(stage.stage, CoupleStage) and stage.stage.data:
-        from pipelines.inverting import check_data
-
-        if told := check_data(stage.stage.data, stage.stage.count, stage.name):
-            say(f"{stage.name}: {told}")
-        return
-    prompts = Prompts(stage.stage.prompts)
+    settings = stage.stage
+    if not isinstance(settings, CoupleStage | DmdStage) or (stage.folder / "prompts.json").exists():
+        return None
+    if isinstance(settings, CoupleStage) and settings.data:
+        return look_at_images(settings.data, settings.count, stage.name)
+    assert settings.prompts is not None  # a couple stage has one of the two
+    prompts = Prompts(settings.prompts)
     for _ in prompts:
         pass
-    if prompts.dropped:
-        say(f"{stage.name}: {prompts}")
+    return str(prompts) if prompts.dropped else None
+
+
+def look_at_images(data: str, count: int, name: str) -> str | None:
+    """How many images are taken and left out, if some are. Raises ConfigError if stage `name` wants more than that."""
+    if data == DIGITS:
+        from instaflow.digits.images import real_digits
+
+        files, held = None, len(real_digits()[0])
+    else:
+        files = ImageFiles(data)
+        held = sum(1 for _ in files)
+    if held < count:
+        held_at = f"'{data}' holds {held:,} images" if files is None else f"of '{data}', {files}"
+        raise ConfigError(f"'stages.{name}.count' is {count:,}; {held_at}", "Each is inverted once: ask for no more")
+    return str(files) if files and files.dropped else None
+
+
+def look_at_perception(stage: StageFolder) -> None:
+    """Raises DataError where what a perceptual loss measures by is not there, but for what another stage makes."""
+    settings = stage.stage
+    if isinstance(settings, FlowStage | DmdStage) and (perceptual := settings.perceptual):
+        check_perceptual(perceptual)
+        if perceptual.network not in {*BACKBONES, *stage.stage_names}:
+            check_network(Path(perceptual.network))
 
 
 def run_stage(stage: StageFolder, stop: Stop) -> bool:

@@ -13,7 +13,6 @@ from instaflow.couplings.manifest import Manifest
 from instaflow.digits.data import DigitsData
 from instaflow.digits.images import real_digits
 from instaflow.digits.stream import captions_at
-from instaflow.errors import ConfigError
 from instaflow.image_files import ImageFiles, ImageReader, pixels_of
 from instaflow.models.model import Model
 from instaflow.models.sampling import fetched
@@ -51,16 +50,6 @@ def real_images(data: str, count: int, size: tuple[int, int]) -> RealImage:
         return pixels.permute(2, 0, 1).float() / 127.5 - 1
 
     return read
-
-
-def check_data(data: str, count: int, name: str) -> str | None:
-    """How many images are taken and left out, if some are. Raises ConfigError if stage `name` wants more than that."""
-    files = None if data == DIGITS else ImageFiles(data)
-    held = len(real_digits()[0]) if files is None else sum(1 for _ in files)
-    if held < count:
-        held_at = f"'{data}' holds {held:,} images" if files is None else f"of '{data}', {files}"
-        raise ConfigError(f"'stages.{name}.count' is {count:,}; {held_at}", "Each is inverted once: ask for no more")
-    return str(files) if files and files.dropped else None
 
 
 def inverting(model: Model, manifest: Manifest, image: RealImage) -> Sampler:

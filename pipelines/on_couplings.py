@@ -282,7 +282,8 @@ def describing(couplings: Couplings, place: str) -> Callable[[int, int], str]:
     def describe(position: int, size: int) -> str:
         indices = couplings.batch(position, size).indices
         shards = sorted({int(index) // couplings.manifest.records_per_shard for index in indices})
-        return f"records of shards {', '.join(f'{shard:05d}' for shard in shards)} of '{place}'"
+        many = "s" if shards[1:] else ""
+        return f"records of shard{many} {', '.join(f'{shard:05d}' for shard in shards)} of '{place}'"
 
     return describe
 

@@ -15,7 +15,7 @@ from instaflow.world import Worker
 from pipelines import experiment
 from tests.compared import make_runs
 from tests.couplings.made import make_couplings, manifest_of
-from tests.experiments import SMALL, folders, mark_done, write
+from tests.experiments import PHASE, SMALL, folders, mark_done, write
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = cli.cli.commands
@@ -157,7 +157,7 @@ def test_the_command_line_loads_nothing_heavy(code):
 
 def test_a_dry_run_loads_no_torch():
     loaded = loaded_by("cli.cli(['run', 'digits', '--dry-run'], standalone_mode=False)")
-    assert not loaded & {"torch", "diffusers", "transformers", "deepspeed", "numpy"}
+    assert not loaded & {"torch", "diffusers", "transformers", "deepspeed"}
 
 
 # --- a dry run ------------------------------------------------------------------------------------------------------
@@ -181,6 +181,45 @@ def test_a_dry_run_of_a_packaged_config_works_anywhere(typed, tmp_path, monkeypa
     code, out, _ = typed("run", "digits", "--dry-run")
     assert code == 0
     assert typed("run", write(tmp_path, out), "--dry-run") == (0, out, "")
+
+
+IMAGES = "  real: {kind: couple, model: teacher, data: images, count: 2, guidance_scale: 1}\n"
+
+
+def test_a_dry_run_misses_the_files_that_the_run_would(typed, tmp_path):
+    """One folder of images, too few of them, no prompts, no weights; each is told as the run tells it."""
+    config, lpips = write(tmp_path, SMALL + IMAGES), "stages.student.phases.0.loss=lpips"
+    weights = (lpips, f"stages.student.perceptual={{network: alex, weights: {tmp_path}/gone.pth}}")
+    own = (lpips, "stages.teacher.perceptual_phases=[PHASE]".replace("PHASE", PHASE), OWN_NETWORK)
+
+    def tried(*changes: str) -> str:
+        words = [
+            "run",
+            config,
+            "--run-dir",
+            tmp_path / "run",
+            *(word for change in changes for word in ("--set", change)),
+        ]
+        message, _ = found = mistake(typed(*words, "--dry-run"))
+        assert found == mistake(typed(*words))
+        return message
+
+    assert tried() == f"'{tmp_path / 'images'}', given as data, does not exist"
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "1.png").write_bytes(b"")
+    (tmp_path / "images" / "1.txt").write_text("a seven")
+    assert tried().startswith("'stages.real.count' is 2; of ")
+    assert tried("stages.real.count=1", "stages.pairs.prompts=gone.txt").endswith("gone.txt' does not exist")
+    assert "gone.pth" in tried("stages.real.count=1", *weights)
+    assert not (tmp_path / "run").exists()
+    for good in (), ("stages.real.data=s3://bucket/images",), own:  # what needs a network, what a stage will make
+        changes = [word for change in ("stages.real.count=1", *good) for word in ("--set", change)]
+        assert typed("run", config, *changes, "--dry-run")[0] == 0
+    assert typed("run", config, "--stage", "pairs", "--dry-run")[0] == 0
+    assert typed("reflow", config, "--dry-run")[0] == 0
+
+
+OWN_NETWORK = "stages.student.perceptual={network: teacher}"
 
 
 # --- mistakes that the user can mend --------------------------------------------------------------------------------

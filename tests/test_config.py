@@ -88,8 +88,10 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
         ("run: r\nseed: true\nstages: {}", "not True"),
         ("run: r\nseed: 1.0\nstages: {}", "not 1.0"),
         ("run: r\nseed: '1'\nstages: {}", "not '1'"),
-        ("run: r\nstages: {a: 5}", "'stages.a' must be a mapping of settings, not 5"),
-        ("run: r\nstages: {a: }", "'stages.a' must be a mapping of settings, not None"),
+        ("run: r\nseed:\nstages: {}", "'seed' is empty"),
+        ("run: r\nstages: {a: 5}", "'stages.a' is 5, and must be a mapping of settings"),
+        ("run: r\nstages: {a: }", "'stages.a' is empty: it must be a mapping of settings"),
+        ("run: r\nstages: {a: {kind: distill, method: }}", "'stages.a': 'method' is empty"),
         ("run: r\nstages: {a: {}}", "'stages.a': 'kind' is missing"),
         ("run: r\nstages: {a: {kind: [couple]}}", "'stages.a': no such kind: ['couple']"),
         ("run: r\nstages: {a/b: {kind: couple}}", "'stages.a/b': a stage's name is"),
@@ -156,7 +158,6 @@ def test_no_stage_may_share_the_noise_of_evaluation_or_sampling(tmp_path, name):
         ("count", "true", "True"),
         ("count", "-1", "-1"),
         ("count", "0", "0"),
-        ("count", "null", "None"),
         ("count", "[8]", "[8]"),
         ("count", "012", "'012'"),
         ("guidance_scale", "'1.5'", "'1.5'"),
@@ -344,7 +345,7 @@ def test_the_last_set_wins_and_run_dir_beats_the_file(tmp_path):
         ("stages.2rf.ema_dekay=0.9", "'stages.2rf' has no setting 'ema_dekay'", "Did you mean 'ema_decay'?"),
         ("stages.2rf.phases=[1", "--set 'stages.2rf.phases=[1', line 1 is not valid YAML", ""),
         ("stages.pairs.count='64'", "'stages.pairs.count' should be a valid integer, not '64'", ""),
-        ("stages.pairs.count=", "'stages.pairs.count' should be a valid integer, not None", ""),
+        ("stages.pairs.count=", "'stages.pairs.count' is empty: it should be a valid integer", ""),
     ],
 )
 def test_a_set_that_fits_nowhere_is_refused(tmp_path, override, message, hint):
@@ -431,21 +432,58 @@ def test_a_distill_stage_has_the_schema_of_its_method(tmp_path):
     [
         ("method=progresive", "'stages.halved': no such method: 'progresive'", "Known: instaflow, progressive"),
         ("method=[1]", "'stages.halved': no such method: [1]", "Known: instaflow, progressive"),
-        ("method=instaflow", "'stages.halved' has no setting 'guidance_scale'", ""),
+        (
+            "method=instaflow",
+            "'stages.halved' has no setting 'guidance_scale'",
+            "'guidance_scale' goes with method: progressive, method: dmd, kind: reflow",
+        ),
+        ("stacked=true", "has no setting 'stacked'", "'stacked' goes with method: instaflow, kind: reflow"),
+        ("regression={}", "has no setting 'regression'", "'regression' goes with method: dmd"),
         ("phases.1.num_steps=2", "'stages.halved': phases: num_steps must halve from one phase to the next", ""),
         ("phases.0.num_steps=3", "say 8, 4, 2, 1, and [3, 1] do not", ""),
         ("phases.1.num_steps=0", "'stages.halved.phases.1.num_steps' should be greater than or equal to 1, not 0", ""),
-        ("phases.0.loss=l2", "'stages.halved.phases.0' has no setting 'loss'", ""),
+        (
+            "phases.0.loss=l2",
+            "'stages.halved.phases.0' has no setting 'loss'",
+            "'loss' goes with method: instaflow, kind",
+        ),
+        ("phases.0.gan_weight=1", "'stages.halved.phases.0' has no setting 'gan_weight'", "goes with method: dmd"),
         ("phases=[{num_steps: 512, samples: 8, global_batch_size: 4, learning_rate: 1e-3}]", "begin with 500", ""),
         ("parametrization=velocity", "'stages.halved' has no setting 'parametrization'", ""),
         ("preview=null", "'stages.halved' has no setting 'preview'", ""),
-        ("num_steps=2", "'stages.halved' has no setting 'num_steps'", "belongs into 'stages.halved.phases'"),
+        (
+            "num_steps=2",
+            "'stages.halved' has no setting 'num_steps'",
+            "'num_steps' belongs into 'stages.halved.phases'; 'num_steps' goes with method: dmd, kind: reflow",
+        ),
         ("couplings=teacher", "'stages.halved.couplings' needs a stage that gives couplings", ""),
     ],
 )
 def test_what_progressive_distillation_does_not_know_is_refused(tmp_path, override, message, hint):
     error = refusal(tmp_path, SMALL + HALVED, f"stages.halved.{override}")
     assert message in error.message and hint in error.hint
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("student.fake={updates: 5}", "'fake' goes with method: dmd"),
+        ("student.real={couplings: pairs, share: 0.5}", "'real' goes with kind: reflow"),
+        ("student.prompts=[a]", "'prompts' goes with method: dmd"),
+        ("teacher.classes=true", "'classes' goes with method: edm"),
+        ("student.phasees=[]", "Did you mean 'phases'?"),
+    ],
+)
+def test_a_setting_of_another_method_is_told_to_be_that(tmp_path, override, hint):
+    assert refusal(tmp_path, SMALL, f"stages.{override}").hint == hint
+
+
+def test_couplings_are_no_setting_of_distribution_matching(tmp_path):
+    text = "  matched: {kind: distill, method: dmd, init: teacher, teacher: teacher, prompts: [a], couplings: pairs}\n"
+    assert refusal(tmp_path, SMALL + text).hint == (
+        "'couplings' belongs into 'stages.matched.regression'; "
+        "'couplings' goes with method: instaflow, method: progressive, kind: reflow"
+    )
 
 
 def test_a_halving_says_its_steps(tmp_path):

@@ -98,8 +98,11 @@ def test_an_image_without_any_caption_is_an_error_that_names_it(tmp_path):
 
 def test_what_holds_no_images_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("caption\na seven\n")
-    with pytest.raises(ConfigError, match=r"a\.csv' holds no images with captions"):
+    with pytest.raises(ConfigError, match=r"a\.csv', given as data, holds no images with captions"):
         list(ImageFiles(str(tmp_path / "a.csv")))
+    with pytest.raises(ConfigError, match=r"gone', given as data, does not exist") as caught:
+        list(ImageFiles(str(tmp_path / "gone")))
+    assert caught.value.hint.startswith('Name "digits", .tar files in img2dataset')
     assert not images_exist(str(tmp_path / "gone")) and not images_exist(str(tmp_path / "gone.tar"))
 
 

@@ -6,6 +6,7 @@ from instaflow.couplings.manifest import Manifest
 from instaflow.couplings.prompts import KeptPrompts
 from instaflow.couplings.shards import BadShard, Sidecar, read_sidecar, sidecar_path, store_of
 from instaflow.errors import DataError
+from instaflow.evaluation.wording import counted
 from instaflow.rundir import read_stats
 
 RANGES = 8  # rows of shards, at most
@@ -32,7 +33,7 @@ def describe(folder: Path, manifest: Manifest) -> list[str]:
         "data": f"real images, '{manifest.data}' ({short(str(manifest.data_hash))})" if manifest.data else "",
         "prompts": described_prompts(folder, manifest),
         "records": described_records(manifest),
-        "shards": f"{len(found):,} of {plan.num_shards:,}, {couplings:,} couplings"
+        "shards": f"{len(found):,} of {plan.num_shards:,}, {counted(couplings, 'coupling')}"
         + (f"; {len(damaged)} with a damaged sidecar, which instaflow verify names" if damaged else ""),
         "size": size_of(found, couplings) + (f" in {store}" if store else ""),
         "time": time_of(folder),

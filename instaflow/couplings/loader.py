@@ -11,6 +11,7 @@ import numpy as np
 from instaflow.couplings.manifest import read_manifest
 from instaflow.couplings.shards import BadShard, Shard, Sidecar, place_of_tar, read_shard, read_sidecar, shards_to_make
 from instaflow.errors import DataError
+from instaflow.evaluation.wording import counted
 from instaflow.streams import random_stream, stream_key
 
 WINDOW = 4  # shards whose records are shuffled together
@@ -42,7 +43,7 @@ class Couplings:
         plan = self.manifest.plan
         missing = shards_to_make(self.folder, plan)
         if missing:
-            message = f'"{self.folder}" lacks {len(missing)} of its {plan.num_shards} shards'
+            message = f'"{self.folder}" lacks {len(missing)} of its {counted(plan.num_shards, "shard")}'
             hint = f"Run `instaflow repair {shlex.quote(str(self.folder))}`: it makes those that are missing."
             raise DataError(message, hint)
         self._counts = np.empty(plan.num_shards, np.int64)

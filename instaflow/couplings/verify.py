@@ -20,6 +20,7 @@ from instaflow.couplings.verify_beside import (
 )
 from instaflow.couplings.verify_shard import Problem, Reading, others, read_one
 from instaflow.errors import Interrupted
+from instaflow.evaluation.wording import counted
 from instaflow.parallel import spread
 
 
@@ -60,7 +61,8 @@ def verify(
             couplings += len(manifest.plan.indices(reading.shard))
             progress(couplings)
     if len(readings) < len(shards):
-        message = f"{len(readings)} of {len(shards)} shards of '{folder}' were read, and nothing was changed"
+        read_so_far = f"{len(readings)} of {counted(len(shards), 'shard')}"
+        message = f"{read_so_far} of '{folder}' were read, and nothing was changed"
         raise Interrupted(message, "The same command begins anew")
     readings.sort(key=lambda reading: reading.shard)
     for reading in readings:

@@ -94,6 +94,10 @@ def _ranking(comparison: Comparison, colours: Colours) -> str:
         "the whole way to the model. The rows of more steps are there for scale. A Fréchet distance shrinks as the "
         "samples grow: compare within this page only."
     )
+    if 0 < sum(not row.figures["straightness_relative"].count for row in comparison.rows) < len(comparison.rows):
+        caption += (
+            " Straightness is measured of models that are sampled in several steps as well; of the others a dash."
+        )
     kinds = [row.kind for row in comparison.rows]
     table = f'<div class="scroll ranking">{ranking_table(comparison, colours)}</div>'
     return section(f"Ranked by {_by(comparison)}", legend(kinds, colours), figure(table, caption))

@@ -5,10 +5,10 @@ from html import escape
 import numpy as np
 
 from instaflow.evaluation.comparison import BETTER, ComparedRow, Comparison, order
-from instaflow.evaluation.comparison_words import TITLES, UNITS, said
+from instaflow.evaluation.comparison_words import TITLES, UNITS, ends, said
 from instaflow.evaluation.plots import Colours
 from instaflow.evaluation.svg import Axis, axis_over, marker
-from instaflow.evaluation.wording import is_number, number
+from instaflow.evaluation.wording import number
 
 FAR = 5  # a row this many times as far from the best as the middle one is drawn off the axis
 ROW, WIDTH = 22, 440  # pixels of the dot plot
@@ -70,10 +70,9 @@ def _dots(row: ComparedRow, figure: str, x: Axis, sides: tuple[float, float], y:
     spread = row.figures[figure]
     mean = scale * (spread.mean or 0)
     parts = []
-    if is_number(spread.interval):
-        half = scale * (spread.interval or 0)
-        ends = [x.place(min(max(end, x.low), x.high), *sides) for end in (mean - half, mean + half)]
-        parts.append(f'<path class="band c{colour}" d="M{ends[0]:.1f} {y:.1f}H{ends[1]:.1f}"/>')
+    if interval := ends(figure, spread):
+        left, right = (x.place(min(max(end, x.low), x.high), *sides) for end in interval)
+        parts.append(f'<path class="band c{colour}" d="M{left:.1f} {y:.1f}H{right:.1f}"/>')
     for seed, value in spread.by_seed.items():
         if value is not None:
             told = f"{row.label}, seed {seed}: {number(scale * value)}{unit}"

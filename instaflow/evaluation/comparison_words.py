@@ -1,9 +1,10 @@
 """What a comparison of several seeds says, in sentences that follow its figures."""
 
+import math
 from pathlib import Path
 
 from instaflow.evaluation.comparison import Comparison, Pair, Spread
-from instaflow.evaluation.wording import joined, named, plus_minus
+from instaflow.evaluation.wording import is_number, joined, named, plus_minus
 
 TITLES = {
     "frechet_distance_real": "Fréchet distance to real",
@@ -23,9 +24,31 @@ def title(comparison: Comparison) -> str:
 
 
 def said(figure: str, spread: Spread) -> str:
-    """A mean with its interval, in the figure's unit."""
+    """A mean with its interval, in the figure's unit: 98.6 ± 1.2 %, or 99.5 (98.3 to 100) % where that ends."""
     scale, unit = UNITS.get(figure, (1, ""))
-    return plus_minus(spread.mean, spread.interval, scale=scale) + (unit if spread.count else "")
+    text = plus_minus(spread.mean, spread.interval, scale=scale)
+    if is_cut(figure, spread):
+        mean = text.partition("\N{NO-BREAK SPACE}±")[0]
+        decimals = len(mean.partition(".")[2])
+        shown = [f"{end:g}" if end in (0, scale) else f"{end:.{decimals}f}" for end in ends(figure, spread)]
+        text = f"{mean} ({' to '.join(shown)})".replace(" ", "\N{NO-BREAK SPACE}")
+    return text + (unit if spread.count else "")
+
+
+def ends(figure: str, spread: Spread) -> list[float]:
+    """A mean's 95% interval in the figure's unit; that of a share ends at 0 and 100 %. Empty where there is none."""
+    if spread.mean is None or not is_number(spread.interval):
+        return []
+    scale, unit = UNITS.get(figure, (1, ""))
+    low, high = (0.0, 1.0) if unit else (-math.inf, math.inf)
+    half = spread.interval or 0.0
+    return [scale * min(max(end, low), high) for end in (spread.mean - half, spread.mean + half)]
+
+
+def is_cut(figure: str, spread: Spread) -> bool:
+    """Whether Student's t would have a share beyond 0 or 100 %."""
+    scale, unit = UNITS.get(figure, (1, ""))
+    return bool(unit) and any(end in (0, scale) for end in ends(figure, spread)) and bool(spread.interval)
 
 
 def difference(pair: Pair) -> str:
@@ -75,6 +98,10 @@ def caution(comparison: Comparison) -> list[str]:
         f"degree{'s' if seeds > 2 else ''} of freedom). Each seed makes anew all that the experiment makes, and "
         "draws the noise of the evaluation anew."
     ]
+    if any(is_cut(name, spread) for row in comparison.rows for name, spread in row.figures.items()):
+        found.append(
+            "An interval of a share ends at 0 or 100\N{NO-BREAK SPACE}%: where ± would reach beyond, it is in brackets."
+        )
     if seeds == 2:
         found.append("Two seeds tell little, and their intervals are wide: three or more are better.")
     return found

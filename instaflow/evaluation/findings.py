@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from instaflow.evaluation.report import Report, Row, Stage, distance_summary
 from instaflow.evaluation.wording import duration, is_number, named, number, percent, steps, times
 
@@ -48,6 +50,13 @@ def result(report: Report) -> Row | None:
 
 def one_step(report: Report, kind: str) -> Row | None:
     return _single(rows_of(report, kind))
+
+
+def best_in_one_step(report: Report) -> Row | None:
+    """The nearest to its target of what was made for one step or few; None where nothing was measured."""
+    rows = [row for row in report.rows if row.num_steps == 1 and row.kind != "teacher" and distances(row)]
+    measured = distances(*rows) if rows else None
+    return rows[int(np.argmin(measured[1]))] if measured else None
 
 
 def flow_rows(report: Report) -> list[Row]:

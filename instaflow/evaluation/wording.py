@@ -64,6 +64,11 @@ def steps(count: int) -> str:
     return "1 step" if count == 1 else f"{count} steps"
 
 
+def counted(count: int, thing: str) -> str:
+    """1 shard, 1,234 shards"""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
 def joined(names: list[str]) -> str:
     """a, b and c"""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
@@ -74,8 +79,10 @@ def plus_minus(mean: float | None, half: float | None, *, scale: float = 1.0) ->
     if not is_number(mean):
         return "–"
     value = scale * mean  # type: ignore[operator]
-    if not is_number(half) or not half:
+    if half is None or not math.isfinite(half):
         return number(value)
     width = scale * half
+    if not width:
+        return f"{number(value)}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0"
     decimals = min(max(1 - math.floor(math.log10(float(f"{width:.1e}"))), 0), 5)
     return f"{value:,.{decimals}f}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{width:,.{decimals}f}"

@@ -1,5 +1,6 @@
 """Sampling in earnest: batch after batch of one model with the same steps and guidance."""
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -74,8 +75,8 @@ class Sampling:
         text = self.model.joined(self.no_prompt, whole)
         scheduler = type(self.scheduler).from_config(self.scheduler.config)  # it holds state: one for each call
         scheduler.set_timesteps(self.num_steps)
-        # A folder's own sampler may draw numbers: then the same ones in every call.
-        draws = {"generator": torch.Generator().manual_seed(0)} if draws_noise(scheduler) else {}
+        # A folder's own sampler may draw numbers: then each sample its own, however batches are cut.
+        draws = {"generator": [generator_of(one) for one in noise]} if draws_noise(scheduler) else {}
         x = sent(noise.float(), self.model.device) * scheduler.init_noise_sigma
         scales, kept = {state.step: state.scale for state in states}, []
         for step, (timestep, on_device) in enumerate(zip(scheduler.timesteps, self.timesteps, strict=True)):
@@ -143,6 +144,12 @@ def filled(rows: Tensor, count: int) -> Tensor:
 
 def draws_noise(scheduler: Any) -> bool:
     return "generator" in signature(scheduler.step).parameters
+
+
+def generator_of(noise: Tensor) -> torch.Generator:
+    """What draws a sample's noise between its steps: a function of the bits of its first one [C, H, W]."""
+    digest = hashlib.sha256(noise.float().cpu().numpy().tobytes()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
 
 
 def sent(values: Tensor, device: torch.device) -> Tensor:

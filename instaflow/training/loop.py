@@ -43,6 +43,8 @@ class Critic:
     """As `Job.loss`."""
     batch: Callable[[int, int], tuple[Any, ...]]
     """As `Job.batch`; its positions count the critic's own samples."""
+    describe: Callable[[int, int], str]
+    """As `Job.describe`, at such positions."""
     updates: int
     """Each by a global batch as large as the first network's."""
     learning_rate_scale: float
@@ -207,10 +209,11 @@ def train(job: Job, folder: StageFolder, stop: Stop) -> Trained:
                 numbers = draws(folder.seed, f"{folder.name}/{job.name}", position, size)
                 loss = take_gradient(engine, job.batch, numbers, span, position)
                 if not math.isfinite(loss):
-                    fail(label, job, position, size, loss, checkpoints)
+                    fail(label, f"loss is {loss}", position, job.describe(position, size), checkpoints)
                 gradient_norm = engine.step(rate)
                 if not math.isfinite(gradient_norm):
-                    fail(label, job, position, size, gradient_norm, checkpoints, what="gradient's norm")
+                    found = f"gradient's norm is {gradient_norm}"
+                    fail(label, found, position, job.describe(position, size), checkpoints)
                 position += size
                 figures.add(loss, size)
                 progress.update(position, loss=figures.loss)
@@ -263,10 +266,10 @@ def train_critic(
         numbers = draws(folder.seed, f"{folder.name}/{job.name}/critic", place, size)
         loss = take_gradient(engine, critic.batch, numbers, span, place)
         if not math.isfinite(loss):
-            fail(label, job, position, size, loss, checkpoints, what="critic's loss")
+            fail(label, f"critic's loss is {loss}", position, critic.describe(place, size), checkpoints)
         norm = engine.step(span.learning_rate(position) * critic.learning_rate_scale)
         if not math.isfinite(norm):
-            fail(label, job, position, size, norm, checkpoints, what="critic's gradient norm")
+            fail(label, f"critic's gradient norm is {norm}", position, critic.describe(place, size), checkpoints)
     return norm
 
 
@@ -297,12 +300,12 @@ def told_to_stop(stop: Stop, place: World) -> bool:
     return bool(told.item())
 
 
-def fail(label: str, job: Job, position: int, size: int, value: float, checkpoints: Path, what: str = "loss") -> None:
-    """Stop on a loss or gradient that is not finite: nothing is saved over the last good checkpoint."""
+def fail(label: str, found: str, position: int, samples: str, checkpoints: Path) -> None:
+    """Stop on a loss or gradient of these samples that is not finite: no good checkpoint is written over."""
     good = complete_checkpoints(checkpoints)
     last = f"the last good checkpoint is '{good[-1]}'" if good else "there is no checkpoint yet"
     raise InstaFlowError(
-        f"Stage '{label}': the {what} is {value} at {position:,} samples, on {job.describe(position, size)}; {last}",
+        f"Stage '{label}': the {found} at {position:,} samples, on {samples}; {last}",
         "A lower learning_rate or a longer warmup_samples usually helps; `instaflow verify` checks the data",
     )
 

@@ -39,6 +39,10 @@ def test_the_share_is_exact_in_each_thousand_and_spread_over_it(folders, stream)
     assert all(20 <= part.sum() <= 40 for part in real[:2000].reshape(-1, 100))
 
 
+def test_a_share_between_two_thousandths_is_the_nearer_one(folders):
+    assert is_real(folders, mixture(folders, share=2 / 3).batch(0, 1000)).sum() == 667
+
+
 def test_each_source_comes_in_its_own_order_and_each_record_once_an_epoch(folders, stream):
     real = is_real(folders, stream)
     for folder, chosen in zip(folders, (~real, real), strict=True):

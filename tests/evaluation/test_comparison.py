@@ -103,6 +103,15 @@ def test_a_pair_counts_the_seeds_that_both_have():
     assert paired("frechet_distance_real", row_of(nothing, "student"), row_of(nothing, "direct")) is None
 
 
+@pytest.mark.parametrize("figure", BETTER)
+def test_by_every_figure_the_example_s_student_is_ahead_of_one_step_of_its_teacher(figure):
+    """Its distances are smaller, and more of its images are what was asked for."""
+    comparison = compare({f"run{seed}": replace(full_report(), seed=seed) for seed in SEEDS}, "real")
+    pair = comparison.pair(figure, row_of(comparison, "teacher"), row_of(comparison, "student"))
+    assert (pair.ahead, pair.behind) == ("student", "teacher") and pair.difference.mean > 0
+    assert comparison.best(figure).name == "student"
+
+
 @pytest.mark.parametrize("by", ["real", "teacher", "accuracy"])
 def test_the_best_mean_comes_first_one_step_rows_before_the_others(by):
     comparison = compare(reports(), by)

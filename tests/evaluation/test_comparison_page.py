@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from instaflow.evaluation.comparison import compare
+from instaflow.evaluation.comparison import Comparison, compare
 from instaflow.evaluation.comparison_page import comparison_page
-from instaflow.evaluation.comparison_words import headline
+from instaflow.evaluation.comparison_words import ends, headline
+from tests.evaluation.example import full_report
 from tests.evaluation.test_comparison import SEEDS, reports
 from tests.evaluation.test_page import Reader
 
@@ -81,6 +82,39 @@ def test_two_seeds_and_mixed_machines_are_said():
     assert "Two seeds tell little" in text and "1 degree of freedom" in text
     assert "made on different hardware" in text and "different versions of torch." in text
     assert "Two seeds" not in Reader(comparison_page(compare(reports(), "real"))).text
+
+
+def with_accuracies(values: list[float]) -> Comparison:
+    """Seeds 0 to 2, the student with these prompt accuracies."""
+    found = {}
+    for seed, value in enumerate(values):
+        base = full_report()
+        rows = [replace(row, prompt_accuracy=value) if row.model == "student" else row for row in base.rows]
+        found[f"run{seed}"] = replace(base, seed=seed, rows=rows)
+    return compare(found, "accuracy")
+
+
+def test_an_interval_of_a_share_ends_at_100_percent():
+    comparison = with_accuracies([0.99, 0.995, 1.0])  # 0.995 ± 4.303 · 0.005 / √3
+    content = comparison_page(comparison).replace("\N{NO-BREAK SPACE}", " ")
+    assert '<span class="best">99.5 (98.3 to 100) %</span>' in content and "99.5 ± 1.2" not in content
+    assert "ends at 0 or 100 %" in content
+    student = next(row for row in comparison.rows if row.model == "student").figures["prompt_accuracy"]
+    assert ends("prompt_accuracy", student) == pytest.approx([98.258, 100], abs=1e-3)
+    assert ends("frechet_distance_real", student) == pytest.approx([0.98258, 1.00742], abs=1e-5)
+    within = comparison_page(with_accuracies([0.90, 0.91, 0.92])).replace("\N{NO-BREAK SPACE}", " ")
+    assert "91.0 ± 2.5 %" in within and "ends at 0 or 100 %" not in within
+    same = comparison_page(with_accuracies([1.0, 1.0, 1.0])).replace("\N{NO-BREAK SPACE}", " ")
+    assert '<span class="best">100 ± 0 %</span>' in same
+
+
+def test_a_dash_for_straightness_is_explained():
+    assert "of the others a dash" in comparison_page(compare(reports(), "real"))
+    curved = {
+        place: replace(one, rows=[row for row in one.rows if row.model in ("teacher", "2rf")])
+        for place, one in reports().items()
+    }
+    assert "a dash" not in comparison_page(compare(curved, "real"))
 
 
 def test_what_users_wrote_is_shown_and_never_run():

@@ -44,6 +44,15 @@ def test_duration(seconds, text):
     assert wording.duration(seconds).replace("\N{NO-BREAK SPACE}", " ") == text
 
 
+def test_one_thing_is_told_as_one():
+    assert [wording.counted(count, "shard") for count in (0, 1, 2, 4096)] == [
+        "0 shards",
+        "1 shard",
+        "2 shards",
+        "4,096 shards",
+    ]
+
+
 @pytest.mark.parametrize(
     ("mean", "half", "scale", "text"),
     [
@@ -53,7 +62,7 @@ def test_duration(seconds, text):
         (2.4712, 0.0996, 1, "2.47 ± 0.10"),
         (4.7, 13.2, 1, "5 ± 13"),
         (0.3, 2e-9, 1, "0.30000 ± 0.00000"),
-        (0.3081, 0.0, 1, "0.308"),
+        (0.3081, 0.0, 1, "0.308 ± 0"),
         (0.3081, None, 1, "0.308"),
         (0.5, math.nan, 100, "50.0"),
         (None, None, 1, "–"),

@@ -8,10 +8,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from instaflow.errors import InstaFlowError
 from instaflow.models import sampling
-from instaflow.models.samplers import SAMPLERS, coupling_scheduler
+from instaflow.models.samplers import SAMPLERS, coupling_scheduler, few_step_scheduler
 from instaflow.models.sampling import Sampling, fetched, network_flops, pays_to_compile
 from instaflow.models.states import visited_states
-from tests.models.made import load, noise, write_published
+from tests.models.made import ddim, load, noise, write_model, write_published
 
 PROMPTS = ["the digit 7", "an odd digit"]
 
@@ -40,6 +40,28 @@ def test_no_batch_leaves_anything_behind_for_the_next(teacher, sampler):
     first = each(noise(), PROMPTS)
     each(noise(seed=1), PROMPTS[::-1])
     assert torch.equal(each(noise(), PROMPTS), first)
+
+
+def test_the_noise_between_steps_is_each_sample_s_own(tmp_path):
+    """A network that takes nothing but zeros for the data shows it: its input is σ noise."""
+    scheduler = few_step_scheduler(ddim(prediction_type="sample"), 4)
+    model, seen = load(write_model(tmp_path / "student", scheduler, kind="student")), []
+    model.unet.conv_out.weight.zero_()
+    model.unet.conv_out.bias.zero_()
+    model.unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    each = Sampling(model, num_steps=4, guidance_scale=1.0)
+
+    def between(start: torch.Tensor) -> torch.Tensor:
+        seen.clear()
+        each(start, ["a digit"] * len(start))
+        sigmas = (1 - scheduler.alphas_cumprod[[749, 499, 249]]).sqrt()
+        return torch.stack(seen[1:], 1) / sigmas.view(3, 1, 1, 1)  # [B, 3, C, H, W]
+
+    found = between(noise(4))
+    assert torch.equal(torch.cat([between(part) for part in noise(4).split(3)]), found)
+    numbers = torch.cat([found, between(noise(4, seed=1))]).flatten()
+    assert len(numbers.unique()) > 0.99 * len(numbers)  # no two samples, seeds or steps share one
+    assert abs(numbers.mean()) < 0.05 and abs(numbers.std() - 1) < 0.05
 
 
 class Crossings(TorchDispatchMode):

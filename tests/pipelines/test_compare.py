@@ -134,6 +134,16 @@ def test_a_missing_report_names_the_command(runs):
     assert message == f"'{runs[0].parent / 'gone'}' is no folder of a run"
 
 
+def test_the_command_names_the_run_s_own_file_where_it_tells(runs):
+    (runs[1] / "report" / "done.json").unlink()
+    change_report(runs[1], config="mine.yaml")
+    assert refused(*runs)[1] == f"Run first: instaflow run mine.yaml --run-dir {runs[1]} --set seed=1"
+    assert (
+        refused(runs[0], runs[1] / "report")[1]
+        == f"Run first: instaflow run mine.yaml --run-dir {runs[1]} --set seed=1"
+    )
+
+
 def test_the_command_of_a_packaged_experiment_works_anywhere(runs):
     for run in runs:
         change_report(run, config="digits.yaml")

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from instaflow.config import load_experiment
 from instaflow.errors import ConfigError, DataError, Interrupted
+from instaflow.models.sampling import generator_of
 from instaflow.models.settings import ModelSettings, read_settings
 from pipelines import dmd
 from pipelines.experiment import run_all, run_one
@@ -211,7 +212,7 @@ def test_stock_diffusers_samples_it_as_it_was_trained(done, stage, num_steps, pa
         num_inference_steps=num_steps,
         guidance_scale=1.0,
         latents=noise(),
-        generator=torch.Generator().manual_seed(0),
+        generator=[generator_of(one) for one in noise()],
         output_type="latent",
     ).images
     torch.testing.assert_close(ours, latents, rtol=1e-4, atol=1e-4)
@@ -237,7 +238,7 @@ def test_an_edm_of_pixels_is_matched_as_any_other(done, config):
 
 
 def test_noise_between_steps_couples_nothing(config, done, tmp_path):
-    """A student of several steps draws noise on the way: its images do not follow from the first noise."""
+    """A student of several steps draws noise on the way: its images are no smooth function of the first noise."""
     text = Path(config).read_text().replace("TEACHER", "x").split("  whole:")[0]
     text = text.replace(f"model: {Path(config).parent / 'teacher'}", f"model: {done / 'four' / 'model'}")
     (tmp_path / "pairs.yaml").write_text(text.replace("num_steps: 2", "num_steps: 4"))

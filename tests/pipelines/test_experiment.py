@@ -2,15 +2,19 @@
 
 import json
 import sys
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
 
 from instaflow.config import load_experiment
 from instaflow.errors import InstaFlowError, Interrupted
+from instaflow.evaluation.report import report_json
+from instaflow.files import write_json
 from instaflow.interruption import Stop
 from instaflow.rundir import locked
 from pipelines import experiment
+from tests.compared import made_report, made_row
 from tests.experiments import folders, mark_done, write
 
 
@@ -50,6 +54,37 @@ def test_a_run_takes_every_stage_once_and_in_order(config, worked, capsys):
     out = capsys.readouterr().out
     assert out.count("done before") == 5
     assert out.endswith('report.html\nImages in one step: instaflow sample runs/small/student/model --prompt "..."\n')
+
+
+@pytest.mark.parametrize(
+    ("best", "kind", "weights", "command"),
+    [
+        ("student", "student", "ema", "student/model"),
+        ("student", "student", "raw", "student/model-raw"),
+        ("2rf", "flow", "ema", "2rf/model --num-steps 1"),
+    ],
+)
+def test_a_run_ends_with_the_best_one_step_model_of_its_report(
+    config, worked, tmp_path, capsys, best, kind, weights, command
+):
+    """Not with the one that was distilled last, nor with one step of the teacher."""
+    rows = [
+        made_row("teacher", "teacher", 1, 0.1),
+        made_row("other", "direct", 1, 0.4),
+        replace(made_row(best, kind, 1, 0.3), weights=weights),
+        made_row("teacher", "teacher", 25, 0.2),
+    ]
+    run = tmp_path / "runs" / "small"
+    for name in ("model", "model-raw"):
+        (run / best / name).mkdir(parents=True)
+    (run / "report").mkdir()
+    write_json(run / "report" / "report.json", report_json(replace(made_report(0, []), rows=rows)))
+    experiment.run_all(load_experiment(config), Stop())
+    told = f"Images in one step, by the report's best: instaflow sample runs/small/{command} --prompt"
+    assert told in capsys.readouterr().out.splitlines()[-1]
+    (run / "report" / "report.json").write_text("{")
+    experiment.run_all(load_experiment(config), Stop())
+    assert "Images in one step: instaflow sample runs/small/student/model " in capsys.readouterr().out
 
 
 def test_a_kind_runs_what_it_can_and_tells_what_waits(config, worked, tmp_path, capsys):

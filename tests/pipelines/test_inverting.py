@@ -165,6 +165,13 @@ def test_what_it_holds_is_told_and_seen(config, tmp_path):
     assert "4 pairs" in draw_sheet(folder, tmp_path / "sheet.png", count=4)
 
 
+def test_what_is_left_out_does_not_count(config, tmp_path, capsys):
+    couple(config, tmp_path / "run")
+    told = capsys.readouterr().out
+    assert "pairs: 10 couplings in " in told
+    assert "pairs: left out 1 coupling: images that cannot be read or lead to no noise" in told
+
+
 def test_digits_come_with_true_captions_drawn_by_the_seed(tmp_path, teacher):
     config = write(tmp_path, teacher, "digits")
     found = [shard.prompts for shard in records(couple(config, tmp_path / "run"))]
@@ -240,7 +247,7 @@ def test_a_reflow_trains_on_both(mixed, tmp_path, monkeypatch):
     assert 20 <= drawn <= 44 and len({one.numpy().tobytes() for one in noise}) == 8 + 11
     assert (
         jobs[0].describe(0, 64)
-        == "records of shards 00000 of 'drawn' and records of shards 00000, 00001, 00002 of 'pairs'"
+        == "records of shard 00000 of 'drawn' and records of shards 00000, 00001, 00002 of 'pairs'"
     )
     identity = json.loads((tmp_path / "run" / "2rf" / "stage.json").read_text())["identity"]
     assert {"couplings (content)", "real.couplings (content)"} <= identity.keys()

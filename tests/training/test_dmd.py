@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from instaflow.errors import InstaFlowError
 from instaflow.flow.views import EdmView, EpsilonView, VelocityView
 from instaflow.models.samplers import few_step_scheduler
+from instaflow.models.sampling import generator_of
 from instaflow.sections import MatchingPhase, Regression
 from instaflow.training.dmd import (
     Discriminator,
@@ -21,7 +23,7 @@ from instaflow.training.dmd import (
     matching_direction,
     matching_loss,
 )
-from instaflow.training.draws import COLUMNS, PROMPT, STEP, TIME, draws
+from instaflow.training.draws import COLUMNS, CROP, PROMPT, STEP, TIME, draws
 from instaflow.training.loop import Critic, Job, train
 from instaflow.training.progressive import Teacher
 from tests.models.made import ddim, load, noise, write_model
@@ -74,6 +76,13 @@ class Scale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mean + self.deviation * x
+
+
+class Asked(nn.Module):
+    """A network of no parameters, called as a U-Net is."""
+
+    def forward(self, x: Tensor, timestep: Tensor, *, return_dict: bool) -> tuple[Tensor]:
+        return (torch.sin(x),)
 
 
 # --- the gradient -----------------------------------------------------------------------------------------------------
@@ -294,8 +303,27 @@ def job(made: SimpleNamespace, phases: list[MatchingPhase], scale: float = 1.0) 
         return stacked_noise(size, seed=1000 + position), noise(size, seed=2000 + position), ["a seven"] * size
 
     plain = job_of(made.matching, phases=phases, batch=batch, trackers=[])
-    critic = Critic(made.fake, critic_batch, updates=2, learning_rate_scale=scale)
+
+    def describe(position: int, size: int) -> str:
+        return f"the critic's samples {position} to {position + size - 1}"
+
+    critic = Critic(made.fake, critic_batch, describe, updates=2, learning_rate_scale=scale)
     return Job(**{**vars(plain), "critic": critic, "means": [made.matching.means, made.fake.means]})
+
+
+def test_a_critic_s_loss_that_is_not_finite_names_what_the_critic_saw(place, tmp_path):
+    """The third of its batches, two for each of the generator's."""
+    made = losses(place)
+    trained = job(made, [MatchingPhase(samples=8, global_batch_size=4, learning_rate=1e-3)])
+    given = trained.critic.batch
+
+    def batch(position: int, size: int) -> tuple:
+        drawn, *others = given(position, size)
+        return (drawn * math.nan if position == 8 else drawn, *others)
+
+    broken = Job(**{**vars(trained), "critic": Critic(**{**vars(trained.critic), "batch": batch})})
+    with pytest.raises(InstaFlowError, match="the critic's loss is nan at 4 samples, on the critic's samples 8 to 11;"):
+        train(broken, folder_of(tmp_path), lambda: False)
 
 
 def test_what_the_discriminator_says_to_the_generator_is_its_own_gradient(place):
@@ -357,6 +385,28 @@ def test_matched_pairs_weigh_as_much_as_any_other_sample(place):
         own = made.matching.direction(x, start[:, 1], prompts, numbers)
         pairs = made.matching.direction(y, start[::2, 1], PROMPTS[:2], numbers[::2])
     torch.testing.assert_close(whole.detach(), 0.5 * torch.cat([own, pairs]).square().mean(), rtol=1e-4, atol=1e-5)
+
+
+class Cropped:
+    """Stands for a perceptual distance: a mean square that is as large as the draws of the crop say."""
+
+    def __call__(self, made: Tensor, data: Tensor, draws: np.ndarray) -> Tensor:
+        return torch.as_tensor(draws[:, CROP].sum(1)).float() * (made - data).square().mean((1, 2, 3))
+
+
+def test_a_perceptual_regression_is_a_mean_over_pairs_each_with_the_draws_of_a_sample_of_its_own():
+    view = VIEWS["velocity"]
+    of = Regression(couplings="pairs", loss="lpips", weight=0.25)
+    scores = {"real": knowing(view, MEAN, DEVIATION), "fake": knowing(view, -0.4, 1.3)}
+    loss = matching(view, **scores, regression=of, distance=Cropped(), unet=Asked())
+    numbers, start, coupled, data = draws(0, "dmd/", 0, 6), stacked_noise(6), noise(3, seed=5), noise(3, seed=6)
+    whole = loss(start, coupled, data, PROMPTS, numbers)
+    alone = loss(start, None, None, [], numbers)
+    made = view.one_step(coupled, torch.sin(coupled))
+    each = [
+        numbers[row, CROP].sum() * (made[place] - data[place]).square().mean() for place, row in enumerate((0, 2, 4))
+    ]
+    torch.testing.assert_close(whole - alone, 0.25 * torch.stack(each).mean(), rtol=1e-4, atol=0)
 
 
 def test_the_discriminator_s_loss_is_of_real_images_with_their_captions_and_made_ones_with_their_prompts(place):
@@ -449,9 +499,8 @@ def test_the_stock_sampler_of_several_steps_is_what_was_trained(place):
     made = losses(place, gan=False, num_steps=4)
     scheduler = few_step_scheduler(made.model.scheduler, 4)
     found = made.model.sample(noise(3), PROMPTS, num_steps=4, guidance_scale=1.0, scheduler=scheduler)
-    generator = torch.Generator().manual_seed(0)
-    between = [torch.randn(noise(3).shape, generator=generator) for _ in range(3)]
-    start = torch.stack([noise(3), *between], 1)
+    between = [torch.randn(3, *one.shape, generator=generator_of(one)) for one in noise(3)]
+    start = torch.cat([noise(3)[:, None], torch.stack(between)], 1)
     with torch.no_grad():
         expected = made.matching.generator(start, PROMPTS, torch.full((3,), 3))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)

@@ -79,11 +79,12 @@ def test_reflow_of_a_diffusion_by_hand(prediction_type):
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("kind", ["l2", "pseudo-huber"])
+@pytest.mark.parametrize("kind", ["l2", "pseudo-huber", "lpips"])
 def test_rectified_diffusion_by_hand(prediction_type, kind):
     """The teacher's own training, on paired noise: x_τ of the DDPM schedule, and the loss on the predicted data."""
     unet, start, data = Recorder(), noise(3), noise(3, seed=1)
-    loss = RectifiedDiffusionLoss(unet, EpsilonView(ddim().alphas_cumprod, prediction_type), Encoder(), 0.0)
+    view = EpsilonView(ddim().alphas_cumprod, prediction_type)
+    loss = RectifiedDiffusionLoss(unet, view, Encoder(), 0.0, Squares())
     loss.begin(FlowPhase(samples=3, global_batch_size=3, learning_rate=1.0, loss=kind))
     found = loss(start, data, PROMPTS, numbers([0.0, 0.7496, 0.9999]))
     timestep = torch.tensor([999, 250, 0])
@@ -97,7 +98,11 @@ def test_rectified_diffusion_by_hand(prediction_type, kind):
     output = 0.3 * torch.sin(x) + torch.tensor([11.0, 12.0, 7.0]).view(3, 1, 1, 1) / 10
     predicted = (x - s * output) / a if prediction_type == "epsilon" else a * x - s * output
     misses = predicted - data
-    expected = misses.square() if kind == "l2" else (misses.square() + 0.001**2).sqrt() - 0.001
+    expected = {
+        "l2": misses.square(),
+        "pseudo-huber": (misses.square() + 0.001**2).sqrt() - 0.001,
+        "lpips": misses.square() / 2,  # whatever the time
+    }[kind]
     torch.testing.assert_close(found.double(), expected.mean(), rtol=1e-4, atol=1e-5)
 
 
@@ -283,6 +288,17 @@ def test_reflow_losses_by_hand(parametrization, name):
     assert unet.weight.grad.abs() > 0
 
 
+def test_losses_by_time_go_from_noise_to_data():
+    loss, u = ReflowLoss(Recorder(), VelocityView(), Encoder(), 0.0), [0.05, 0.25, 0.85]
+    start, data = noise(3), noise(3, seed=1)
+    alone = [
+        loss(start[row : row + 1], data[row : row + 1], PROMPTS[row : row + 1], numbers([u[row]])) for row in range(3)
+    ]
+    sums, counts = loss.by_time.total()
+    assert counts.tolist() == [1, 0, 1, 0, 0, 0, 0, 0, 1, 0]
+    assert sums[counts > 0].tolist() == pytest.approx([value.item() for value in alone], rel=1e-5)
+
+
 @pytest.mark.parametrize("u", [0.0, 1e-7, 1 - 1e-7, 1 - 2**-53])
 def test_the_weights_are_finite_at_both_ends_of_time(u):
     loss = ReflowLoss(Recorder(), VelocityView(), Encoder(), 0.0, Squares())
@@ -300,14 +316,16 @@ def loss_errors(unet, start, data):
     return (-(0.3 * torch.sin(x) + 0.7) - (data - start)).detach()[0]
 
 
-def test_a_weighted_perceptual_loss_is_computed_in_float32():
+@pytest.mark.parametrize("kind", [ReflowLoss, RectifiedDiffusionLoss])
+def test_a_flow_s_perceptual_loss_is_computed_in_float32(kind):
     class Dtypes(Squares):
         def __call__(self, latents, targets, draws):
             self.dtype = (latents @ targets.transpose(2, 3)).dtype  # what autocast would make bfloat16
             return super().__call__(latents, targets, draws)
 
     distance = Dtypes()
-    loss = ReflowLoss(Recorder(), VelocityView(), Encoder(), 0.0, distance)
+    view = VelocityView() if kind is ReflowLoss else EpsilonView(ddim().alphas_cumprod)
+    loss = kind(Recorder(), view, Encoder(), 0.0, distance)
     loss.begin(phase("lpips"))
     with torch.autocast("cpu", torch.bfloat16):
         loss(noise(1), noise(1, seed=1), ["a digit"], numbers([0.5]))

@@ -190,6 +190,10 @@ def test_a_velocity_s_loss_by_hand():
         weight = max((t / (1 - t)) ** 2, 1)
         wanted.append(weight * (target - (z - (1 - t) * torch.cos(z))).square().mean())
     torch.testing.assert_close(found, torch.stack(wanted).mean(), rtol=1e-9, atol=0)
+    step = (numbers[:, 0] * 2).astype(int)  # at t = 0.001, the noise, or 0.5005
+    sums, counts = loss.by_time.total()
+    assert counts.tolist() == [(step == 0).sum(), 0, 0, 0, 0, (step == 1).sum(), 0, 0, 0, 0]
+    assert sums[0].item() == pytest.approx(sum(value for value, place in zip(wanted, step, strict=True) if place == 0))
 
 
 # --- what is trained, and what is not ---------------------------------------------------------------------------------

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from instaflow.errors import InstaFlowError, Interrupted
 from instaflow.files import write_json
 from instaflow.sections import Phase
 from instaflow.training import engine, loop
-from instaflow.world import leave, world
+from instaflow.world import barrier, leave, world
 from tests.training.made import StopAt, batch, figures, folder_of, job_of
 
 STAGES = (0, 1, 2, 3)
@@ -145,6 +145,7 @@ def together(run: Path, model_folder: Path) -> None:
         finish(run, f"half-resumed-{stage}", Odd(), **half)
     for stage in (0, 3):
         unet(run, model_folder, stage)
+        text_encoder(run, stage)
 
 
 def unet(run: Path, model_folder: Path, stage: int) -> None:
@@ -164,6 +165,26 @@ def unet(run: Path, model_folder: Path, stage: int) -> None:
     phases = [Phase(samples=8, global_batch_size=4, learning_rate=1e-3)]
     finish(run, f"unet-{stage}", loss, batch=couplings, phases=phases, zero_stage=stage)
     assert model.sample(noise(1), ["a digit"], num_steps=1, guidance_scale=1.0).isfinite().all()
+
+
+def text_encoder(run: Path, stage: int) -> None:
+    """A teacher's text encoder in two trainings: the second takes over what the first one left."""
+    from instaflow.digits.networks import build_text_encoder
+    from instaflow.digits.stream import CaptionLoss
+    from instaflow.digits.tokenizer import build_tokenizer
+
+    def captions(position: int, size: int) -> tuple[list[str]]:
+        return (["a seven", "an odd digit", "the digit 4", "zero"][:size],)
+
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer("digits")
+    network = build_text_encoder(tokenizer, "digits")
+    phases = [Phase(samples=8, global_batch_size=4, learning_rate=1e-3)]
+    for case in ("text", "text-again"):
+        loss = CaptionLoss(network, tokenizer=tokenizer, allowed_by=lambda text: [frozenset({len(text) % 10})], cells=1)
+        finish(run, f"{case}-{stage}", loss, batch=captions, phases=phases, zero_stage=stage)
+        barrier()  # the leader wrote it
+        loss.load_state_dict(load_file(run / f"{case}-{stage}" / "ema.safetensors"))
 
 
 def resume(run: Path) -> None:
