@@ -416,6 +416,8 @@ class EvaluateStage(Stage):
     """Images made at a time."""
     compared_samples: Annotated[int, Field(ge=2)] = 2000
     """Of them, so many images are kept, the first: to be shown, and to be compared with the reference's."""
+    beside: list[str] = []  # noqa: RUF012  (pydantic copies it)
+    """Earlier reports (report.json) whose rows are shown beside these; one of another protocol is refused."""
     straightness_samples: PositiveInt = 256
     """Paths that S(Z) is measured on."""
     straightness_steps: Steps = 100
@@ -423,6 +425,9 @@ class EvaluateStage(Stage):
 
     def parents(self) -> dict[str, str]:
         return {f"models.{i}.model": entry.model for i, entry in enumerate(self.models)}
+
+    def files(self) -> dict[str, str]:
+        return {f"beside.{i}": place for i, place in enumerate(self.beside)}
 
     @model_validator(mode="after")
     def reference_is_measured(self) -> "EvaluateStage":

@@ -24,9 +24,11 @@ from instaflow.digits.protocol import (
 )
 from instaflow.digits.tokenizer import MAX_LENGTH
 from instaflow.errors import InstaFlowError
-from instaflow.evaluation.card import Card, array_hash, prompts_hash
+from instaflow.evaluation import findings
+from instaflow.evaluation.card import Card, array_hash, check_alike, prompts_hash
 from instaflow.evaluation.frechet import Gaussian, frechet_distance
 from instaflow.evaluation.history import loss_curves, preview_curves, stages_so_far, start_checks
+from instaflow.evaluation.markdown import markdown
 from instaflow.evaluation.observations import Observations
 from instaflow.evaluation.page import write_page
 from instaflow.evaluation.report import (
@@ -35,17 +37,21 @@ from instaflow.evaluation.report import (
     GalleryRow,
     Gap,
     Gaps,
+    Neighbour,
+    Neighbours,
     Protocol,
     Report,
     Row,
     Stage,
     StraightnessProfile,
+    Strip,
     Trajectories,
     model_kind,
     report_json,
 )
+from instaflow.evaluation.saved import read_report
 from instaflow.evaluation.trajectories import project
-from instaflow.files import write_json
+from instaflow.files import write_file, write_json
 from instaflow.flow.straightness import Straightness, straightness
 from instaflow.interruption import Stop
 from instaflow.models.device import device
@@ -55,9 +61,11 @@ from instaflow.models.pixels import PixelModel
 from instaflow.models.text_to_image import TextToImage
 from instaflow.rundir import StageFolder
 from instaflow.world import hardware, world
-from pipelines.observing import Subject, bends_of, observe
+from pipelines.observing import Subject, bends_of, noise_of, observe, pixels
 
 GALLERY = 10
+STRIPS = 3
+BETWEEN = 10
 WORST = 12
 LIBRARIES = ("torch", "diffusers", "transformers", "deepspeed", "numpy", "scikit-learn")
 
@@ -104,6 +112,11 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
         m for m in measured if (m.subject.entry.model, m.subject.entry.weights, m.subject.num_steps) == wanted
     )
     real, taught = Gaussian.of(protocol.features(protocol.real_images)), Gaussian.of(reference.features)
+    looks = zip(settings.models, seen, strict=True)
+    kinds = {
+        entry.model: model_kind(entry.model, stages) if entry.model in stage.stage_names else look.kind
+        for entry, look in looks
+    }
     rows = []
     for m in measured:
         accuracy = protocol.accuracy(m.observed["readings"])
@@ -111,7 +124,7 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
         rows.append(
             Row(
                 model=m.subject.entry.model,
-                kind=model_kind(m.subject.entry.model, stages),
+                kind=kinds[m.subject.entry.model],
                 num_steps=m.subject.num_steps,
                 guidance_scale=m.subject.guidance_scale,
                 weights=m.subject.entry.weights,
@@ -128,6 +141,8 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
             )
         )
 
+    rows += rows_beside(stage, rows)
+
     # Report
     report = Report(
         title=stage.run.name,
@@ -143,14 +158,21 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
         losses=loss_curves(stage, stages),
         previews=preview_curves(stage, stages),
         checks=start_checks(stage, stages),
-        gallery=gallery(protocol, measured, rows),
-        gaps=gaps(protocol, measured, rows, reference),
+        gallery=gallery(protocol, measured, rows[: len(measured)]),
+        gaps=gaps(protocol, measured, rows[: len(measured)], reference),
         straightness=[profile_of(label, found) for label, found in straight.items()],
         trajectories=trajectories({label: observed["states"] for label, observed in paths.items()}),
     )
+    if best := next((m for m, row in zip(measured, rows, strict=False) if row is findings.result(report)), None):
+        report = replace(
+            report,
+            strips=strips(stage, protocol, best.subject),
+            neighbours=neighbours(protocol, best) if protocol.side == 1 else None,
+        )
     content = report_json(report)
     write_json(stage.folder / "report.json", content)
     write_page(stage.folder / "report.html", report)
+    write_file(stage.folder / "report.md", markdown(report))
     return lambda: hashlib.sha256(json.dumps(content["rows"]).encode()).hexdigest()
 
 
@@ -162,6 +184,8 @@ class Seen:
     image_size: tuple[int, int]
     guidance_scale: float
     sampler: str
+    kind: str
+    """"teacher", "flow" or "student", by its folder."""
 
 
 def look_at_models(stage: StageFolder) -> tuple[DigitsProtocol, list[Seen]]:
@@ -171,7 +195,13 @@ def look_at_models(stage: StageFolder) -> tuple[DigitsProtocol, list[Seen]]:
         model = load_model(stage.locate_weights(entry.model, entry.weights), device=torch.device("cpu"))
         protocol = protocol_for(stage, entry.model, model)
         seen.append(
-            Seen(model.latent_shape, model.image_size, model.settings.guidance_scale, type(model.scheduler).__name__)
+            Seen(
+                latent_shape=model.latent_shape,
+                image_size=model.image_size,
+                guidance_scale=model.settings.guidance_scale,
+                sampler=type(model.scheduler).__name__,
+                kind=model.settings.kind,
+            )
         )
         if seen[-1].latent_shape != seen[0].latent_shape:
             raise InstaFlowError(
@@ -348,6 +378,57 @@ def gaps(protocol: DigitsProtocol, measured: list[Measured], rows: list[Row], re
             for place in worst.tolist()
         ],
         unrelated=unrelated_distance(reference.images, protocol.prompts),
+    )
+
+
+def rows_beside(stage: StageFolder, rows: list[Row]) -> list[Row]:
+    """The rows of reports that were made before. Raises ConfigError where their protocol is another one."""
+    found = []
+    for place in stage.stage.beside:
+        report = read_report(Path(place))
+        name = Path(place).resolve().parent.parent.name
+        for row in report.rows:
+            check_alike([(f"'{rows[0].model}'", rows[0].card), (f"'{row.model}' in '{place}'", row.card)])
+            found.append(replace(row, model=f"{name}/{row.model}", frechet_distance_teacher=None))
+    return found
+
+
+def strips(stage: StageFolder, protocol: DigitsProtocol, subject: Subject) -> list[Strip]:
+    """What a one-step model draws of a few prompts between two noises; nothing of a model of several steps."""
+    if subject.num_steps > 1:
+        return []
+    model = load_model(stage.locate_weights(subject.entry.model, subject.entry.weights), device=device())
+    found = []
+    for place in protocol.gallery(STRIPS):
+        first, last = (noise_of(stage, model, slice(index, index + 1)) for index in (place, place + 1))
+        angle = torch.linspace(0, torch.pi / 2, BETWEEN).view(-1, 1, 1, 1)
+        noise = torch.cos(angle) * first + torch.sin(angle) * last  # of variance 1, for the two are independent
+        prompt = protocol.prompts[place]
+        latents = model.sample(noise, [prompt] * BETWEEN, num_steps=1, guidance_scale=subject.guidance_scale)
+        found.append(Strip(prompt=prompt, images=list(pixels(model.decode(latents).cpu()))))
+    return found
+
+
+def neighbours(protocol: DigitsProtocol, best: Measured) -> Neighbours:
+    """The real image that is nearest to each of the model's."""
+    real = torch.from_numpy(protocol.features(protocol.real_images))
+    far = torch.cdist(torch.from_numpy(best.features), real)
+    apart = torch.cdist(real, real).fill_diagonal_(torch.inf)
+    shown = [place for place in protocol.gallery(GALLERY) if place < len(best.images)]
+    pictures = pixels(protocol.real_images)
+    return Neighbours(
+        model=best.label,
+        shown=[
+            Neighbour(
+                prompt=protocol.prompts[place],
+                image=best.images[place],
+                real=pictures[int(far[place].argmin())],
+                distance=float(far[place].min()),
+            )
+            for place in shown
+        ],
+        median=float(far.min(1).values.median()),
+        real_median=float(apart.min(1).values.median()),
     )
 
 

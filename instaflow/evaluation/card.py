@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -50,6 +50,10 @@ class Card:
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
+PROTOCOL = tuple(entry.name for entry in fields(Card) if entry.name not in (*SUBJECT, *CIRCUMSTANCES))
+"""What must be the same for two figures to be compared."""
+
+
 def prompts_hash(prompts: Sequence[str]) -> str:
     """ "2,000 prompts, SHA-256 ..." of a list in its order."""
     digest = hashlib.sha256("\0".join(prompts).encode()).hexdigest()
@@ -61,15 +65,13 @@ def array_hash(values: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:16]
 
 
-def difference(card: dict[str, Any], other: dict[str, Any]) -> tuple[str, Any, Any] | None:
+def difference(card: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
     """The first entry of the protocol in which two cards differ, with both values; None if their figures compare."""
-    for entry in fields(Card):
-        if entry.name not in (*SUBJECT, *CIRCUMSTANCES) and card.get(entry.name) != other.get(entry.name):
-            return entry.name, card.get(entry.name), other.get(entry.name)
-    return None
+    differing = (name for name in PROTOCOL if card.get(name) != other.get(name))
+    return next(((name, card.get(name), other.get(name)) for name in differing), None)
 
 
-def check_alike(cards: Sequence[tuple[str, dict[str, Any]]]) -> None:
+def check_alike(cards: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
     """Refuse to set figures beside one another that were measured otherwise. cards: with whose they are.
 
     Raises ConfigError, which names the entry.

@@ -306,6 +306,23 @@ def gaps(report: Report) -> list[str]:
     return found
 
 
+def memory(report: Report) -> list[str]:
+    """Whether a model's images are copies of real ones."""
+    found = report.neighbours
+    if not found:
+        return []
+    sides = (
+        f"The images of {named(found.model)} lie {number(found.median)} from the nearest real one (median), a real "
+        f"image {number(found.real_median)} from the nearest other"
+    )
+    verdicts = (
+        "nearer than real images to one another: look for copies.",
+        "as near as real images to one another.",
+        "farther than real images from one another: these are no copies.",
+    )
+    return [f"{sides}; {verdicts[1 + comparison(found.median, found.real_median)]}"]
+
+
 def training_samples(report: Report, model: str) -> int:
     """Training samples seen after the teacher, by all stages on the way to `model`."""
     return sum(s.samples or 0 for s in _road(report, model) if s.kind in ("reflow", "distill"))

@@ -10,19 +10,32 @@ from typing import Any, TypeVar
 import numpy as np
 
 from instaflow.evaluation import findings
+from instaflow.evaluation.card import PROTOCOL
 from instaflow.evaluation.parts import (
     beside,
+    card_table,
     figure,
+    folded,
     gallery_grid,
     gap_grid,
     legend,
+    neighbour_grid,
     pairs_list,
     paragraph,
     rows_table,
     section,
     stage_bars,
+    strip_grid,
 )
-from instaflow.evaluation.plots import Colours, gap_plot, loss_plot, preview_plots, quality_plots
+from instaflow.evaluation.plots import (
+    Colours,
+    cost_plot,
+    gap_plot,
+    loss_plot,
+    preview_plots,
+    quality_plots,
+    sweep_plots,
+)
 from instaflow.evaluation.report import Floors, Protocol, Report, Row
 from instaflow.evaluation.story import contributions, idea
 from instaflow.evaluation.style import LIGHT, STYLE
@@ -47,6 +60,8 @@ def page(report: Report) -> str:
         contributions(report, colours),
         _quality(report, colours),
         _gaps(report, colours),
+        _between(report),
+        _memory(report),
         _cost(report, colours),
         _protocol(report),
     ]
@@ -149,7 +164,8 @@ def _quality(report: Report, colours: Colours) -> str:
     card = report.protocol
     against = [text for text in (card.samples, card.features, card.weights and f"weights: {card.weights}") if text]
     caption = (
-        "All axes are logarithmic, lower is better; models with a single number of steps are set apart sideways. A "
+        "Axes are logarithmic, but for training samples; lower is better; models with a single number of steps are set "
+        "apart sideways. A "
         "Fréchet distance shrinks as the samples grow: compare within this page only."
     )
     if report.floors != Floors():
@@ -162,6 +178,17 @@ def _quality(report: Report, colours: Colours) -> str:
         for plot in quality_plots(report.rows, report.floors, colours, card.judged)
     )
     names = list(dict.fromkeys(row.label for row in report.rows))
+    samples = {row.model: findings.training_samples(report, row.model) for row in report.rows}
+    cost = cost_plot(report.rows, samples, colours)
+    plots += f'<figure class="panel">{cost}</figure>' if cost else ""
+    sweeps = "".join(
+        f'<figure class="panel"><h3>{escape(name)}</h3>{plot}</figure>'
+        for name, plot in sweep_plots(report.rows, colours, card.judged)
+    )
+    sweeping = (
+        "What guidance trades: a line for each model and number of steps, a mark for each guidance scale, the ends "
+        "dashed and named. To the right more is drawn as asked for, lower is nearer to the real images."
+    )
     best = "Marked: the best of the one-step rows." if sum(row.num_steps == 1 for row in report.rows) > 1 else ""
     return section(
         "Quality against steps",
@@ -169,6 +196,7 @@ def _quality(report: Report, colours: Colours) -> str:
         f'{legend(names, colours)}<div class="two">{plots}</div><p class="small soft">{escape(caption)}</p>'
         if plots
         else "",
+        f'<div class="two">{sweeps}</div><p class="small soft">{sweeping}</p>' if sweeps else "",
         figure(f'<div class="scroll">{rows_table(report, colours)}</div>', best),
         paragraph(findings.accuracy(report)),
         paragraph(findings.averaging(report)),
@@ -194,6 +222,35 @@ def _gaps(report: Report, colours: Colours) -> str:
         figure(gap_grid(gaps), f"Left {gaps.teacher}, right {gaps.student}; below, what the reader sees in each.")
         if gaps.worst
         else "",
+    )
+
+
+def _between(report: Report) -> str:
+    """Images between two noises."""
+    best = findings.result(report)
+    if not report.strips or not best:
+        return ""
+    caption = (
+        f"Each line is one prompt, drawn by {best.label} in {steps(best.num_steps)} from noises on the great circle "
+        "between two. Where a model has learned a map from noise to image, and not single images, what it draws "
+        "changes gradually."
+    )
+    return section("From one noise to another", figure(strip_grid(report.strips, best.label), caption))
+
+
+def _memory(report: Report) -> str:
+    """The nearest real images."""
+    found = report.neighbours
+    if not found:
+        return ""
+    caption = (
+        f"Left an image of {found.model}, right the real image that is nearest to it in the protocol’s features, for "
+        "the prompts of the gallery."
+    )
+    return section(
+        "Has it learned images by heart?",
+        paragraph(findings.memory(report)),
+        figure(neighbour_grid(found), caption),
     )
 
 
@@ -236,7 +293,24 @@ def _protocol(report: Report) -> str:
         ("Versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())),
     ]
     shown = [(label, text) for label, text in entries if text]
-    return section("How it was measured", f'<div class="panel">{pairs_list(shown)}</div>' if shown else "")
+    return section(
+        "How it was measured",
+        f'<div class="panel">{pairs_list(shown)}</div>' if shown else "",
+        _card(report.rows),
+    )
+
+
+def _card(rows: Sequence[Row]) -> str:
+    """The protocol card that all rows share, and what each row was, on demand."""
+    if not rows or not rows[0].card:
+        return ""
+    shared = [(name, told(rows[0].card[name])) for name in PROTOCOL if rows[0].card.get(name) not in (None, "")]
+    words = "<p>What all rows have in common; figures of other protocols say nothing beside these.</p>"
+    return folded("The protocol card", f"{words}{pairs_list(shared)}<h3>Each row</h3>{card_table(rows)}")
+
+
+def told(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def protocol_entries(card: Protocol, floors: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from instaflow.evaluation.findings import reference
 from instaflow.evaluation.plots import Colours
-from instaflow.evaluation.report import Gallery, Gaps, Picture, Report, Row, Stage
+from instaflow.evaluation.report import Gallery, Gaps, Neighbours, Picture, Report, Row, Stage, Strip
 from instaflow.evaluation.svg import marker
 from instaflow.evaluation.wording import duration, number, percent, steps
 
@@ -99,6 +99,52 @@ def gap_grid(gaps: Gaps) -> str:
         text = "<br>".join([*lines, f"{number(gap.distance)} apart"])
         cells.append(f'<figure><div class="pair">{images}</div><figcaption>{text}</figcaption></figure>')
     return f'<div class="gaps">{"".join(cells)}</div>'
+
+
+def strip_grid(strips: Sequence[Strip], model: str) -> str:
+    """A line of images for each strip."""
+    lines = []
+    for strip in strips:
+        images = "".join(picture(image, f"{strip.prompt}: {model}, on the way") for image in strip.images)
+        lines.append(
+            f'<figure class="strip"><div style="--n: {len(strip.images)}">{images}</div>'
+            f"<figcaption>{escape(strip.prompt) or '(empty)'}</figcaption></figure>"
+        )
+    return "".join(lines)
+
+
+def neighbour_grid(neighbours: Neighbours) -> str:
+    cells = []
+    for one in neighbours.shown:
+        images = picture(one.image, f"{neighbours.model}: {one.prompt}") + picture(one.real, "the nearest real image")
+        text = f"{escape(one.prompt) or '(empty)'}<br>{number(one.distance)} apart"
+        cells.append(f'<figure><div class="pair">{images}</div><figcaption>{text}</figcaption></figure>')
+    return f'<div class="gaps">{"".join(cells)}</div>'
+
+
+def card_table(rows: Sequence[Row]) -> str:
+    """What each row was, from its protocol card: its model's content, sampler and precision."""
+    lines = []
+    for row in rows:
+        card = row.card
+        told = [
+            str(card.get("model_content", "–"))[:16],
+            row.weights,
+            str(row.num_steps),
+            "–" if row.guidance_scale is None else f"{row.guidance_scale:g}",
+            str(card.get("sampler", "–")),
+            str(card.get("dtype", "–")),
+        ]
+        cells = "".join(f"<td>{escape(text)}</td>" for text in told)
+        lines.append(f"<tr><td>{escape(row.label)}</td>{cells}</tr>")
+    heads = ("Content", "Weights", "Steps", "Guidance", "Scheduler", "Precision")
+    head = "".join(f"<th>{title}</th>" for title in ("Model", *heads))
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def folded(title: str, inside: str) -> str:
+    """What is there on demand."""
+    return f"<details><summary>{escape(title)}</summary>\n{inside}\n</details>"
 
 
 def rows_table(report: Report, colours: Colours) -> str:

@@ -1,7 +1,7 @@
 """The report's plots: which figure goes on which axis."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +15,7 @@ from instaflow.evaluation.report import (
     StraightnessProfile,
     Trajectories,
     distance_summary,
+    labelled,
 )
 from instaflow.evaluation.svg import Axis, Point, Series, axis_over, chart, polyline
 from instaflow.evaluation.wording import number, percent, steps
@@ -45,6 +46,53 @@ def quality_plots(rows: Sequence[Row], floors: Floors, colours: Colours, judged:
         _quality_plot(to_real, colours, "Fréchet distance to the real images", real, None),
     ]
     return [plot for plot in plots if plot]
+
+
+def cost_plot(rows: Sequence[Row], samples: Mapping[str, int], colours: Colours) -> str:
+    """Fréchet distance against training samples seen after the teacher, one point a model: at its fewest steps."""
+    fewest: dict[str, Row] = {}
+    for row in rows:
+        if samples.get(row.model) and row.frechet_distance_real and row.weights == "ema":
+            before = fewest.get(row.label)
+            fewest[row.label] = row if before is None or row.num_steps < before.num_steps else before
+    if len(fewest) < 2:
+        return ""
+    series = [
+        Series(
+            name=label,
+            colour=colours[label],
+            points=[(samples[row.model], row.frechet_distance_real or 0.0)],
+            look="marked",
+            titles=[f"{label}, {steps(row.num_steps)}: {number(row.frechet_distance_real)}"],
+        )
+        for label, row in fewest.items()
+    ]
+    points = [point for one in series for point in one.points]
+    x = axis_over([x for x, _ in points], "training samples after the teacher", zero=True)
+    y = axis_over([y for _, y in points], "Fréchet distance to the real images", log=True)
+    return chart(series, x=x, y=y, title="Quality against the cost of training")
+
+
+def sweep_plots(rows: Sequence[Row], colours: Colours, judged: str = "prompts") -> list[tuple[str, str]]:
+    """(model and steps, SVG): Fréchet distance against prompts drawn right over the guidance scales, a line each."""
+    swept: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.swept and row.frechet_distance_real is not None and row.prompt_accuracy is not None:
+            swept.setdefault(f"{labelled(row.model, row.weights)}, {steps(row.num_steps)}", []).append(row)
+    plots = []
+    for name, found in swept.items():
+        own = sorted(found, key=lambda row: row.guidance_scale or 0.0)
+        points = [(float(row.prompt_accuracy or 0), float(row.frechet_distance_real or 0)) for row in own]
+        titles = [
+            f"guidance {row.guidance_scale:g}: {number(y)}, {percent(x)}"
+            for row, (x, y) in zip(own, points, strict=True)
+        ]
+        series = [Series(name=name, colour=colours[own[0].label], points=points, look="marked", titles=titles)]
+        x = replace(axis_over([x for x, _ in points], f"{judged.capitalize()} drawn right"), percent=True)
+        y = axis_over([y for _, y in points], "Fréchet distance to the real images")
+        ends = [(points[i][0], f"{own[i].guidance_scale:g}") for i in dict.fromkeys((0, len(own) - 1))]
+        plots.append((name, chart(series, x=x, y=y, title=f"Guidance from {ends[0][1]} to {ends[-1][1]}", marks=ends)))
+    return plots
 
 
 def _finite(*floors: tuple[float | None, str]) -> list[tuple[float, str]]:

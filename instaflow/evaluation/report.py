@@ -146,6 +146,37 @@ class Gaps:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Strip:
+    """A one-step model's images of one prompt while its noise turns from one into another, on the great circle."""
+
+    prompt: str
+    images: Sequence[Picture]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbour:
+    """An image and the real one that is nearest to it in the features of the protocol."""
+
+    prompt: str
+    image: Picture
+    real: Picture
+    distance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbours:
+    """Whether a model draws real images from memory: then it lies nearer to one than they lie to one another.
+
+    median: of the distances of its images to the real ones; real_median: of a real image to the nearest other.
+    """
+
+    model: str
+    shown: Sequence[Neighbour]
+    median: float
+    real_median: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class StraightnessProfile:
     """E||(Z1 - Z0) - v(Z_t, t)||² / E||Z1 - Z0||² at each time: 0 everywhere if and only if all paths are straight."""
 
@@ -199,6 +230,8 @@ class Report:
     checks: Sequence[StartCheck] = ()
     gallery: Gallery | None = None
     gaps: Gaps | None = None
+    strips: Sequence[Strip] = ()  # of the experiment's one-step model
+    neighbours: Neighbours | None = None
     straightness: Sequence[StraightnessProfile] = ()
     trajectories: Sequence[Trajectories] = ()
 
@@ -262,6 +295,7 @@ def report_json(report: Report) -> dict[str, Any]:
         "checks": [dataclasses.asdict(check) for check in report.checks],
         "straightness_profiles": [dataclasses.asdict(profile) for profile in report.straightness],
         "gaps": _gaps_json(report.gaps) if report.gaps else None,
+        "neighbours": _neighbours_json(report.neighbours) if report.neighbours else None,
     }
     return _plain(content)
 
@@ -283,6 +317,12 @@ def _gaps_json(gaps: Gaps) -> dict[str, Any]:
             for gap in gaps.worst
         ],
     }
+
+
+def _neighbours_json(neighbours: Neighbours) -> dict[str, Any]:
+    shown = [{"prompt": one.prompt, "distance": one.distance} for one in neighbours.shown]
+    told = {key: getattr(neighbours, key) for key in ("model", "median", "real_median")}
+    return {**told, "shown": shown}
 
 
 def distance_summary(distances: Sequence[float]) -> dict[str, float]:

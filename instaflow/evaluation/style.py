@@ -109,6 +109,13 @@ ol.prompts { display: none; }
 .gaps .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 3px; }
 .gaps figure { margin: 0; } .gaps figcaption { font-size: 0.78rem; line-height: 1.3; }
 
+.strip { margin: 0 0 10px; }
+.strip div { display: grid; grid-template-columns: repeat(var(--n), minmax(0, 1fr)); gap: 2px; }
+.strip img { width: 100%; display: block; image-rendering: pixelated; border-radius: 2px; }
+.strip figcaption { margin-top: 2px; font-size: 0.78rem; }
+details { margin: 16px 0; } summary { cursor: pointer; font-weight: 500; padding: 6px 0; }
+details h3 { margin: 18px 0 6px; }
+
 .stage { display: grid; grid-template-columns: 130px 1fr 92px; gap: 0 14px; padding: 7px 0;
   border-top: 1px solid var(--line); align-items: baseline; }
 .stage:first-child { border-top: 0; }

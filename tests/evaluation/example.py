@@ -11,6 +11,8 @@ from instaflow.evaluation.report import (
     Gap,
     Gaps,
     LossCurve,
+    Neighbour,
+    Neighbours,
     PreviewCurve,
     Protocol,
     Report,
@@ -18,10 +20,22 @@ from instaflow.evaluation.report import (
     Stage,
     StartCheck,
     StraightnessProfile,
+    Strip,
 )
 from instaflow.evaluation.trajectories import project
 
 KINDS = {"teacher": "teacher", "2rf": "flow", "student": "student", "direct": "direct"}
+
+
+CARD = {
+    "model_content": "0123456789abcdef0123",
+    "weights": "ema",
+    "sampler": "DPMSolverMultistepScheduler",
+    "dtype": "float32",
+    "protocol": "digits",
+    "num_samples": 2000,
+    "prompts": "2,000 prompts, SHA-256 76543210",
+}
 
 
 def row(model: str, num_steps: int, real: float | None, teacher: float | None, accuracy: float | None) -> Row:
@@ -40,6 +54,7 @@ def row(model: str, num_steps: int, real: float | None, teacher: float | None, a
         straightness=None if straight is None else 130 * straight,
         straightness_relative=straight,
         prompt_accuracy_unseen=accuracy,
+        card={**CARD, "model": model, "num_steps": num_steps},
     )
 
 
@@ -106,6 +121,13 @@ def full_report() -> Report:
             distances={"student": distances, "direct": [2 * d for d in distances]},
             worst=[Gap(prompt="an odd digit", teacher_image=image(5), student_image=image(6), distance=1.0)],
             unrelated=0.8,
+        ),
+        strips=[Strip(prompt="a handwritten seven", images=[image(i) for i in range(5)])],
+        neighbours=Neighbours(
+            model="student",
+            shown=[Neighbour(prompt="a handwritten seven", image=image(3), real=image(4), distance=0.5)],
+            median=1.2,
+            real_median=1.1,
         ),
         straightness=[
             StraightnessProfile(model="teacher", times=list(times), values=[0.3] * 6),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from instaflow.evaluation.markdown import markdown
 from instaflow.evaluation.page import model_colours, page, write_page
 from instaflow.evaluation.parts import picture
 from instaflow.evaluation.report import Floors, Gallery, GalleryRow, LossCurve, Protocol, Report
@@ -143,7 +144,8 @@ def test_raw_rows_are_called_so_wherever_they_stand(place):
     raw = replace(ROWS[5], weights="raw", frechet_distance_real=0.219)
     report = replace(full_report(), rows=[*ROWS[:place], raw, *ROWS[place:]])
     content = page(report)
-    cells = re.findall(r"<tr[^>]*><td>(?:<svg.*?</svg>)?([^<]*)</td>", content)
+    table = content[: content.index("The protocol card")]
+    cells = re.findall(r"<tr[^>]*><td>(?:<svg.*?</svg>)?([^<]*)</td>", table)
     assert cells.count("student (raw)") == 1 and cells.count("student") == 1
     assert "student (raw), 1 step: 0.219" in content
     assert re.search(r"<li>(?:<svg.*?</svg>)student \(raw\)</li>", content)
@@ -197,3 +199,63 @@ def test_a_gallery_row_with_an_image_too_few_is_refused():
     gallery = Gallery(prompts=["a", "b"], rows=[GalleryRow(model="m", kind="flow", num_steps=1, images=[])])
     with pytest.raises(ValueError, match="shorter"):
         page(replace(full_report(), gallery=gallery))
+
+
+def test_strips_neighbours_and_the_protocol_card_are_on_the_page():
+    reader = Reader(page(full_report()))
+    alts = [attributes["alt"] for tag, attributes in reader.tags if tag == "img"]
+    assert alts.count("a handwritten seven: student, on the way") == 5
+    assert alts.count("the nearest real image") == 1
+    assert "student lie 1.20 from the nearest real one (median), a real image 1.10 from the nearest other" in " ".join(
+        reader.text.replace("student  lie", "student lie").split()
+    )
+    assert "The protocol card" in reader.text and "2,000 prompts, SHA-256 76543210" in reader.text
+    assert reader.text.count("0123456789abcdef ") == len(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("median", "said"),
+    [(0.5, "look for copies"), (1.1, "as near as real images"), (2.0, "these are no copies")],
+)
+def test_whether_images_are_copies_follows_the_distances(median, said):
+    report = full_report()
+    assert said in page(replace(report, neighbours=replace(report.neighbours, median=median)))
+
+
+def test_a_sweep_of_guidance_is_a_curve_with_its_ends_named():
+    rows = [
+        replace(
+            ROWS[0], guidance_scale=scale, swept=True, frechet_distance_real=0.2 + 0.1 * scale, prompt_accuracy=share
+        )
+        for scale, share in ((1.0, 0.9), (3.0, 0.97), (5.0, 0.99))
+    ]
+    content = page(
+        Report(title="sweep", config="c", seed=0, hardware="h", protocol=Protocol(), rows=[*rows, *ROWS[4:]])
+    )
+    text = Reader(content).text
+    assert "Guidance from 1 to 5" in content and "What guidance trades" in text
+    assert all(f"guidance {scale:g}: " in content for scale in (1, 3, 5))
+    assert "teacher (guidance 3)" in text
+    assert "What guidance trades" not in page(full_report())
+
+
+def test_quality_stands_against_the_cost_of_training():
+    report = full_report()
+    assert "Quality against the cost of training" in page(report)
+    assert "Quality against the cost of training" not in page(replace(report, stages=[]))
+
+
+def test_the_report_as_markdown_has_every_row_and_the_card():
+    text = markdown(full_report())
+    lines = text.splitlines()
+    assert lines[0] == "# One-step digits"
+    [head] = [line for line in lines if line.startswith("| model")]
+    table = lines[lines.index(head) + 2 : lines.index(head) + 2 + len(ROWS)]
+    assert [line.split(" | ")[0] for line in table] == [f"| {one.label}" for one in ROWS]
+    assert table[-2].startswith("| student | 1 | 1 | 0.312 | 0.0710 | 99.2")
+    assert "- num samples: 2000" in lines and "- dtype: float32" in lines
+
+
+def test_a_column_without_a_figure_is_left_out_of_the_markdown():
+    rows = [replace(one, prompt_accuracy=None) for one in ROWS]
+    assert "drawn right" not in markdown(replace(full_report(), rows=rows)).split("Protocol")[0].split("| model")[1]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from instaflow.config import load_experiment
-from instaflow.errors import Interrupted
+from instaflow.errors import ConfigError, Interrupted
 from instaflow.evaluation.observations import Observations
 from instaflow.interruption import Stop
 from pipelines.experiment import run_all
@@ -124,3 +124,29 @@ def test_a_sweep_of_guidance_is_a_row_each(config, tmp_path):
     assert [(row["num_steps"], row["guidance_scale"]) for row in found] == [(3, 1), (1, 1), (3, 3), (1, 3), (1, 1.5)]
     assert len({row["frechet_distance_real"] for row in found}) == 5
     assert found[0]["straightness"] != found[2]["straightness"]
+
+
+def test_rows_of_an_earlier_report_stand_beside(config, done, tmp_path):
+    earlier = done / "report" / "report.json"
+    changes = [f"stages.report.beside=[{earlier}]", "stages.report.models.1.num_steps=[2]"]
+    run_all(load_experiment(config, changes, run=str(tmp_path / "run")), Stop())
+    found = rows(tmp_path / "run")
+    assert len(found) == 3 + 3
+    for old, shown in zip(rows(done), found[3:], strict=True):
+        assert shown["model"] == f"run/{old['model']}"
+        assert shown["frechet_distance_real"] == old["frechet_distance_real"]
+        assert shown["frechet_distance_teacher"] is None  # of another run's teacher
+
+
+def test_a_row_of_another_protocol_is_refused_with_the_entry_that_differs(config, done, tmp_path):
+    changes = [f"stages.report.beside=[{done / 'report' / 'report.json'}]", "stages.report.num_samples=64"]
+    with pytest.raises(ConfigError, match="different protocols: 'num_samples' is 64 there and 70 here"):
+        run_all(load_experiment(config, changes, run=str(tmp_path / "run")), Stop())
+
+
+def test_a_report_has_strips_neighbours_and_markdown(done):
+    page = (done / "report" / "report.html").read_text()
+    assert "From one noise to another" in page and page.count("on the way&quot;") + page.count('on the way"') == 30
+    content = json.loads((done / "report" / "report.json").read_text())
+    assert content["neighbours"]["median"] > 0 and len(content["neighbours"]["shown"]) == 10
+    assert (done / "report" / "report.md").read_text().count("\n| ") == 2 + 3
