@@ -303,6 +303,11 @@ def check_parents(name: str, stage: Stage, stages: dict[str, Stage]) -> None:
                     f"'{where}' needs a stage that gives {article(wanted)}, and '{parent}' gives none",
                     f"Stages that do: {givers}" if givers else "",
                 )
+            if key == "real.couplings" and getattr(stages[parent], "data", None) is None:
+                raise ConfigError(
+                    f"'{where}' names '{parent}', which draws its images from prompts: they are the model's own",
+                    "Name a couple stage that takes real images, by `data` in place of `prompts`",
+                )
         elif not parent:
             raise ConfigError(f"'{where}' is empty: it names a stage, a folder or a hub model")
         elif wanted == "model" and Path(parent).is_file():

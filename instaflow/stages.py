@@ -325,7 +325,7 @@ class FlowStage(CoupledStage):
     parametrization: Parametrization = "velocity"
     """What the network is trained to answer: a velocity; or what its diffusion teacher answered, read as a velocity
     ("epsilon", also for an EDM, which stays one); or that, with uniform timesteps and the loss on the data that it
-    predicts ("rectified-diffusion")."""
+    predicts ("rectified-diffusion", in reflow alone)."""
     negate_output_at_start: bool = False
     """Negate the last convolution of an epsilon teacher before training, as a flow of the paper's sign would see it."""
     stacked: bool = False

@@ -92,6 +92,7 @@ def headline(report: Report) -> list[str]:
             as_few = [row for row in rows_of(report, "teacher") if row.num_steps == best.num_steps < teacher.num_steps]
             text += "".join(f" and {number(both[1][1])} in {taken}" for row in as_few if (both := distances(best, row)))
         found.append(f"{text}.")
+        found += nearer(report, best)
     if best.prompt_accuracy is not None:
         compared = teacher and teacher.prompt_accuracy is not None
         beside = f" ({named(teacher.label)}: {percent(teacher.prompt_accuracy)})" if teacher and compared else ""
@@ -103,6 +104,17 @@ def headline(report: Report) -> list[str]:
         slower = f"takes {times(ratio)} as long" if ratio > 1.05 else "takes no longer"
         found.append(f"{each}; {than} {slower}.")
     return found
+
+
+def nearer(report: Report, best: Row) -> list[str]:
+    """Whether another one-step model comes nearer than the one that the experiment is about."""
+    measured = [(found[1][0], row) for row in report.rows if row.num_steps == 1 and (found := distances(row))]
+    if not measured or not (own := distances(best)):
+        return []
+    distance, row = min(measured, key=lambda pair: pair[0])
+    if row is best or comparison(distance, own[1][0]) >= 0:
+        return []
+    return [f"Of all one-step models {named(row.label)} comes nearest: {number(distance)}."]
 
 
 def scale(report: Report) -> list[str]:

@@ -57,7 +57,8 @@ def samples_of(settings: dict[str, Any]) -> int | None:
     if "count" in settings:
         return int(settings["count"])
     keys = ("autoencoder_phases", "text_phases", "phases", "perceptual_phases")
-    return sum(phase["samples"] for key in keys for phase in settings.get(key) or ())
+    phases = [phase for key in keys for phase in settings.get(key) or ()]
+    return sum(phase["samples"] - phase["samples"] % phase["global_batch_size"] for phase in phases)  # whole batches
 
 
 def loss_curves(stage: StageFolder, stages: list[Stage]) -> list[LossCurve]:

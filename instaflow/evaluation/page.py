@@ -38,7 +38,7 @@ from instaflow.evaluation.plots import (
 )
 from instaflow.evaluation.report import Floors, Protocol, Report, Row
 from instaflow.evaluation.story import contributions, idea
-from instaflow.evaluation.style import LIGHT, STYLE
+from instaflow.evaluation.style import LIGHT, SLOTS, STYLE
 from instaflow.evaluation.wording import duration, is_number, memory, number, percent, steps
 from instaflow.files import write_file
 
@@ -108,7 +108,7 @@ def model_colours(report: Report) -> Colours:
     for model in [*kinds, *extra]:
         free = [slot for slot in range(len(LIGHT)) if slot not in colours.values()]
         if model not in colours:
-            colours[model] = free[-1] if free and model not in kinds else free[0] if free else len(colours) % len(LIGHT)
+            colours[model] = free[-1] if free and model not in kinds else free[0] if free else len(colours) % SLOTS
     return colours
 
 

@@ -52,7 +52,7 @@ def contributions(report: Report, colours: Colours) -> str:
             "couple",
             "Couplings",
             "A coupling is a noise together with the image that a model makes of it, step by step, without further "
-            "randomness. No image of the original data set is needed from here on.",
+            "randomness. Made so, they need no image of the original data set.",
             [f"Couplings made: {joined(counts)}."] if counts else [],
         ),
         (

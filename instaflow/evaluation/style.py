@@ -4,6 +4,9 @@
 LIGHT = ("#59636f", "#0b6cb3", "#cc4a0a", "#0a8566", "#8656ad", "#9a7100", "#b83a72")
 DARK = ("#a9b4c0", "#5ab0f0", "#ff8d52", "#3fc79f", "#c29ae6", "#dcb041", "#f083b4")
 
+SLOTS = 4 * len(LIGHT)
+"""Of models on a page that can be told apart: four shapes of each colour."""
+
 _LIGHT = """
   --page: #fbfaf8; --panel: #ffffff; --ink: #1c2024; --soft: #5c646d; --line: #dfe1e3; --grid: #ecedee;
   --best: #e7f1e4; --bell: #e4e7ea; --idle: #b9bfc5; color-scheme: light;"""
@@ -19,7 +22,7 @@ def _palette(colours: tuple[str, ...]) -> str:
 STYLE = (
     f":root {{{_LIGHT} {_palette(LIGHT)} }}\n"
     f"@media screen and (prefers-color-scheme: dark) {{ :root {{{_DARK} {_palette(DARK)} }} }}\n"
-    + "\n".join(f".c{i} {{ --c: var(--c{i}); }}" for i in range(len(LIGHT)))
+    + "\n".join(f".c{i} {{ --c: var(--c{i % len(LIGHT)}); }}" for i in range(SLOTS))
     + """
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }

@@ -116,7 +116,10 @@ def chart(
 
 
 def marker(colour: int, x: float, y: float, title: str = "") -> str:
-    """The palette's shape for a colour: circle, square, triangle, diamond in turn, so that colour is not needed."""
+    """The shape of a slot: circle, square, triangle, diamond in turn, so that colour is not needed.
+
+    Where the palette's seven colours begin again, each has another shape than before.
+    """
     shape = (
         f"M{x - 4.5:.1f} {y:.1f}a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0 -9 0z",
         f"M{x - 4:.1f} {y - 4:.1f}h8v8h-8z",

@@ -178,3 +178,10 @@ def test_a_missing_model_leaves_sentences_out_and_names_no_number(missing):
     text = told([sentence for part in parts for sentence in part(report)])
     assert f"`{missing}`" not in text
     assert "nan" not in text and "–" not in text
+
+
+def test_the_nearest_one_step_model_is_named_where_it_is_another():
+    assert "comes nearest" not in told(findings.headline(full_report()))
+    text = told(findings.headline(with_distance("direct", 0.2)))
+    assert "Of all one-step models `direct` comes nearest: 0.200." in text
+    assert "comes nearest" not in told(findings.headline(with_distance("direct", 0.31)))  # as good as the same

@@ -2,7 +2,7 @@
 
 import pytest
 
-from instaflow.evaluation.history import description, loss_curves, preview_curves, stages_so_far
+from instaflow.evaluation.history import description, loss_curves, preview_curves, samples_of, stages_so_far
 from instaflow.evaluation.report import model_kind
 from tests.experiments import HALVED, SMALL, folders, mark_done, write
 
@@ -68,3 +68,9 @@ def test_a_matched_model_is_of_its_own_kind_and_names_its_terms_and_parents(tmp_
     assert found.description == f"{said}, with regression and GAN"
     settings = {"kind": "distill", "method": "dmd", "init": "student", "teacher": "teacher", "regression": None}
     assert description(settings) == said
+
+
+def test_samples_are_counted_in_whole_batches():
+    phases = [{"samples": 100, "global_batch_size": 64}, {"samples": 128, "global_batch_size": 64}]
+    assert samples_of({"phases": phases}) == 64 + 128
+    assert samples_of({"count": 7}) == 7

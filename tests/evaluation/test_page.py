@@ -13,6 +13,8 @@ from instaflow.evaluation.markdown import markdown
 from instaflow.evaluation.page import model_colours, page, write_page
 from instaflow.evaluation.parts import picture
 from instaflow.evaluation.report import Floors, Gallery, GalleryRow, LossCurve, Protocol, Report
+from instaflow.evaluation.style import LIGHT
+from instaflow.evaluation.svg import marker
 from tests.evaluation.example import ROWS, STAGES, full_report, row, with_distance
 
 VOID = {"meta", "img", "br", "path", "circle"}
@@ -179,6 +181,18 @@ def test_each_model_has_its_own_colour_and_the_roles_keep_theirs():
     two = [*ROWS, *(replace(r, model="3rf") for r in ROWS if r.model == "2rf")]
     colours = model_colours(replace(full_report(), rows=two))
     assert len(set(colours.values())) == len(colours)
+
+
+def test_twenty_models_differ_in_colour_or_shape():
+    rows = [replace(ROWS[5], model=f"student-{index}") for index in range(20)]
+    report = Report(title="many", config="c", seed=0, hardware="h", protocol=Protocol(), rows=rows)
+    colours = model_colours(report)
+    looks = {
+        re.sub(r"[^a-z]", "", marker(slot, 0, 0).split(' d="')[1]) + str(slot % len(LIGHT)) for slot in colours.values()
+    }
+    assert len(looks) == 20
+    content = page(report)
+    assert all(f".c{slot} {{" in content for slot in colours.values())
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "1"])
