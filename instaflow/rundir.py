@@ -133,6 +133,18 @@ class StageFolder:
             return str(read_done(self.run / parent)["fingerprint"])
         return fingerprint_of(Path(parent)) if Path(parent).is_dir() else model_fingerprint(parent)
 
+    def ancestry(self, parent: str) -> set[str]:
+        """The contents of a model and of all that it was made from, as far as this run's stages tell."""
+        found, waiting = {self.content(parent)}, [parent]
+        while waiting:
+            name = waiting.pop()
+            file = self.run / str(name) / "stage.json"
+            if name in self.stage_names and file.is_file():  # it may have been copied here without its own parents
+                record = read_json(file)
+                found |= {value for key, value in record["identity"].items() if key.endswith("(content)")}
+                waiting += [record["settings"].get(key) for key in ("init", "teacher", "couplings", "model")]
+        return found
+
     def is_here(self, parent: str) -> bool:
         """Whether a parent can be looked at: a stage that is done, or a model that needs no network."""
         if parent in self.stage_names:

@@ -31,11 +31,13 @@ from pipelines.on_couplings import (
     copied,
     describing,
     guided,
+    lineage_behind,
     lineage_of,
     mean_loss,
     open_couplings,
     open_distance,
     tell_checks,
+    tell_maker,
     to_check,
     write_both,
 )
@@ -66,6 +68,8 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     settings = stage.stage
     parts = open_parts(stage)
     model, fake = parts.generator, parts.fake
+    if parts.pairs:
+        tell_maker(stage, settings.regression.couplings, parts.pairs, settings.teacher)
     for network in (model.unet, fake.unet) if settings.gradient_checkpointing else ():
         network.enable_gradient_checkpointing()
     if settings.compile:
@@ -85,7 +89,10 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     )
     entry = {"stage": stage.name, "kind": "distill", "summary": summary, "samples_seen": trained.samples_seen}
     sources = [couplings for couplings in (parts.pairs, parts.real) if couplings]
-    lineage = lineage_of(model.settings.lineage, parts.teacher.settings.lineage, sources, entry)
+    taught = parts.teacher.settings.lineage
+    if parts.pairs:
+        taught = [*taught, *lineage_behind(stage, settings.regression.couplings, parts.pairs)]
+    lineage = lineage_of(model.settings.lineage, taught, sources, entry)
     scheduler = flow_scheduler(own, model.scheduler)
     if settings.num_steps > 1:
         scheduler = few_step_scheduler(model.scheduler, settings.num_steps)

@@ -118,6 +118,20 @@ def open_couplings(stage: StageFolder, place: str, model: Model) -> Couplings:
     return couplings
 
 
+def tell_maker(stage: StageFolder, place: str, couplings: Couplings, learned: str) -> None:
+    """Print a warning where another model made the couplings than the one to learn from, or one that it came from.
+
+    No error: the same weights have another fingerprint in a folder than by their hub name.
+    """
+    manifest = couplings.manifest
+    if world().leads and manifest.model_fingerprint not in stage.ancestry(learned):
+        print(
+            f"{stage.name}: warning: the couplings '{place}' were made by another model ({manifest.model}) than "
+            f"'{learned}', which this stage learns from, or any that it came from",
+            flush=True,
+        )
+
+
 def open_distance(stage: StageFolder, model: Model) -> PerceptualDistance | None:
     """What the stage's perceptual losses measure by, if it has some.
 
@@ -294,11 +308,16 @@ def save_both(
     """Write model/ (EMA) and model-raw/; the content's fingerprint is asked for when all processes are done."""
     model = material.model
     entry = {"stage": stage.name, "kind": stage.stage.kind, "summary": summary, "samples_seen": trained.samples_seen}
-    couple_model = Path(stage.locate(stage.stage.couplings)).absolute() / material.couplings.manifest.model
-    made_by = read_settings(couple_model).lineage if couple_model.is_dir() else []
+    made_by = lineage_behind(stage, stage.stage.couplings, material.couplings)
     sources = [material.couplings, *([material.mixture.real] if material.mixture else [])]
     settings = replace(settings, lineage=lineage_of(model.settings.lineage, made_by, sources, entry))
     return write_both(stage, model, trained, settings, flow_scheduler(settings.parametrization, model.scheduler))
+
+
+def lineage_behind(stage: StageFolder, place: str, couplings: Couplings) -> list[dict[str, Any]]:
+    """The lineage of the model that made the couplings at `place`; empty where it isn't here."""
+    folder = Path(stage.locate(place)).absolute() / couplings.manifest.model
+    return read_settings(folder).lineage if folder.is_dir() else []
 
 
 def lineage_of(

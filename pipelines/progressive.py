@@ -30,6 +30,7 @@ from pipelines.on_couplings import (
     open_parts,
     save_both,
     tell_checks,
+    tell_maker,
     to_check,
 )
 
@@ -48,6 +49,8 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     model, couplings = open_parts(stage)
     material = Material(model, couplings, model.view())
     check_grids(stage, material.view)
+    if not couplings.manifest.data:  # real images are the method's own data, whoever inverted them
+        tell_maker(stage, settings.couplings, couplings, settings.init)
     teacher = copied(model)
     if settings.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()

@@ -147,10 +147,11 @@ def rehearsal_of(experiment: Experiment, folder: Path) -> Rehearsal:
                 added = f"{name}-{key.replace('.', '-')}"
                 while added in experiment.stages:
                     added += "-"
+                maker = "teacher" if isinstance(stage, DmdStage) else "init"
                 put(
                     settings,
                     key,
-                    made.add_couplings(added, settings["init"], made_up(experiment, stage.parents()["init"])),
+                    made.add_couplings(added, settings[maker], made_up(experiment, stage.parents()[maker])),
                 )
                 made.changes.append(f"{name}: couplings of a tiny model in place of '{place}'")
             else:

@@ -1,6 +1,7 @@
 """Distribution matching as a stage: stopped, resumed, shared out, exported, sampled, planned and rehearsed."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -244,6 +245,40 @@ def test_noise_between_steps_couples_nothing(config, done, tmp_path):
     (tmp_path / "pairs.yaml").write_text(text.replace("num_steps: 2", "num_steps: 4"))
     with pytest.raises(ConfigError, match="draws noise between its steps"):
         run_one(load_experiment(str(tmp_path / "pairs.yaml"), run=str(tmp_path / "run")), "pairs", StopAt())
+
+
+@pytest.mark.parametrize(
+    ("parts", "warned"),
+    [
+        ("init: TEACHER, teacher: TEACHER, regression: {couplings: pairs", False),
+        ("init: whole, teacher: TEACHER, regression: {couplings: pairs", False),
+        ("init: reflowed, teacher: reflowed, regression: {couplings: pairs", False),  # which began with TEACHER
+        ("init: TEACHER, teacher: TEACHER, regression: {couplings: others", True),
+        ("init: FLOW, teacher: FLOW, regression: {couplings: pairs", True),
+    ],
+)
+def test_a_regression_on_another_model_s_couplings_is_told(config, done, tmp_path, capsys, parts, warned):
+    teacher = Path(config).parent / "teacher"
+    other = write_model(tmp_path / "other", seed=1)
+    phases = "phases: [{samples: 4, global_batch_size: 4, learning_rate: 1e-3}]"
+    couple = "prompts: [a seven], count: 8, num_steps: 2, guidance_scale: 1"
+    stages = [
+        f"others: {{kind: couple, model: {other}, {couple}}}",
+        f"reflowed: {{kind: reflow, init: {teacher}, couplings: pairs, preview: null, {phases}}}",
+        f"tried: {{kind: distill, method: dmd, prompts: [a seven], guidance_scale: 1, {phases}, {parts}, loss: l2}}}}",
+    ]
+    text = Path(config).read_text() + "".join(f"  {stage}\n" for stage in stages)
+    text = text.replace("TEACHER", str(teacher)).replace("FLOW", str(teacher.parent / "flow"))
+    (tmp_path / "tried.yaml").write_text(text)
+    for name in ("pairs", "whole"):
+        shutil.copytree(done / name, tmp_path / "run" / name)
+    experiment = load_experiment(str(tmp_path / "tried.yaml"), run=str(tmp_path / "run"))
+    for name in ("others", "reflowed"):
+        if name in parts:
+            run_one(experiment, name, StopAt())
+    capsys.readouterr()
+    run_one(experiment, "tried", StopAt())
+    assert ("were made by another model" in capsys.readouterr().out) is warned
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

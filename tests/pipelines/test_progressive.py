@@ -17,7 +17,7 @@ from instaflow.models.settings import read_settings
 from instaflow.sections import HalvingPhase
 from instaflow.training import engine
 from pipelines import progressive
-from pipelines.experiment import run_all
+from pipelines.experiment import run_all, run_one
 from pipelines.on_couplings import Material, open_parts
 from pipelines.plan import Plan
 from pipelines.rehearse import rehearsal_of
@@ -248,6 +248,15 @@ def test_a_grid_that_no_sampler_has_is_refused_before_training(config, whole, tm
         train(config, tmp_path, whole, f"phases=[{', '.join(phases)}]")
     assert words in caught.value.message and caught.value.hint
     assert not (tmp_path / "halved" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("stage", "warned"), [("halved", False), ("flow", True)])
+def test_couplings_of_another_model_are_told(config, whole, tmp_path, capsys, stage, warned):
+    """FLOW's folder says nothing of where it came from, and TEACHER made the couplings."""
+    (tmp_path / "pairs").symlink_to(whole / "pairs")
+    run_one(load_experiment(config, run=str(tmp_path)), stage, StopAt())
+    words = f"{stage}: warning: the couplings 'pairs' were made by another model"
+    assert (words in capsys.readouterr().out) is warned
 
 
 # --- plan and rehearsal -----------------------------------------------------------------------------------------------
