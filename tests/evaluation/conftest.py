@@ -1,0 +1,15 @@
+import socket
+
+import pytest
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Any connection is an error."""
+
+    def refused(*words):
+        raise AssertionError(f"a connection was tried: {words[1:]}")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refused)
+    monkeypatch.setattr(socket, "getaddrinfo", refused)
