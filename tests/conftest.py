@@ -1,5 +1,6 @@
 """What several test files share: a typed command, one whole digits run, and one with its counts cut to a tenth."""
 
+import socket
 import sys
 from pathlib import Path
 
@@ -47,3 +48,15 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("small") / "digits"
     instaflow("run", CONFIG, "--run-dir", run, *cut_to_a_tenth())
     return run
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Any connection is an error."""
+
+    def refused(*words):
+        raise AssertionError(f"a connection was tried: {words[1:]}")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refused)
+    monkeypatch.setattr(socket, "getaddrinfo", refused)

@@ -1,7 +1,5 @@
 """CLIP's features and scores against open_clip's own calls, by a tiny architecture at random weights."""
 
-import json
-
 import numpy as np
 import open_clip
 import pytest
@@ -14,31 +12,16 @@ from instaflow.evaluation import clip
 from instaflow.evaluation.clip import PHOTO, load_clip
 from instaflow.evaluation.features import in_floats
 from instaflow.weights import WEIGHTS
+from tests.evaluation.stand_ins import OWN, tiny_clip
 
 CPU = torch.device("cpu")
-TINY = {
-    "embed_dim": 12,
-    "quick_gelu": True,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-}
-OWN = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "interpolation": "bilinear", "resize_mode": "shortest"}
 PROMPTS = ["a cat", "two dogs on a sofa", "words " * 100 + "cut off"]
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """The file of a tiny network, whose architecture and pretraining open_clip then knows."""
-    folder = tmp_path_factory.mktemp("clip")
-    (folder / "tiny-clip.json").write_text(json.dumps(TINY))
-    open_clip.add_model_config(folder / "tiny-clip.json")
-    torch.manual_seed(0)
-    state = open_clip.create_model("tiny-clip").state_dict()
-    torch.save(state, folder / "weights.bin")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(pretrained._PRETRAINED, "tiny-clip", {"own": OWN})
-        patch.setitem(clip.NETWORKS, "tiny", ("tiny-clip", "own"))
-        yield folder / "weights.bin"
+    with tiny_clip(tmp_path_factory.mktemp("clip")) as file:
+        yield file
 
 
 @pytest.fixture

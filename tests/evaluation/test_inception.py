@@ -13,35 +13,14 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from instaflow.errors import DataError
 from instaflow.evaluation.features import in_floats
 from instaflow.evaluation.inception import inception, load_layers
+from tests.evaluation.stand_ins import write_inception
 
 CPU = torch.device("cpu")
 
 
-class Blank(FeatureExtractorInceptionV3):
-    def load_state_dict(self, state):
-        pass
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A file in the format of torch-fidelity's, of weights that keep the size of activations through the layers."""
-    file = tmp_path_factory.mktemp("inception") / "weights.pth"
-    torch.save({}, file)
-    torch.manual_seed(0)
-    with torch.device("meta"):
-        network = Blank("inception", ["2048"], feature_extractor_weights_path=str(file))
-    network.to_empty(device="cpu")
-    for part in network.modules():
-        if isinstance(part, nn.Conv2d):
-            part.weight.normal_(0, (2 / part.weight[0].numel()) ** 0.5)
-        elif isinstance(part, nn.BatchNorm2d):
-            part.reset_running_stats()
-            part.weight.fill_(1)
-            part.bias.fill_(0.1)
-    network.fc.weight.zero_()
-    network.fc.bias.zero_()
-    torch.save(network.state_dict(), file)
-    return file
+    return write_inception(tmp_path_factory.mktemp("inception") / "weights.pth")
 
 
 @pytest.fixture(scope="module")
