@@ -423,9 +423,9 @@ def verify(folder: Path, workers: int | None) -> None:
     from instaflow.couplings.shards import read_sidecar, shards_to_make
     from instaflow.couplings.verify import is_unfinished
     from instaflow.couplings.verify import verify as check
-    from instaflow.evaluation.wording import counted
     from instaflow.interruption import listening
     from instaflow.parallel import cores
+    from instaflow.plurals import counted
     from instaflow.progress import Progress
 
     plan = read_manifest(folder).plan
@@ -462,8 +462,8 @@ def repair(folder: Path, workers: int | None, model: str | None) -> None:
     """
     from instaflow.couplings.manifest import read_manifest
     from instaflow.couplings.shards import shards_to_make
-    from instaflow.evaluation.wording import counted
     from instaflow.parallel import cores
+    from instaflow.plurals import counted
     from pipelines.couple import repair as make_again
 
     shards = make_again(folder, model=model, workers=workers or cores())

@@ -28,7 +28,6 @@ from instaflow.couplings.shards import Sidecar, shards_fingerprint, shards_to_ma
 from instaflow.couplings.verify import bad_shards, verify
 from instaflow.couplings.verify_shard import Problem
 from instaflow.errors import DataError, Interrupted
-from instaflow.evaluation.wording import counted
 from instaflow.files import write_json
 from instaflow.image_files import images_exist, images_hash
 from instaflow.interruption import Stop, listening
@@ -39,6 +38,7 @@ from instaflow.models.pixels import PixelModel
 from instaflow.models.samplers import coupling_scheduler, recorded_scheduler
 from instaflow.models.sampling import Sampling, pays_to_compile
 from instaflow.places import is_hub_name, model_fingerprint
+from instaflow.plurals import counted
 from instaflow.progress import Progress
 from instaflow.prompt_sources import Prompts
 from instaflow.rundir import StageFolder, locked, read_done

@@ -6,7 +6,7 @@ from instaflow.couplings.manifest import Manifest
 from instaflow.couplings.prompts import KeptPrompts
 from instaflow.couplings.shards import BadShard, Sidecar, read_sidecar, sidecar_path, store_of
 from instaflow.errors import DataError
-from instaflow.evaluation.wording import counted
+from instaflow.plurals import counted
 from instaflow.rundir import read_stats
 
 RANGES = 8  # rows of shards, at most

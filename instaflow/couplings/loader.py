@@ -11,7 +11,7 @@ import numpy as np
 from instaflow.couplings.manifest import read_manifest
 from instaflow.couplings.shards import BadShard, Shard, Sidecar, place_of_tar, read_shard, read_sidecar, shards_to_make
 from instaflow.errors import DataError
-from instaflow.evaluation.wording import counted
+from instaflow.plurals import counted
 from instaflow.streams import random_stream, stream_key
 
 WINDOW = 4  # shards whose records are shuffled together

@@ -20,8 +20,8 @@ from instaflow.couplings.verify_beside import (
 )
 from instaflow.couplings.verify_shard import Problem, Reading, others, read_one
 from instaflow.errors import Interrupted
-from instaflow.evaluation.wording import counted
 from instaflow.parallel import spread
+from instaflow.plurals import counted
 
 
 def verify(

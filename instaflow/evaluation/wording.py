@@ -64,11 +64,6 @@ def steps(count: int) -> str:
     return "1 step" if count == 1 else f"{count} steps"
 
 
-def counted(count: int, thing: str) -> str:
-    """1 shard, 1,234 shards"""
-    return f"{count:,} {thing}{'' if count == 1 else 's'}"
-
-
 def joined(names: list[str]) -> str:
     """a, b and c"""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

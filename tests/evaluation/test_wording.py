@@ -3,6 +3,7 @@ import math
 import pytest
 
 from instaflow.evaluation import wording
+from instaflow.plurals import counted
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def test_duration(seconds, text):
 
 
 def test_one_thing_is_told_as_one():
-    assert [wording.counted(count, "shard") for count in (0, 1, 2, 4096)] == [
+    assert [counted(count, "shard") for count in (0, 1, 2, 4096)] == [
         "0 shards",
         "1 shard",
         "2 shards",
