@@ -175,7 +175,7 @@ def coco(tmp_path_factory) -> dict[str, str]:
         (weights / WEIGHTS["clip-vit-g-14"].file).write_bytes(file.read_bytes())
         for name in ("inception", "clip-vit-g-14"):
             patch.setitem(WEIGHTS, name, replace(WEIGHTS[name], sha256=""))
-        patch.setitem(PRESETS, "coco2017-5k", replace(PRESETS["coco2017-5k"], side=16))
+        patch.setitem(PRESETS, "coco2017-5k", replace(PRESETS["coco2017-5k"], side=8))
         patch.setenv("INSTAFLOW_WEIGHTS", str(weights))
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         yield {"captions": str(folder / "captions.json"), "real": str(folder / "val"), "weights": str(weights)}
@@ -197,7 +197,7 @@ def test_images_are_judged_by_inception_and_clip(config, coco, tmp_path, no_netw
         assert row["frechet_distance_real"] > 0 and 0 <= row["precision"] <= 1 and 0 <= row["recall"] <= 1
         card = row["card"]
         assert card["features"].startswith("InceptionV3's pooled features (torch-fidelity), weights ")
-        assert card["image_size"] == "32×32 to 16×16 by Pillow's Lanczos filter" and "8 bits" in card["image_encoding"]
+        assert card["image_size"] == "16×16 to 8×8 by Pillow's Lanczos filter" and "8 bits" in card["image_encoding"]
         assert card["reference"].startswith("12 images of 'val', SHA-256 ") and card["judge"].startswith("CLIP score")
     assert len({row["clip_score"] for row in found}) == 3
     page = (run / "report" / "report.html").read_text()
