@@ -506,6 +506,45 @@ def inspect(folder: Path, count: int, output: Path, model: str | None) -> None:
     click.echo(draw_sheet(folder, output, count=count, model=model))
 
 
+@cli.command()
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.option("--fetch", is_flag=True, help="Download those that are named and not here.")
+@click.option("--json", "as_json", is_flag=True, help="Tell it as JSON, for scripts.")
+def weights(names: tuple[str, ...], fetch: bool, as_json: bool) -> None:
+    """List the files of weights that metrics and losses measure by.
+
+    For what, from where, how large, by which hash they are known, and whether they are here: in $INSTAFLOW_WEIGHTS
+    (by default instaflow/weights in the user's cache), or where torch.hub and the Hugging Face hub keep them. With a
+    file in place nothing asks a network; without --fetch nothing does anyway.
+
+    Exit codes: 0, or 1 if a file is damaged, or one that was named is missing.
+
+    \b
+        instaflow weights
+        instaflow weights inception lpips-alex --fetch
+    """
+    from instaflow import weights as files
+
+    chosen = files.named(names)
+    if fetch and not names:
+        raise click.UsageError("--fetch wants to know which: " + ", ".join(files.WEIGHTS))
+    for one in chosen if fetch else ():
+        if files.look_for(one).state != "present":
+            from instaflow.progress import Progress
+
+            with Progress(one.name, total=one.megabytes, unit="MB", quiet=as_json) as progress:
+                files.fetch(one, progress.update)
+    found = [files.look_for(one) for one in chosen]
+    if as_json:
+        import json
+
+        click.echo(json.dumps([files.entry(one) for one in found], indent=2))
+    else:
+        click.echo("\n".join(line for one in found for line in files.lines(one)))
+    if any(one.state == "wrong" or (names and one.state == "missing") for one in found):
+        sys.exit(1)
+
+
 def main() -> None:
     """Run the command; turn what the user can mend into `Error:` and `Hint:`."""
     from instaflow.errors import InstaFlowError, of_the_system

@@ -19,7 +19,7 @@ from instaflow.files import is_utf8
 from instaflow.methods import KINDS, METHODS, TEACHERS, DmdStage
 from instaflow.places import check_file, is_hub_name
 from instaflow.sections import DIGITS, Section
-from instaflow.stages import CoupleStage, ReflowStage, Stage
+from instaflow.stages import CoupleStage, EvaluateStage, ReflowStage, Stage
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 RESERVED = ("evaluate", "sample")
@@ -276,6 +276,10 @@ def locate_sources(stage: Stage, folder: Path) -> Stage:
 
     The place is absolute, so that the resolved experiment means the same wherever it is saved.
     """
+    if isinstance(stage, EvaluateStage):
+        places = {key: getattr(stage, key) for key in ("captions", "real") if getattr(stage, key)}
+        here = {key: str((folder / place).absolute()) for key, place in places.items()}
+        return stage.model_copy(update={**here, "beside": [str((folder / one).absolute()) for one in stage.beside]})
     if not isinstance(stage, CoupleStage | DmdStage) or isinstance(stage.prompts, list):
         return stage
     if isinstance(stage, CoupleStage) and stage.data is not None:

@@ -6,7 +6,7 @@ a couple stage. Each takes a stage's name, a folder, or (for models) a hub name 
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
     Discriminator,
@@ -49,6 +49,11 @@ PromptsFrom = Annotated[
 """A list of prompts, the path of a file of them (`PromptSource.path`), or a path with its column and filters."""
 DigitsForm = Literal["digits", "digits-grid"]
 """One handwritten digit an image, or four in a square."""
+
+
+ImageForm = Literal["coco2017-5k", "coco2014-30k", "imagenet64-50k"]
+"""Published protocols, on images and captions of one's own disk."""
+NUM_SAMPLES = {"digits": 2000, "digits-grid": 2000, "coco2017-5k": 5000, "coco2014-30k": 30000, "imagenet64-50k": 50000}
 
 
 class Stage(Section):
@@ -404,14 +409,26 @@ class EvaluateStage(Stage):
     remade: ClassVar[bool] = True
 
     kind: Literal["evaluate"]
-    protocol: DigitsForm
+    protocol: DigitsForm | ImageForm
     """What the models are asked for, and by what their images are judged."""
+    captions: str | None = None
+    """Of a protocol of captions: COCO's JSON, or any file of prompts, of which the first are taken."""
+    captions_seed: NonNegativeInt = 0
+    """Of coco2014-30k: which of COCO's captions."""
+    real: str | None = None
+    """The folder of the real images, such as COCO's val2017."""
+    features: Literal["inception", "inception-clean-fid"] = "inception"
+    """Of a protocol of images: FID's network, with its own resize, or with clean-fid's."""
+    clip: Literal["clip-vit-g-14", "clip-vit-l-14"] | None = "clip-vit-g-14"
+    """By which network CLIP scores are measured, of a protocol of captions; null for none."""
+    clip_prefix: str = ""
+    """What is put before each caption for CLIP; DMD's is "A photo depicts "."""
     models: Annotated[list[EvaluatedModel], Field(min_length=1)]
     """Each with its numbers of steps."""
     reference: Reference
     """Whose images those of the same noise and prompt are compared with: one of the models."""
-    num_samples: Annotated[int, Field(ge=2)] = 2000
-    """Images of each model at each number of steps."""
+    num_samples: Annotated[int, Field(ge=2)] | None = None
+    """Images of each model at each number of steps; by default the protocol's own, 2,000 of digits."""
     batch_size: PositiveInt = 250
     """Images made at a time."""
     compared_samples: Annotated[int, Field(ge=2)] = 2000
@@ -426,8 +443,35 @@ class EvaluateStage(Stage):
     def parents(self) -> dict[str, str]:
         return {f"models.{i}.model": entry.model for i, entry in enumerate(self.models)}
 
+    @property
+    def of_images(self) -> bool:
+        """Whether it goes by real images on the disk, and not by the miniature's."""
+        return self.protocol in get_args(ImageForm)
+
+    @property
+    def count(self) -> int:
+        """Images of each row."""
+        return self.num_samples or NUM_SAMPLES[self.protocol]
+
+    @model_validator(mode="after")
+    def sources_of_the_protocol(self) -> "EvaluateStage":
+        if not self.of_images:
+            given = {"captions", "captions_seed", "real", "features", "clip", "clip_prefix"} & self.model_fields_set
+            if given:
+                raise ValueError(f"{min(given)} goes with protocol: {', '.join(get_args(ImageForm))}")
+            return self
+        if self.real is None:
+            raise ValueError(f"real: protocol {self.protocol} needs the folder of the real images")
+        by_class = self.protocol == "imagenet64-50k"
+        if by_class and (self.captions or "clip" in self.model_fields_set):
+            raise ValueError(f"{'captions' if self.captions else 'clip'}: protocol {self.protocol} asks for classes")
+        if not by_class and self.captions is None:
+            raise ValueError(f"captions: protocol {self.protocol} needs a file of them")
+        return self
+
     def files(self) -> dict[str, str]:
-        return {f"beside.{i}": place for i, place in enumerate(self.beside)}
+        captions = {"captions": self.captions} if self.captions else {}
+        return captions | {f"beside.{i}": place for i, place in enumerate(self.beside)}
 
     @model_validator(mode="after")
     def reference_is_measured(self) -> "EvaluateStage":

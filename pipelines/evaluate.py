@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,12 +26,18 @@ from instaflow.digits.protocol import (
 from instaflow.digits.tokenizer import MAX_LENGTH
 from instaflow.errors import InstaFlowError
 from instaflow.evaluation import findings
-from instaflow.evaluation.card import Card, array_hash, check_alike, prompts_hash
+from instaflow.evaluation.card import Card, check_alike, prompts_hash
+from instaflow.evaluation.clip import load_clip
 from instaflow.evaluation.frechet import Gaussian, frechet_distance
 from instaflow.evaluation.history import loss_curves, preview_curves, stages_so_far, start_checks
+from instaflow.evaluation.image_protocol import PRESETS, ImageProtocol, captions_of, classes_in_turn
+from instaflow.evaluation.inception import inception
+from instaflow.evaluation.kernel_distance import kernel_distance
 from instaflow.evaluation.markdown import markdown
 from instaflow.evaluation.observations import Observations
 from instaflow.evaluation.page import write_page
+from instaflow.evaluation.precision_recall import precision_recall
+from instaflow.evaluation.references import RealImages
 from instaflow.evaluation.report import (
     Floors,
     Gallery,
@@ -59,10 +66,14 @@ from instaflow.models.loading import load_model
 from instaflow.models.model import Model
 from instaflow.models.pixels import PixelModel
 from instaflow.models.text_to_image import TextToImage
+from instaflow.progress import Progress
 from instaflow.rundir import StageFolder
+from instaflow.weights import find
 from instaflow.world import hardware, world
-from pipelines.observing import Subject, bends_of, noise_of, observe, pixels
+from pipelines.observing import Judging, Subject, bends_of, noise_of, observe, pixels
 
+KERNEL_SUBSETS, KERNEL_SUBSET = 100, 1000
+"""Of the kernel distance; of the digits a tenth, whose features have 64 dimensions."""
 GALLERY = 10
 STRIPS = 3
 BETWEEN = 10
@@ -111,16 +122,19 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     reference = next(
         m for m in measured if (m.subject.entry.model, m.subject.entry.weights, m.subject.num_steps) == wanted
     )
-    real, taught = Gaussian.of(protocol.features(protocol.real_images)), Gaussian.of(reference.features)
+    real = protocol.reference_features()
+    of_real, taught = Gaussian.of(real), Gaussian.of(reference.features)
     looks = zip(settings.models, seen, strict=True)
     kinds = {
         entry.model: model_kind(entry.model, stages) if entry.model in stage.stage_names else look.kind
         for entry, look in looks
     }
+    subsets = KERNEL_SUBSETS if settings.of_images else 10
     rows = []
     for m in measured:
-        accuracy = protocol.accuracy(m.observed["readings"])
-        found = straight.get(m.label)
+        found, of_row = straight.get(m.label), Gaussian.of(m.features)
+        manifolds = precision_recall(m.features, real, device=device())
+        fewest = min(KERNEL_SUBSET, len(m.features), len(real))
         rows.append(
             Row(
                 model=m.subject.entry.model,
@@ -128,11 +142,13 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
                 num_steps=m.subject.num_steps,
                 guidance_scale=m.subject.guidance_scale,
                 weights=m.subject.entry.weights,
-                num_samples=settings.num_samples,
-                frechet_distance_real=frechet_distance(Gaussian.of(m.features), real),
-                frechet_distance_teacher=0.0 if m is reference else frechet_distance(Gaussian.of(m.features), taught),
-                prompt_accuracy=accuracy.all,
-                prompt_accuracy_unseen=accuracy.unseen,
+                num_samples=settings.count,
+                frechet_distance_real=frechet_distance(of_row, of_real),
+                frechet_distance_teacher=0.0 if m is reference else frechet_distance(of_row, taught),
+                kernel_distance=kernel_distance(m.features, real, subsets=subsets, subset_size=fewest).mean,
+                precision=manifolds.precision,
+                recall=manifolds.recall,
+                **protocol.figures(m.observed),
                 straightness=found.value if found else None,
                 straightness_relative=found.relative if found else None,
                 seconds_per_image=float(np.median(m.observed["seconds"])),
@@ -188,12 +204,16 @@ class Seen:
     """"teacher", "flow" or "student", by its folder."""
 
 
-def look_at_models(stage: StageFolder) -> tuple[DigitsProtocol, list[Seen]]:
+def look_at_models(stage: StageFolder) -> tuple[Judging, list[Seen]]:
     """The protocol, once every model was seen to go with it, and what they are. Raises InstaFlowError."""
     seen: list[Seen] = []
+    kinds: list[type[DigitsProtocol]] = []
     for entry in stage.stage.models:
         model = load_model(stage.locate_weights(entry.model, entry.weights), device=torch.device("cpu"))
-        protocol = protocol_for(stage, entry.model, model)
+        if stage.stage.of_images:
+            check_images(stage, entry.model, model)
+        else:
+            kinds.append(of_digits(stage, entry.model, model))
         seen.append(
             Seen(
                 latent_shape=model.latent_shape,
@@ -208,11 +228,13 @@ def look_at_models(stage: StageFolder) -> tuple[DigitsProtocol, list[Seen]]:
                 f"The models of '{stage.name}' make latents of different shapes: '{stage.stage.models[0].model}' "
                 f"{list(seen[0].latent_shape)}, '{entry.model}' {list(seen[-1].latent_shape)}"
             )
-    return protocol(stage.stage.num_samples), seen
+    if stage.stage.of_images:
+        return of_images(stage), seen
+    return kinds[0](stage.stage.count), seen
 
 
-def protocol_for(stage: StageFolder, name: str, model: Model) -> type[DigitsProtocol]:
-    """What the models are asked for. Raises InstaFlowError where one can't draw what the protocol judges."""
+def of_digits(stage: StageFolder, name: str, model: Model) -> type[DigitsProtocol]:
+    """The digits' protocol for a model. Raises InstaFlowError where it can't draw what the protocol judges."""
     protocol, where = stage.stage.protocol, f"'{stage.name}': protocol {stage.stage.protocol} goes with"
     length = MAX_LENGTH[protocol]
     advice = f"Choose the protocol by the teacher's data: {' or '.join(PROTOCOLS)}"
@@ -224,21 +246,53 @@ def protocol_for(stage: StageFolder, name: str, model: Model) -> type[DigitsProt
     if sides != (wanted, wanted):
         made = f"{'pixels' if pixels else 'latents'} of {sides[0]}×{sides[1]}"
         allowed = f", or pixels of {PIXELS}×{PIXELS}" if protocol == "digits" else ""
-        raise InstaFlowError(
-            f"{where} latents of {side}×{side}{allowed}, and '{name}' makes {made}",
-            advice,
-        )
+        raise InstaFlowError(f"{where} latents of {side}×{side}{allowed}, and '{name}' makes {made}", advice)
     if isinstance(model, PixelModel):
         return ClassProtocol if model.num_classes else UnpromptedProtocol
     if isinstance(model, TextToImage) and model.tokenizer.model_max_length != length:
         raise InstaFlowError(
-            f"{where} prompts of {length} tokens, and '{name}' takes {model.tokenizer.model_max_length}",
-            advice,
+            f"{where} prompts of {length} tokens, and '{name}' takes {model.tokenizer.model_max_length}", advice
         )
     return PROTOCOLS[protocol]
 
 
-def subjects_of(stage: StageFolder, protocol: DigitsProtocol, seen: list[Seen]) -> list[Subject]:
+def check_images(stage: StageFolder, name: str, model: Model) -> None:
+    """Raises InstaFlowError for a model that can't draw what a protocol of real images asks for."""
+    preset, where = PRESETS[stage.stage.protocol], f"'{stage.name}': protocol {stage.stage.protocol} goes with"
+    classes = model.num_classes if isinstance(model, PixelModel) else 0
+    if classes != preset.classes:
+        what = f"a model of {preset.classes:,} classes" if preset.classes else "models that take captions"
+        told = f"takes {classes:,} classes" if classes else "takes captions"
+        raise InstaFlowError(f"{where} {what}, and '{name}' {told}", "Choose the protocol by what the model draws")
+    height, width = model.image_size
+    if height != width or height < preset.side:
+        raise InstaFlowError(
+            f"{where} square images of at least {preset.side} pixels, and '{name}' makes {height}×{width}",
+            "Enlarging images would be judged as well; choose a protocol of smaller ones",
+        )
+
+
+def of_images(stage: StageFolder) -> ImageProtocol:
+    """A protocol of real images, with its weights. Raises ConfigError and DataError for what is missing."""
+    settings = stage.stage
+    preset = PRESETS[settings.protocol]
+    by_class = bool(preset.classes)
+    prompts = (
+        classes_in_turn(preset, settings.count)
+        if by_class
+        else captions_of(settings.captions, preset, settings.count, settings.captions_seed)
+    )
+    resize: Any = "clean-fid" if settings.features == "inception-clean-fid" else "tensorflow"
+    clip = None
+    if settings.clip and not by_class:
+        clip = load_clip(settings.clip, find(settings.clip), device=device())
+    extractor = inception(find("inception"), resize=resize, device=device())
+    with Progress(f"{stage.name}: real images hashed", total=0, unit="images", quiet=not world().leads) as progress:
+        real = RealImages.of(Path(settings.real), progress.update)
+    return ImageProtocol(preset, prompts, real, extractor, clip, settings.clip_prefix, settings.batch_size)
+
+
+def subjects_of(stage: StageFolder, protocol: Judging, seen: list[Seen]) -> list[Subject]:
     """The report's rows, each with its card, and the place of what is seen of it."""
     settings, subjects = stage.stage, []
     folder = stage.folder / "observed"
@@ -253,15 +307,15 @@ def subjects_of(stage: StageFolder, protocol: DigitsProtocol, seen: list[Seen]) 
                     guidance_scale=model.guidance_scale if scale is None else scale,
                     sampler=model.sampler,
                     protocol=settings.protocol,
-                    num_samples=settings.num_samples,
+                    num_samples=settings.count,
                     prompts=prompts_hash(protocol.prompts),
                     seed=stage.seed,
                     noise="Philox, keyed by seed and 'evaluate'",
                     dtype="float32",
-                    image_size="{}×{}".format(*model.image_size),
-                    image_encoding="none: values as the decoder gives them",
+                    image_size=" ".join(["{}×{}".format(*model.image_size), protocol.size_in_words]).strip(),
+                    image_encoding=protocol.image_encoding,
                     features=protocol.features_in_words,
-                    reference=f"{protocol.reference_in_words}, SHA-256 {array_hash(protocol.real_images.numpy())}",
+                    reference=protocol.reference_in_words,
                     judge=protocol.reader_in_words,
                     batch_size=settings.batch_size,
                     processes=world().size,
@@ -272,46 +326,46 @@ def subjects_of(stage: StageFolder, protocol: DigitsProtocol, seen: list[Seen]) 
                 paths = replace(
                     card, num_steps=settings.straightness_steps, num_samples=settings.straightness_samples
                 ).key()
-                count = min(settings.straightness_samples, settings.num_samples)
+                count = min(settings.straightness_samples, settings.count)
                 subjects.append(
                     Subject(
                         entry=entry,
                         num_steps=num_steps,
                         guidance_scale=card.guidance_scale,
                         card=card,
-                        images=Observations(folder / card.key(), settings.num_samples, settings.batch_size),
+                        images=Observations(folder / card.key(), settings.count, settings.batch_size),
                         paths=Observations(folder / f"{paths}-paths", count, settings.batch_size) if curved else None,
                     )
                 )
     return subjects
 
 
-def floors(stage: StageFolder, protocol: DigitsProtocol) -> Floors:
+def floors(stage: StageFolder, protocol: Judging) -> Floors:
     """What a perfect model could reach: real against real, and the autoencoder's round trip."""
     model = load_model(stage.locate_weights(stage.stage.reference.model, "ema"), device=device())
-    real = protocol.features(protocol.real_images)
+    real, again = protocol.reference_features(), protocol.round_trip_features(model)
     return Floors(
         real_halves=frechet_distance(real[::2], real[1::2]),
-        autoencoder=frechet_distance(protocol.features(model.round_trip(protocol.real_images)), real),
-        reader_accuracy=protocol.reader.accuracy,
+        autoencoder=None if again is None else frechet_distance(again, real),
+        reader_accuracy=protocol.reader_accuracy,
     )
 
 
-def protocol_words(stage: StageFolder, protocol: DigitsProtocol, reference: Measured) -> Protocol:
+def protocol_words(stage: StageFolder, protocol: Judging, reference: Measured) -> Protocol:
     """How the figures were measured, in words."""
     settings = stage.stage
     unseen = int(protocol.unseen.sum())
     return Protocol(
-        samples=f"{settings.num_samples:,} prompts"
+        samples=f"{settings.count:,} prompts"
         + (f", {unseen:,} of them in words that no training stage saw together" if unseen else ""),
         noise=f"Philox, keyed by seed {stage.seed} and 'evaluate': no training stage saw it; the same for every model",
         features=protocol.features_in_words,
-        reference_real=f"{len(protocol.real_images) * protocol.side**2:,} digits of scikit-learn's copy of the UCI set",
+        reference_real=protocol.reference_in_words,
         reference_teacher=f"the images of {reference.label} at {reference.subject.num_steps} steps, "
         f"guidance {reference.subject.guidance_scale:g}, for the same prompts and noise",
         reader=protocol.reader_in_words,
         judged=protocol.judged,
-        straightness=f"{min(settings.straightness_samples, settings.num_samples)} noises, "
+        straightness=f"{min(settings.straightness_samples, settings.count)} noises, "
         f"{settings.straightness_steps} Euler steps of the guided velocity",
         timing=f"batches of {settings.batch_size}, text encoder and decoder included, {hardware()}",
         weights="their moving average (EMA); raw, as the optimizer left them, where a name says so",
@@ -330,7 +384,7 @@ def evaluation_stage(stage: StageFolder, images: int) -> Stage:
     )
 
 
-def gallery(protocol: DigitsProtocol, measured: list[Measured], rows: list[Row]) -> Gallery:
+def gallery(protocol: Judging, measured: list[Measured], rows: list[Row]) -> Gallery:
     places = protocol.gallery(GALLERY)
     return Gallery(
         prompts=[protocol.prompts[place] for place in places],
@@ -341,7 +395,7 @@ def gallery(protocol: DigitsProtocol, measured: list[Measured], rows: list[Row])
     )
 
 
-def gaps(protocol: DigitsProtocol, measured: list[Measured], rows: list[Row], reference: Measured) -> Gaps | None:
+def gaps(protocol: Judging, measured: list[Measured], rows: list[Row], reference: Measured) -> Gaps | None:
     """The one-step students' distances to the reference's images; the worst of the last student after reflow.
 
     Raw weights are left out where any student has its moving average.
@@ -372,8 +426,8 @@ def gaps(protocol: DigitsProtocol, measured: list[Measured], rows: list[Row], re
                 teacher_image=reference.images[place],
                 student_image=shown.images[place],
                 distance=float(far[student][place]),
-                teacher_reading=protocol.told(reference.observed["readings"][place]),
-                student_reading=protocol.told(shown.observed["readings"][place]),
+                teacher_reading=protocol.told(reference.observed, place),
+                student_reading=protocol.told(shown.observed, place),
             )
             for place in worst.tolist()
         ],
@@ -393,7 +447,7 @@ def rows_beside(stage: StageFolder, rows: list[Row]) -> list[Row]:
     return found
 
 
-def strips(stage: StageFolder, protocol: DigitsProtocol, subject: Subject) -> list[Strip]:
+def strips(stage: StageFolder, protocol: Judging, subject: Subject) -> list[Strip]:
     """What a one-step model draws of a few prompts between two noises; nothing of a model of several steps."""
     if subject.num_steps > 1:
         return []
@@ -409,20 +463,19 @@ def strips(stage: StageFolder, protocol: DigitsProtocol, subject: Subject) -> li
     return found
 
 
-def neighbours(protocol: DigitsProtocol, best: Measured) -> Neighbours:
+def neighbours(protocol: Judging, best: Measured) -> Neighbours:
     """The real image that is nearest to each of the model's."""
-    real = torch.from_numpy(protocol.features(protocol.real_images))
+    real = torch.from_numpy(protocol.reference_features())
     far = torch.cdist(torch.from_numpy(best.features), real)
     apart = torch.cdist(real, real).fill_diagonal_(torch.inf)
     shown = [place for place in protocol.gallery(GALLERY) if place < len(best.images)]
-    pictures = pixels(protocol.real_images)
     return Neighbours(
         model=best.label,
         shown=[
             Neighbour(
                 prompt=protocol.prompts[place],
                 image=best.images[place],
-                real=pictures[int(far[place].argmin())],
+                real=protocol.real_picture(int(far[place].argmin())),
                 distance=float(far[place].min()),
             )
             for place in shown

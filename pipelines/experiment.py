@@ -16,8 +16,9 @@ from instaflow.places import check_network, check_perceptual, find_model
 from instaflow.prompt_sources import Prompts
 from instaflow.rundir import StageFolder, locked, stage_folders
 from instaflow.sections import BACKBONES, DIGITS, share_of
-from instaflow.stages import CoupleStage, FlowStage, Stage, TrainingStage
+from instaflow.stages import CoupleStage, EvaluateStage, FlowStage, Stage, TrainingStage
 from instaflow.stores import Store
+from instaflow.weights import find
 from instaflow.world import ALONE, Worker
 
 
@@ -120,6 +121,7 @@ def check_inputs(stages: dict[str, StageFolder]) -> None:
         if isinstance(stage.stage, CoupleStage) and stage.stage.output:
             Store(stage.stage.output).sizes("")
         look_at_perception(stage)
+        look_at_measures(stage)
         for parent in stage.stage.parents().values():
             if parent not in stage.stage_names and not Path(parent).is_dir():
                 find_model(parent)
@@ -145,6 +147,23 @@ def check_files(experiment: Experiment, name: str | None, kind: str | None) -> N
             if "://" not in place_of_source(stage):
                 look_at_source(stage)
             look_at_perception(stage)
+            look_at_measures(stage)
+
+
+def look_at_measures(stage: StageFolder) -> None:
+    """The files that an evaluation wants, its weights too. Raises ConfigError and DataError."""
+    settings = stage.stage
+    if not isinstance(settings, EvaluateStage):
+        return
+    for key, place in settings.files().items():
+        if not Path(place).is_file():
+            raise ConfigError(f"'stages.{stage.name}.{key}' names '{place}', which is no file here", "Check the path")
+    if settings.of_images:
+        if not Path(settings.real or "").is_dir():
+            raise ConfigError(f"'{settings.real}', given as real images, is no folder", "Name a folder of images")
+        find("inception")
+        if settings.clip and settings.captions:
+            find(settings.clip)
 
 
 def place_of_source(stage: StageFolder) -> str:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,6 +28,44 @@ PATHS = 6
 """So many paths are kept whole, for the page to draw."""
 
 
+class Judging(Protocol):
+    """What a protocol is to the stage: the digits' own, or that of real images from a folder."""
+
+    side: int
+    """Of an image, in the cells that are judged each for itself."""
+    judged: str
+    prompts: list[str]
+    unseen: np.ndarray
+    """Which prompts no training stage saw [N], bool."""
+    reader_accuracy: float | None
+    features_in_words: str
+    reader_in_words: str
+    reference_in_words: str
+    size_in_words: str
+    image_encoding: str
+
+    def observe(self, images: Tensor, batch: slice) -> dict[str, np.ndarray]:
+        """`features` [N, cells, D] and what `figures` needs, of a batch's images [N, 3, H, W] in [-1, 1]."""
+
+    def figures(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
+        """A row's figures beside those of its features."""
+
+    def reference_features(self) -> np.ndarray:
+        """Of the real images [N, D]."""
+
+    def round_trip_features(self, model: Any) -> np.ndarray | None:
+        """Of the real images through a model's autoencoder."""
+
+    def real_picture(self, index: int) -> np.ndarray:
+        """uint8 [H, W, 3]"""
+
+    def told(self, observed: dict[str, np.ndarray], place: int) -> str:
+        """What is read in an image."""
+
+    def gallery(self, count: int) -> list[int]:
+        """The places of prompts to show."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """A row of the report: a model with its weights, at one number of steps and one guidance scale."""
@@ -49,7 +87,7 @@ class Subject:
         return labelled(self.entry.model, self.entry.weights, self.guidance_scale if self.swept else None)
 
 
-def observe(stage: StageFolder, stop: Stop, protocol: Any, subjects: Sequence[Subject]) -> None:
+def observe(stage: StageFolder, stop: Stop, protocol: Judging, subjects: Sequence[Subject]) -> None:
     """Make and keep what is missing, each process its share; on return all of it is there."""
     for subject in subjects:
         for kept in filter(None, (subject.images, subject.paths)):

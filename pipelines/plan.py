@@ -353,15 +353,15 @@ class Plan:
             model = self.architecture(entry.model)
             scales = [self.guidance(entry.model) if scale is None else scale for scale in entry.scales]
             branches = sum(2 if scale > 1 else 1 for scale in scales)
-            drawn = stage.num_samples * len(entry.num_steps) * len(scales)
-            calls = stage.num_samples * sum(entry.num_steps)
+            drawn = stage.count * len(entry.num_steps) * len(scales)
+            calls = stage.count * sum(entry.num_steps)
             if max(entry.num_steps) > 1:
-                calls += min(stage.straightness_samples, stage.num_samples) * stage.straightness_steps
+                calls += min(stage.straightness_samples, stage.count) * stage.straightness_steps
             counted = model.flops()
             flops += branches * calls * counted["unet"] + drawn * (counted["text"] + counted["decode"])
             images += drawn
             frozen = max(frozen, 4 * sum(model.parameters().values()))  # one model after the other
-            batch = min(stage.batch_size, stage.num_samples)
+            batch = min(stage.batch_size, stage.count)
             activations = max(
                 activations,
                 model.sampling_memory((2 if max(scales) > 1 else 1) * batch, torch.float32),

@@ -23,7 +23,7 @@ from instaflow.models.tiny import write_tiny
 from instaflow.prompt_sources import choice_of, exists
 from instaflow.rundir import read_done, stage_folders
 from instaflow.sections import DIGITS, share_of
-from instaflow.stages import CoupleStage, EvaluateStage, FlowStage, Stage, TrainingStage
+from instaflow.stages import NUM_SAMPLES, CoupleStage, EvaluateStage, FlowStage, Stage, TrainingStage
 from instaflow.training.perceptual import write_tiny_network
 from instaflow.world import barrier, world
 from pipelines.experiment import check_inputs, run_stage, say
@@ -138,6 +138,9 @@ def rehearsal_of(experiment: Experiment, folder: Path) -> Rehearsal:
     """The experiment with tiny models and small counts, to be run in `folder`; nothing is written."""
     made = Rehearsal()
     for name, stage in experiment.stages.items():
+        if isinstance(stage, EvaluateStage) and stage.of_images:
+            made.changes.append(f"{name}: left out, for tiny models draw nothing that real images say anything about")
+            continue
         settings = shrunk(stage.model_dump())
         outside = {key: place for key, place in stage.parents().items() if place not in experiment.stages}
         for key, place in outside.items():
@@ -215,7 +218,7 @@ def shrunk(settings: dict[str, Any]) -> dict[str, Any]:
         fewest, most = (-(-small["count"] // shards) for shards in (MOST_SHARDS, FEWEST_SHARDS))
         small["records_per_shard"] = min(settings["records_per_shard"], max(fewest, min(settings["batch_size"], most)))
     if settings["kind"] == "evaluate":
-        small["num_samples"] = less(settings["num_samples"], FEWEST_IMAGES)
+        small["num_samples"] = less(settings["num_samples"] or NUM_SAMPLES[settings["protocol"]], FEWEST_IMAGES)
         small["straightness_samples"] = less(settings["straightness_samples"], FEWEST_PATHS)
     return small
 

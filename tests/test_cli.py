@@ -34,25 +34,6 @@ HEAVY = (
 )
 
 
-@pytest.fixture
-def typed(monkeypatch, capsys):
-    """Type a command; returns its exit code, output and errors."""
-    monkeypatch.delenv("RANK", raising=False)
-
-    def run(*words: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["instaflow", *map(str, words)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            assert end.code is None or isinstance(end.code, int)
-            code = end.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
-
 def tree(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -68,7 +49,7 @@ def examples(name: str) -> list[str]:
 
 def test_the_table_holds_the_promised_commands_in_the_data_s_order():
     assert [name for name in COMMANDS if name in STAGES] == list(STAGES)
-    others = {"run", "sample", "compare", "plan", "rehearse", "toy", "verify", "repair", "inspect"}
+    others = {"run", "sample", "compare", "plan", "rehearse", "toy", "verify", "repair", "inspect", "weights"}
     assert {*others, *STAGES} <= set(COMMANDS)
 
 

@@ -1,7 +1,9 @@
 """The digits' protocols: which prompts, which reference, and how an image is judged."""
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -35,12 +37,17 @@ class DigitsProtocol:
         "counts"
     )
 
-    reference_in_words = "all 1,797 digits of scikit-learn's copy of the UCI set"
+    image_encoding = "none: values as the decoder gives them"
+    size_in_words = ""
 
     def __init__(self, num_samples: int) -> None:
         self.prompts, self.named, self.unseen = self.asked(num_samples)
         self.reader = DigitReader()
+        self.reader_accuracy: float | None = self.reader.accuracy
         self.real_images = real_images(self.side)
+        digits = len(self.real_images) * self.side**2
+        digest = hashlib.sha256(self.real_images.numpy().tobytes()).hexdigest()[:16]
+        self.reference_in_words = f"{digits:,} digits of scikit-learn's copy of the UCI set, SHA-256 {digest}"
 
     @staticmethod
     def asked(count: int) -> tuple[list[str], list[Named], np.ndarray]:
@@ -69,8 +76,26 @@ class DigitsProtocol:
         read = self.reader.read(cells_of(images, self.side).flatten(0, 1))
         return [tuple(cells) for cells in read.view(len(images), -1).tolist()]
 
-    def told(self, reading: Sequence[int]) -> str:
-        """A reading as the page shows it, row by row: "7", or "7 2 / 4 9"."""
+    def figures(self, observed: dict[str, np.ndarray]) -> dict[str, float | None]:
+        """A row's figures beside those of its features."""
+        found = self.accuracy(observed["readings"])
+        return {"prompt_accuracy": found.all, "prompt_accuracy_unseen": found.unseen}
+
+    def reference_features(self) -> np.ndarray:
+        """Of the real digits [N, 64]."""
+        return self.features(self.real_images)
+
+    def round_trip_features(self, model: Any) -> np.ndarray | None:
+        """Of the real digits through a model's autoencoder."""
+        return self.features(model.round_trip(self.real_images))
+
+    def real_picture(self, index: int) -> np.ndarray:
+        """uint8 [H, W, 3]"""
+        return ((self.real_images[index].permute(1, 2, 0).numpy() + 1) * 127.5).round().astype(np.uint8)
+
+    def told(self, observed: dict[str, np.ndarray], place: int) -> str:
+        """What the reader sees in an image, row by row: "7", or "7 2 / 4 9"."""
+        reading = observed["readings"][place].tolist()
         rows = [reading[start : start + self.side] for start in range(0, len(reading), self.side)]
         return " / ".join(" ".join(map(str, row)) for row in rows)
 

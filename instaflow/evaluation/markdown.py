@@ -14,6 +14,10 @@ COLUMNS: Sequence[tuple[str, Callable[[Row], str]]] = (
     ("Fréchet distance to real", lambda row: number(row.frechet_distance_real)),
     ("to teacher", lambda row: number(row.frechet_distance_teacher)),
     ("drawn right", lambda row: percent(row.prompt_accuracy)),
+    ("KID × 1,000", lambda row: number(None if row.kernel_distance is None else 1000 * row.kernel_distance)),
+    ("precision", lambda row: percent(row.precision)),
+    ("recall", lambda row: percent(row.recall)),
+    ("CLIP score", lambda row: number(row.clip_score)),
     ("S(Z), relative", lambda row: number(row.straightness_relative)),
     ("time an image", lambda row: duration(row.seconds_per_image)),
 )

@@ -160,6 +160,10 @@ def rows_table(report: Report, colours: Colours) -> str:
         _numbers("Fréchet distance to teacher", [row.frechet_distance_teacher for row in rows]),
         _shares("Prompt accuracy", [row.prompt_accuracy for row in rows]),
         _shares("on an unseen template", [row.prompt_accuracy_unseen for row in rows]),
+        _numbers("KID × 1,000", [None if row.kernel_distance is None else 1000 * row.kernel_distance for row in rows]),
+        _shares("Precision", [row.precision for row in rows]),
+        _shares("Recall", [row.recall for row in rows]),
+        _highest("CLIP score", [row.clip_score for row in rows]),
         ("Straightness S(Z)", _once_a_model(rows, [row.straightness for row in rows]), None),
         ("relative", _once_a_model(rows, [row.straightness_relative for row in rows]), None),
         ("Time per image", [duration(row.seconds_per_image) for row in rows], None),
@@ -189,6 +193,10 @@ def _once_a_model(rows: Sequence[Row], values: list[float | None]) -> list[str]:
 
 def _numbers(title: str, values: list[float | None]) -> tuple:
     return title, [number(value) for value in values], [math.inf if value is None else value for value in values]
+
+
+def _highest(title: str, values: list[float | None]) -> tuple:
+    return title, [number(value) for value in values], [math.inf if value is None else -value for value in values]
 
 
 def _shares(title: str, values: list[float | None]) -> tuple:

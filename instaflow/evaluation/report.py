@@ -33,11 +33,15 @@ class Row:
     num_samples: int
     frechet_distance_real: float | None
     frechet_distance_teacher: float | None
-    prompt_accuracy: float | None
+    prompt_accuracy: float | None = None
     seconds_per_image: float | None
     straightness: float | None = None
     straightness_relative: float | None = None
     prompt_accuracy_unseen: float | None = None
+    kernel_distance: float | None = None  # KID, to the real images
+    precision: float | None = None
+    recall: float | None = None
+    clip_score: float | None = None
     swept: bool = False  # one of several guidance scales of its model
     card: Mapping[str, Any] = field(default_factory=dict)  # its protocol card: see `card.Card`
 

@@ -67,8 +67,9 @@ def test_a_grid_s_features_are_those_of_its_digits(protocols):
 
 
 def test_readings_are_told_row_by_row(protocols):
-    assert protocols["digits"].told((7,)) == "7"
-    assert protocols["digits-grid"].told((7, 2, 4, 9)) == "7 2 / 4 9"
+    readings = {"readings": np.array([[1, 0, 0, 0], [7, 2, 4, 9]])}
+    assert protocols["digits"].told({"readings": np.array([[3], [7]])}, 1) == "7"
+    assert protocols["digits-grid"].told(readings, 1) == "7 2 / 4 9"
 
 
 @pytest.mark.parametrize(("name", "fixed"), [("digits", [1, 1, 1, 1, 0, 0, 0, 0]), ("digits-grid", None)])

@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 import scipy.linalg
+import torch
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 from instaflow.errors import InstaFlowError
 from instaflow.evaluation.frechet import Gaussian, frechet_distance
@@ -29,6 +31,16 @@ def test_agrees_with_the_matrix_root_of_the_product():
     a, b = random_gaussian(rng, 12), random_gaussian(rng, 12)
     trace = np.trace(a.covariance + b.covariance - 2 * np.real(scipy.linalg.sqrtm(a.covariance @ b.covariance)))
     assert frechet_distance(a, b) == pytest.approx(np.sum((a.mean - b.mean) ** 2) + trace, rel=1e-8)
+
+
+@pytest.mark.parametrize("count", [50, 400])  # fewer samples than the 64 features, and more
+def test_agrees_with_torch_fidelity_on_the_same_features(count):
+    rng = np.random.default_rng(6)
+    mixing = rng.standard_normal((64, 64)) / 8
+    a, b = rng.standard_normal((count, 64)) @ mixing, np.abs(rng.standard_normal((count + 7, 64)))
+    theirs = [fid_features_to_statistics(torch.from_numpy(side)) for side in (a, b)]
+    expected = fid_statistics_to_metric(*theirs, verbose=False)["frechet_inception_distance"]
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
 
 
 def test_features_give_the_gaussian_of_their_mean_and_unbiased_covariance():

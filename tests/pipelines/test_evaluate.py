@@ -2,15 +2,21 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from instaflow.config import load_experiment
-from instaflow.errors import ConfigError, Interrupted
+from instaflow.errors import ConfigError, DataError, InstaFlowError, Interrupted
+from instaflow.evaluation.image_protocol import PRESETS
 from instaflow.evaluation.observations import Observations
 from instaflow.interruption import Stop
+from instaflow.weights import WEIGHTS
 from pipelines.experiment import run_all
+from tests.evaluation.stand_ins import tiny_clip, write_inception
 from tests.models.made import write_flow, write_model
 from tests.pipelines.runs import torchrun
 from tests.training.made import StopAt
@@ -150,3 +156,91 @@ def test_a_report_has_strips_neighbours_and_markdown(done):
     content = json.loads((done / "report" / "report.json").read_text())
     assert content["neighbours"]["median"] > 0 and len(content["neighbours"]["shown"]) == 10
     assert (done / "report" / "report.md").read_text().count("\n| ") == 2 + 3
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory) -> dict[str, str]:
+    """Captions and images as COCO's, weights in the real formats, and a protocol of few small images."""
+    folder = tmp_path_factory.mktemp("coco")
+    rng = np.random.default_rng(0)
+    (folder / "val").mkdir()
+    for index in range(12):
+        Image.fromarray(rng.integers(0, 255, (20, 24, 3), np.uint8)).save(folder / "val" / f"{index:03d}.jpg")
+    rows = [{"image_id": index // 2, "id": index, "caption": f"a seven {index}"} for index in range(24)]
+    (folder / "captions.json").write_text(json.dumps({"annotations": rows}))
+    weights = folder / "weights"
+    weights.mkdir()
+    write_inception(weights / WEIGHTS["inception"].file)
+    with tiny_clip(folder, "clip-vit-g-14") as file, pytest.MonkeyPatch.context() as patch:
+        (weights / WEIGHTS["clip-vit-g-14"].file).write_bytes(file.read_bytes())
+        for name in ("inception", "clip-vit-g-14"):
+            patch.setitem(WEIGHTS, name, replace(WEIGHTS[name], sha256=""))
+        patch.setitem(PRESETS, "coco2017-5k", replace(PRESETS["coco2017-5k"], side=8))
+        patch.setenv("INSTAFLOW_WEIGHTS", str(weights))
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        yield {"captions": str(folder / "captions.json"), "real": str(folder / "val"), "weights": str(weights)}
+
+
+def of_coco(config: str, coco: dict[str, str], *changes: str) -> list[str]:
+    keys = ("captions", "real")
+    changed = ["protocol=coco2017-5k", *(f"{key}={coco[key]}" for key in keys), "num_samples=10", *changes]
+    return [f"stages.report.{change}" for change in changed]
+
+
+def test_images_are_judged_by_inception_and_clip(config, coco, tmp_path, no_network):
+    run = tmp_path / "run"
+    run_all(load_experiment(config, of_coco(config, coco), run=str(run)), Stop())
+    found = json.loads((run / "report" / "report.json").read_text())["rows"]
+    assert len(found) == 3
+    for row in found:
+        assert row["prompt_accuracy"] is None and -1 < row["clip_score"] < 1
+        assert row["frechet_distance_real"] > 0 and 0 <= row["precision"] <= 1 and 0 <= row["recall"] <= 1
+        card = row["card"]
+        assert card["features"].startswith("InceptionV3's pooled features (torch-fidelity), weights ")
+        assert card["image_size"] == "16×16 to 8×8 by Pillow's Lanczos filter" and "8 bits" in card["image_encoding"]
+        assert card["reference"].startswith("12 images of 'val', SHA-256 ") and card["judge"].startswith("CLIP score")
+    assert len({row["clip_score"] for row in found}) == 3
+    page = (run / "report" / "report.html").read_text()
+    assert "CLIP score" in page and "KID" in page
+
+
+def test_another_resize_is_another_protocol(config, coco, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    run_all(load_experiment(config, of_coco(config, coco), run=str(first)), Stop())
+    beside = f"beside=[{first / 'report' / 'report.json'}]"
+    changed = of_coco(config, coco, "features=inception-clean-fid", beside)
+    with pytest.raises(ConfigError, match="different protocols: 'features' is"):
+        run_all(load_experiment(config, changed, run=str(second)), Stop())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("captions=nowhere.json", "nowhere.json"),
+        ("real=nowhere", "is no folder"),
+        ("num_samples=13", "holds 12 captions, and the protocol wants 13"),
+        ("protocol=imagenet64-50k", "asks for classes"),
+        ("captions=null", "needs a file of them"),
+        ("real=null", "needs the folder of the real images"),
+    ],
+)
+def test_what_is_missing_is_named(config, coco, tmp_path, change, said):
+    with pytest.raises(InstaFlowError, match=said):
+        run_all(load_experiment(config, of_coco(config, coco, change), run=str(tmp_path / "run")), Stop())
+
+
+@pytest.mark.parametrize("name", ["inception", "clip-vit-g-14"])
+def test_missing_weights_are_named_with_the_way_to_them(config, coco, tmp_path, monkeypatch, name):
+    other = tmp_path / "weights"
+    shutil.copytree(coco["weights"], other)
+    (other / WEIGHTS[name].file).unlink()
+    monkeypatch.setenv("INSTAFLOW_WEIGHTS", str(other))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    with pytest.raises(DataError) as error:
+        run_all(load_experiment(config, of_coco(config, coco), run=str(tmp_path / "run")), Stop())
+    assert WEIGHTS[name].file in error.value.message and f"instaflow weights {name} --fetch" in error.value.hint
+
+
+def test_digits_know_no_captions_of_one_s_own(config, coco, tmp_path):
+    with pytest.raises(ConfigError, match="captions goes with protocol: coco2017-5k"):
+        load_experiment(config, [f"stages.report.captions={coco['captions']}"])

@@ -1,0 +1,98 @@
+"""Features of real images, computed once for a folder of them and an extractor, and kept with a hash of both."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+from torch import Tensor
+
+from instaflow.errors import ConfigError, DataError
+from instaflow.evaluation.features import Extractor
+from instaflow.files import write_file
+from instaflow.weights import cache
+
+ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+CENTRE = "the middle square, by Pillow's Lanczos filter"
+
+
+@dataclass(frozen=True)
+class RealImages:
+    """The images of a folder, in the order of their paths: its subfolders' too."""
+
+    folder: Path
+    files: tuple[Path, ...]
+    content: str
+    """SHA-256 of every file's name and bytes, in that order."""
+
+    @classmethod
+    def of(cls, folder: Path, told: Callable[[int], None] = lambda done: None) -> "RealImages":
+        """Raises ConfigError where there is no image. told: how many were hashed so far."""
+        if not folder.is_dir():
+            raise ConfigError(f"'{folder}', given as real images, is no folder", "Name a folder of images")
+        files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
+        if not files:
+            endings = ", ".join(sorted(ENDINGS))
+            raise ConfigError(f"'{folder}', given as real images, holds none", f"Images end in {endings}")
+        digest = hashlib.sha256()
+        for done, file in enumerate(files, start=1):
+            digest.update(f"{file.relative_to(folder).as_posix()}\0".encode())
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+            told(done)
+        return cls(folder, tuple(files), digest.hexdigest())
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __str__(self) -> str:
+        return f"{len(self):,} images of '{self.folder.name}', SHA-256 {self.content[:16]}"
+
+    def image(self, index: int, side: int) -> np.ndarray:
+        """[side, side, 3], uint8: the middle square, by Lanczos' filter. Raises DataError where it can't be read."""
+        file = self.files[index]
+        try:
+            with Image.open(file) as opened:
+                upright = ImageOps.exif_transpose(opened).convert("RGB")
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise DataError(f"'{file}' is no image that can be read: {error}", "Restore it, or take it away") from error
+        square = min(upright.size)
+        left, top = ((length - square) // 2 for length in upright.size)
+        middle = upright.crop((left, top, left + square, top + square))
+        return np.asarray(middle.resize((side, side), Image.Resampling.LANCZOS))
+
+    def batches(self, side: int, size: int) -> Iterator[Tensor]:
+        """[B, 3, side, side], uint8."""
+        for start in range(0, len(self), size):
+            images = [self.image(index, side) for index in range(start, min(start + size, len(self)))]
+            yield torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+
+
+def reference_features(
+    real: RealImages, extractor: Extractor, side: int, batch_size: int, told: Callable[[int], None] = lambda done: None
+) -> np.ndarray:
+    """Features [N, D] of the images, each brought to side × side; from the cache where they are there.
+
+    The cache lies in `instaflow/references` of the user's cache folder. A file is called after what its features
+    come from: the images, the extractor with its weights and resize, and the size.
+    """
+    what = f"{real.content} {extractor} {side} {CENTRE}"
+    file = cache() / "instaflow" / "references" / f"{hashlib.sha256(what.encode()).hexdigest()[:24]}.safetensors"
+    try:
+        kept = load(file.read_bytes())["features"]
+        if kept.shape == (len(real), extractor.dimension):
+            return kept
+    except (OSError, SafetensorError, KeyError):
+        pass
+    parts: list[np.ndarray] = []
+    for images in real.batches(side, batch_size):
+        parts.append(extractor(images))
+        told(sum(map(len, parts)))
+    features = np.concatenate(parts)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_file(file, save({"features": features}, {"of": what}))
+    return features

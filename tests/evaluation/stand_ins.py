@@ -1,0 +1,61 @@
+"""Weights of the real formats for tests: random ones, and for CLIP of a tiny architecture."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from open_clip import pretrained
+from torch import nn
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+from instaflow.evaluation import clip
+
+TINY = {
+    "embed_dim": 12,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+OWN = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "interpolation": "bilinear", "resize_mode": "shortest"}
+
+
+class Blank(FeatureExtractorInceptionV3):
+    def load_state_dict(self, state):
+        pass
+
+
+def write_inception(file: Path) -> Path:
+    """A file in the format of torch-fidelity's, of weights that keep the size of activations through the layers."""
+    torch.save({}, file)
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        network = Blank("inception", ["2048"], feature_extractor_weights_path=str(file))
+    network.to_empty(device="cpu")
+    for part in network.modules():
+        if isinstance(part, nn.Conv2d):
+            part.weight.normal_(0, (2 / part.weight[0].numel()) ** 0.5)
+        elif isinstance(part, nn.BatchNorm2d):
+            part.reset_running_stats()
+            part.weight.fill_(1)
+            part.bias.fill_(0.1)
+    network.fc.weight.zero_()
+    network.fc.bias.zero_()
+    torch.save(network.state_dict(), file)
+    return file
+
+
+@contextmanager
+def tiny_clip(folder: Path, name: str = "tiny") -> Iterator[Path]:
+    """The file of a tiny network, which instaflow knows as `name` for a while, and open_clip by its architecture."""
+    (folder / "tiny-clip.json").write_text(json.dumps(TINY))
+    open_clip.add_model_config(folder / "tiny-clip.json")
+    torch.manual_seed(0)
+    torch.save(open_clip.create_model("tiny-clip").state_dict(), folder / "weights.bin")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(pretrained._PRETRAINED, "tiny-clip", {"own": OWN})
+        patch.setitem(clip.NETWORKS, name, ("tiny-clip", "own"))
+        yield folder / "weights.bin"
