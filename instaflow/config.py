@@ -17,7 +17,7 @@ from instaflow.dialect import Dumper, parse_yaml
 from instaflow.errors import ConfigError
 from instaflow.files import is_utf8
 from instaflow.methods import KINDS, METHODS, TEACHERS, DmdStage
-from instaflow.places import check_file, is_hub_name
+from instaflow.places import check_file, is_hub_name, is_to_import
 from instaflow.sections import DIGITS, Section
 from instaflow.stages import CoupleStage, EvaluateStage, ReflowStage, Stage
 
@@ -316,7 +316,7 @@ def check_parents(name: str, stage: Stage, stages: dict[str, Stage]) -> None:
             raise ConfigError(f"'{where}' is empty: it names a stage, a folder or a hub model")
         elif wanted == "model" and Path(parent).is_file():
             check_file(Path(parent))
-        elif not Path(parent).is_dir() and not (wanted == "model" and is_hub_name(parent)):
+        elif not Path(parent).is_dir() and not (wanted == "model" and (is_hub_name(parent) or is_to_import(parent))):
             hint = nearest(parent, stages)
             raise ConfigError(f"'{where}' names '{parent}', which is no stage of this experiment and no folder", hint)
 

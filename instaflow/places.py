@@ -38,6 +38,8 @@ PIPELINES = {
     PIXELS: ((CONFIGURATION[0], CONFIGURATION[-1]), WEIGHTS[:1]),
 }
 """The pipelines that this toolkit reads: their configuration's files and their weights'."""
+TO_IMPORT = ("edm-imagenet-64x64-cond-adm", "edm-cifar10-32x32-cond-adm", "edm-cifar10-32x32-uncond-adm")
+"""What folders are called that `instaflow import-edm` is to make. They are known before, and are no hub's."""
 FOLDERS = "unet, vae, text_encoder, tokenizer, scheduler, and for Stable Diffusion XL text_encoder_2 and tokenizer_2"
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 FETCHED = ["model_index.json", *(f"{part}/*.{kind}" for part in PARTS for kind in ("json", "txt", "safetensors"))]
@@ -52,6 +54,9 @@ def find_model(place: str) -> Path:
     if path.is_file():
         check_file(path)
         return path
+    if is_to_import(place):
+        hint = f"Make it of a state dict of EDM's code: instaflow import-edm STATE.safetensors {place}"
+        raise DataError(f"There is no model '{place}'", hint)
     if not is_hub_name(place):
         raise DataError(
             f"There is no model '{place}'", "A model is a pipeline's folder, a .safetensors file or a hub name"
@@ -63,7 +68,13 @@ def is_hub_name(place: str) -> bool:
     """Whether `place` has the form owner/name, and no file or folder that is called so."""
     path = Path(place)
     is_file = path.suffix in {".safetensors", *PICKLES} or path.exists()
-    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", place)) and not is_file
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", place)) and not (is_file or is_to_import(place))
+
+
+def is_to_import(place: str) -> bool:
+    """Whether `place` is a folder that isn't there yet and is known by its name: `instaflow import-edm` makes it."""
+    path = Path(place)
+    return path.name in TO_IMPORT and not path.exists()
 
 
 def model_fingerprint(place: str) -> str:

@@ -16,6 +16,7 @@ from instaflow.places import (
     check_perceptual,
     find_model,
     is_hub_name,
+    is_to_import,
     model_fingerprint,
     pipeline_class,
 )
@@ -70,6 +71,16 @@ def test_names_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert is_hub_name("stabilityai/stable-diffusion-xl-base-1.0")
     for place in ("mine/model", "models/sd15.safetensors", "models/sd15.ckpt", "one", "a/b/c", "/abs", "../up/there"):
         assert not is_hub_name(place), place
+
+
+def test_a_folder_to_be_imported_is_known_by_its_name_and_looked_for_on_no_hub(tmp_path: Path) -> None:
+    for place in ("teachers/edm-imagenet-64x64-cond-adm", str(tmp_path / "edm-cifar10-32x32-cond-adm")):
+        assert is_to_import(place) and not is_hub_name(place)
+        with pytest.raises(DataError, match="There is no model") as caught:
+            find_model(place)
+        assert caught.value.hint.endswith(f"instaflow import-edm STATE.safetensors {place}")
+    (tmp_path / "edm-cifar10-32x32-cond-adm").mkdir()
+    assert not is_to_import(place)
 
 
 def test_a_cached_model_is_its_commit(cache: Path) -> None:

@@ -1,11 +1,14 @@
-"""Stable Diffusion 1, 2 and XL as they were published: configurations, and the hub names that stand for them.
+"""Stable Diffusion 1, 2 and XL, and EDM's ADM: configurations, and the names that stand for them.
 
 The numbers are those of the models' own config.json files, as far as they are not the libraries' defaults.
 """
 
+from pathlib import Path
+
 from instaflow.errors import DataError
-from instaflow.models.architecture import Architecture, read_architecture
-from instaflow.places import configured_model, is_hub_name
+from instaflow.models.architecture import Architecture, Config, read_architecture
+from instaflow.models.settings import ModelSettings
+from instaflow.places import configured_model, is_hub_name, is_to_import
 
 SCHEDULE = {
     "num_train_timesteps": 1000,
@@ -87,16 +90,51 @@ HUB_NAMES = {
 }
 
 
+def adm(side: int, classes: int | None, channels: tuple[int, ...], attention: tuple[bool, ...]) -> Architecture:
+    """EDM's ADM with three blocks a level, as `instaflow import-edm` makes it; channels and attention of each level."""
+    unet: Config = {
+        "sample_size": side,
+        "in_channels": 3,
+        "out_channels": 3,
+        "block_out_channels": channels,
+        "layers_per_block": 3,
+        "down_block_types": tuple("AttnDownBlock2D" if on else "ResnetDownsampleBlock2D" for on in attention),
+        "up_block_types": tuple("AttnUpBlock2D" if on else "ResnetUpsampleBlock2D" for on in reversed(attention)),
+        "downsample_type": "resnet",
+        "upsample_type": "resnet",
+        "resnet_time_scale_shift": "scale_shift",
+        "attention_head_dim": 64,
+        "norm_num_groups": 32,
+        "attn_norm_num_groups": 32,
+        "time_embedding_dim": 4 * channels[0],
+        "num_class_embeds": classes,
+    }
+    scheduler = {"_class_name": "EDMDPMSolverMultistepScheduler", "solver_order": 2}
+    return Architecture(unet, None, (), scheduler, ModelSettings(parametrization="edm", num_steps=18, guidance_scale=1))
+
+
+TO_IMPORT = {
+    "edm-imagenet-64x64-cond-adm": adm(64, 1000, (192, 384, 576, 768), (False, True, True, True)),
+    # None of EDM's own networks for CIFAR-10 is an ADM: these are of its code's --arch=adm --cbase=256 --cres=1,1,1.
+    "edm-cifar10-32x32-cond-adm": adm(32, 10, (256, 256, 256), (True, True, True)),
+    "edm-cifar10-32x32-uncond-adm": adm(32, None, (256, 256, 256), (True, True, True)),
+}
+"""Folders that are made by `instaflow import-edm`, by their names: the first is EDM's own."""
+
+
 def architecture_of(place: str) -> Architecture:
     """What the model in a folder, a single file or under a hub name is made of; no network is asked. Raises DataError.
 
-    A hub model need not be here: its small files in the cache do, or a name that is known.
+    A hub model need not be here: its small files in the cache do, or a name that is known; nor need a folder of a known
+    name that is yet to be imported.
     """
     folder = configured_model(place)
     if folder is not None:
         return read_architecture(folder)
     if place in HUB_NAMES:
         return HUB_NAMES[place]
+    if is_to_import(place):
+        return TO_IMPORT[Path(place).name]
     hint = "A model is a pipeline's folder, a .safetensors file or a hub name"
     if is_hub_name(place):
         hint = f"Fetch its small files, where there is network: hf download {place} --include '*.json' '*.txt'"

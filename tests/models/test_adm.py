@@ -5,8 +5,10 @@ import torch
 from diffusers import UNet2DModel
 from torch.nn import functional
 
+from instaflow import places
 from instaflow.errors import DataError
 from instaflow.models.adm import configuration, network_of
+from instaflow.models.families import TO_IMPORT, architecture_of
 from tests.models.adm_reference import Adm
 
 
@@ -57,6 +59,27 @@ def test_the_full_size_is_the_papers():
         ours = UNet2DModel(**configuration(network.state_dict()))
     counts = [sum(parameter.numel() for parameter in one.parameters()) for one in (network, ours)]
     assert counts[0] == counts[1] == 295_899_267
+
+
+CIFAR = {"side": 32, "channels": 256, "factors": (1, 1, 1), "blocks": 3, "attention": (32, 16, 8)}
+IMPORTED = {
+    "edm-imagenet-64x64-cond-adm": {
+        "side": 64, "classes": 1000, "channels": 192, "factors": (1, 2, 3, 4), "blocks": 3, "attention": (32, 16, 8)
+    },
+    "edm-cifar10-32x32-cond-adm": CIFAR | {"classes": 10},
+    "edm-cifar10-32x32-uncond-adm": CIFAR | {"classes": 0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", places.TO_IMPORT)
+def test_what_is_yet_to_be_imported_is_known_as_it_will_be(name):
+    with torch.device("meta"):
+        network = Adm(**IMPORTED[name])
+    architecture = architecture_of(f"teachers/{name}")
+    assert architecture is TO_IMPORT[name]
+    assert architecture.unet == configuration(network.state_dict())
+    assert architecture.parameters()["unet"] == sum(parameter.numel() for parameter in network.parameters())
+    assert architecture.settings.parametrization == "edm" and architecture.settings.guidance_scale == 1
 
 
 def test_other_networks_are_refused():
