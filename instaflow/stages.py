@@ -429,8 +429,8 @@ class EvaluateStage(Stage):
     """Whose images those of the same noise and prompt are compared with: one of the models."""
     num_samples: Annotated[int, Field(ge=2)] | None = None
     """Images of each model at each number of steps; by default the protocol's own, 2,000 of digits."""
-    batch_size: PositiveInt = 250
-    """Images made at a time."""
+    batch_size: PositiveInt | None = None
+    """Images made at a time; by default 250 digits, or 16 others."""
     compared_samples: Annotated[int, Field(ge=2)] = 2000
     """Of them, so many images are kept, the first: to be shown, and to be compared with the reference's."""
     beside: list[str] = []  # noqa: RUF012  (pydantic copies it)
@@ -452,6 +452,11 @@ class EvaluateStage(Stage):
     def count(self) -> int:
         """Images of each row."""
         return self.num_samples or NUM_SAMPLES[self.protocol]
+
+    @property
+    def batch(self) -> int:
+        """Images made at a time."""
+        return self.batch_size or (16 if self.of_images else 250)
 
     @model_validator(mode="after")
     def sources_of_the_protocol(self) -> "EvaluateStage":

@@ -289,7 +289,7 @@ def of_images(stage: StageFolder) -> ImageProtocol:
     extractor = inception(find("inception"), resize=resize, device=device())
     with Progress(f"{stage.name}: real images hashed", total=0, unit="images", quiet=not world().leads) as progress:
         real = RealImages.of(Path(settings.real), progress.update)
-    return ImageProtocol(preset, prompts, real, extractor, clip, settings.clip_prefix, settings.batch_size)
+    return ImageProtocol(preset, prompts, real, extractor, clip, settings.clip_prefix, settings.batch)
 
 
 def subjects_of(stage: StageFolder, protocol: Judging, seen: list[Seen]) -> list[Subject]:
@@ -317,7 +317,7 @@ def subjects_of(stage: StageFolder, protocol: Judging, seen: list[Seen]) -> list
                     features=protocol.features_in_words,
                     reference=protocol.reference_in_words,
                     judge=protocol.reader_in_words,
-                    batch_size=settings.batch_size,
+                    batch_size=settings.batch,
                     processes=world().size,
                     hardware=hardware(),
                     versions=versions(),
@@ -333,8 +333,8 @@ def subjects_of(stage: StageFolder, protocol: Judging, seen: list[Seen]) -> list
                         num_steps=num_steps,
                         guidance_scale=card.guidance_scale,
                         card=card,
-                        images=Observations(folder / card.key(), settings.count, settings.batch_size),
-                        paths=Observations(folder / f"{paths}-paths", count, settings.batch_size) if curved else None,
+                        images=Observations(folder / card.key(), settings.count, settings.batch),
+                        paths=Observations(folder / f"{paths}-paths", count, settings.batch) if curved else None,
                     )
                 )
     return subjects
@@ -367,7 +367,7 @@ def protocol_words(stage: StageFolder, protocol: Judging, reference: Measured) -
         judged=protocol.judged,
         straightness=f"{min(settings.straightness_samples, settings.count)} noises, "
         f"{settings.straightness_steps} Euler steps of the guided velocity",
-        timing=f"batches of {settings.batch_size}, text encoder and decoder included, {hardware()}",
+        timing=f"batches of {settings.batch}, text encoder and decoder included, {hardware()}",
         weights="their moving average (EMA); raw, as the optimizer left them, where a name says so",
     )
 

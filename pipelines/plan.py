@@ -361,7 +361,7 @@ class Plan:
             flops += branches * calls * counted["unet"] + drawn * (counted["text"] + counted["decode"])
             images += drawn
             frozen = max(frozen, 4 * sum(model.parameters().values()))  # one model after the other
-            batch = min(stage.batch_size, stage.count)
+            batch = min(stage.batch, stage.count)
             activations = max(
                 activations,
                 model.sampling_memory((2 if max(scales) > 1 else 1) * batch, torch.float32),
