@@ -420,7 +420,7 @@ class EvaluateStage(Stage):
     features: Literal["inception", "inception-clean-fid"] = "inception"
     """Of a protocol of images: FID's network, with its own resize, or with clean-fid's."""
     clip: Literal["clip-vit-g-14", "clip-vit-l-14"] | None = "clip-vit-g-14"
-    """By which network CLIP scores are measured, of a protocol of captions; null for none."""
+    """By which network CLIP scores are measured, of a protocol of captions alone; null for none."""
     clip_prefix: str = ""
     """What is put before each caption for CLIP; DMD's is "A photo depicts "."""
     models: Annotated[list[EvaluatedModel], Field(min_length=1)]
@@ -461,15 +461,16 @@ class EvaluateStage(Stage):
     @model_validator(mode="after")
     def sources_of_the_protocol(self) -> "EvaluateStage":
         if not self.of_images:
-            given = {"captions", "captions_seed", "real", "features", "clip", "clip_prefix"} & self.model_fields_set
+            keys = ("captions", "captions_seed", "real", "features", "clip", "clip_prefix")
+            given = [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
             if given:
-                raise ValueError(f"{min(given)} goes with protocol: {', '.join(get_args(ImageForm))}")
+                raise ValueError(f"{given[0]} goes with protocol: {', '.join(get_args(ImageForm))}")
             return self
         if self.real is None:
             raise ValueError(f"real: protocol {self.protocol} needs the folder of the real images")
         by_class = self.protocol == "imagenet64-50k"
-        if by_class and (self.captions or "clip" in self.model_fields_set):
-            raise ValueError(f"{'captions' if self.captions else 'clip'}: protocol {self.protocol} asks for classes")
+        if by_class and self.captions:
+            raise ValueError(f"captions: protocol {self.protocol} asks for classes")
         if not by_class and self.captions is None:
             raise ValueError(f"captions: protocol {self.protocol} needs a file of them")
         return self
