@@ -9,6 +9,7 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from instaflow.stores import reach, reason_of
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL import Image
 
 
 MAY_BE = (
@@ -158,6 +160,18 @@ class ImageReader:
         return content
 
 
+def colours_of(image: "Image.Image") -> "Image.Image":
+    """RGB of any mode: 16 bits a value are scaled to 8, and what is transparent is white."""
+    from PIL import Image
+
+    if image.mode.startswith("I"):  # Pillow clips at 255 where it converts them
+        image = image.point(lambda value: value / 257).convert("L")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        clear = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
+    return image.convert("RGB")
+
+
 def pixels_of(content: bytes, size: tuple[int, int]) -> "np.ndarray":
     """An image file as uint8 [H, W, 3] of `size`: its middle, as large as fits, scaled by Lanczos' filter.
 
@@ -168,7 +182,10 @@ def pixels_of(content: bytes, size: tuple[int, int]) -> "np.ndarray":
 
     try:
         with Image.open(io.BytesIO(content), formats=["JPEG", "PNG", "WEBP"]) as image:
-            whole = ImageOps.exif_transpose(image).convert("RGB")
+            upright: Image.Image = image
+            with suppress(Exception):  # a damaged note on how it was held: the image is as it lies
+                upright = ImageOps.exif_transpose(image)
+            whole = colours_of(upright)
         height, width = size
         return np.asarray(ImageOps.fit(whole, (width, height), Image.Resampling.LANCZOS))
     except (OSError, SyntaxError, ArithmeticError, Image.DecompressionBombError) as error:  # each reader has its own

@@ -58,7 +58,7 @@ from instaflow.evaluation.report import (
 )
 from instaflow.evaluation.saved import read_report
 from instaflow.evaluation.trajectories import project
-from instaflow.files import write_file, write_json
+from instaflow.files import fingerprint_of, write_file, write_json
 from instaflow.flow.straightness import Straightness, straightness
 from instaflow.interruption import Stop
 from instaflow.models.device import device
@@ -68,6 +68,7 @@ from instaflow.models.pixels import PixelModel
 from instaflow.models.text_to_image import TextToImage
 from instaflow.progress import Progress
 from instaflow.rundir import StageFolder
+from instaflow.sections import EvaluatedModel
 from instaflow.weights import find
 from instaflow.world import hardware, world
 from pipelines.observing import Judging, Subject, bends_of, noise_of, observe, pixels
@@ -292,16 +293,23 @@ def of_images(stage: StageFolder) -> ImageProtocol:
     return ImageProtocol(preset, prompts, real, extractor, clip, settings.clip_prefix, settings.batch)
 
 
+def content_of(stage: StageFolder, entry: EvaluatedModel) -> str:
+    """What tells an entry's weights from others: of a folder's raw ones, the fingerprint of their own folder."""
+    if entry.weights == "raw" and entry.model not in stage.stage_names:
+        return fingerprint_of(Path(stage.locate_weights(entry.model, "raw")))
+    return stage.content(entry.model)
+
+
 def subjects_of(stage: StageFolder, protocol: Judging, seen: list[Seen]) -> list[Subject]:
     """The report's rows, each with its card, and the place of what is seen of it."""
     settings, subjects = stage.stage, []
-    folder = stage.folder / "observed"
+    folder, compared = stage.folder / "observed", min(stage.stage.compared_samples, stage.stage.count)
     for entry, model in zip(settings.models, seen, strict=True):
         for scale in entry.scales:
             for num_steps in entry.num_steps:
                 card = Card(
                     model=entry.model,
-                    model_content=stage.content(entry.model),
+                    model_content=content_of(stage, entry),
                     weights=entry.weights,
                     num_steps=num_steps,
                     guidance_scale=model.guidance_scale if scale is None else scale,
@@ -333,7 +341,7 @@ def subjects_of(stage: StageFolder, protocol: Judging, seen: list[Seen]) -> list
                         num_steps=num_steps,
                         guidance_scale=card.guidance_scale,
                         card=card,
-                        images=Observations(folder / card.key(), settings.count, settings.batch),
+                        images=Observations(folder / f"{card.key()}-{compared}", settings.count, settings.batch),
                         paths=Observations(folder / f"{paths}-paths", count, settings.batch) if curved else None,
                     )
                 )
@@ -385,7 +393,7 @@ def evaluation_stage(stage: StageFolder, images: int) -> Stage:
 
 
 def gallery(protocol: Judging, measured: list[Measured], rows: list[Row]) -> Gallery:
-    places = protocol.gallery(GALLERY)
+    places = [place for place in protocol.gallery(GALLERY) if place < len(measured[0].images)]
     return Gallery(
         prompts=[protocol.prompts[place] for place in places],
         rows=[

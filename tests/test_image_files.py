@@ -140,3 +140,33 @@ def test_every_kind_of_image_becomes_red_green_and_blue(mode):
 def test_what_is_no_image_is_told(content):
     with pytest.raises(ValueError, match="cannot be read"):
         pixels_of(content, (4, 4))
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped():
+    ramp = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+    found = pixels_of(encoded(Image.fromarray(ramp)), (8, 8))
+    assert np.abs(found[..., 0].astype(int) - np.round(ramp / 257).astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_what_is_transparent_is_white(mode):
+    image = Image.new("RGBA", (8, 8), (10, 20, 30, 0))
+    image.paste((200, 200, 200, 255), (0, 0, 4, 8))
+    found = pixels_of(encoded(image.convert(mode)), (8, 8))
+    assert (found[:, :4] == 200).all() and (found[:, 4:] == 255).all()
+
+
+def test_a_damaged_note_on_how_it_was_held_spoils_no_image():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encoded(Image.new("RGB", (8, 8), (90, 90, 90)), "JPEG", exif=exif.tobytes())
+    start = content.index(b"II*\x00") if b"II*\x00" in content else content.index(b"MM\x00*")
+    for value in (b"\xff" * 14, bytes(14)):
+        broken = content[: start + 8] + value + content[start + 22 :]
+        assert np.abs(pixels_of(broken, (8, 8)).astype(int) - 90).max() <= 2
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()

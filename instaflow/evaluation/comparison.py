@@ -81,13 +81,14 @@ class ComparedRow:
     kind: str
     description: str
     guidance_scale: float | None
+    swept: bool
     num_samples: int
     training_samples: int
     figures: Mapping[str, Spread]
 
     @property
     def label(self) -> str:
-        return labelled(self.model, self.weights)
+        return labelled(self.model, self.weights, self.guidance_scale if self.swept else None)
 
     @property
     def name(self) -> str:
@@ -168,11 +169,11 @@ def seedless(report: Report) -> Protocol:
     return replace(card, noise=noise, timing=timing)
 
 
-def key(row: Row) -> tuple[str, str, int]:
-    return row.model, row.weights, row.num_steps
+def key(row: Row) -> tuple[str, str, int, float | None]:
+    return row.model, row.weights, row.num_steps, row.guidance_scale if row.swept else None
 
 
-def keyed(report: Report) -> dict[tuple[str, str, int], Row]:
+def keyed(report: Report) -> dict[tuple[str, str, int, float | None], Row]:
     return {key(row): row for row in report.rows}
 
 
@@ -187,6 +188,7 @@ def compared_row(report: Report, rows: Mapping[int, Row]) -> ComparedRow:
         kind=row.kind,
         description=next((stage.description for stage in report.stages if stage.name == row.model), ""),
         guidance_scale=row.guidance_scale,
+        swept=row.swept,
         num_samples=row.num_samples,
         training_samples=training_samples(report, row.model),
         figures={name: spread({seed: getattr(own, name) for seed, own in rows.items()}) for name in FIGURES},

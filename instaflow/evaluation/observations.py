@@ -1,25 +1,29 @@
 """What was seen of many samples, kept batch by batch on disk: processes share the work, and a killed one goes on."""
 
-import json
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
+from instaflow.errors import DataError
 from instaflow.files import remove_leftovers, write_file, write_json
 
 Observed = Mapping[str, np.ndarray]
 """Arrays by name, an entry a sample."""
 
 
+CHECKSUM = hashlib.sha256().digest_size
+
+
 @dataclass(frozen=True)
 class Observations:
-    """FOLDER/card.json says of what, FOLDER/000000-000250.safetensors holds a batch of samples, and so on.
+    """FOLDER/card.json says of what, FOLDER/000000-000250.observed holds a batch of samples, and so on.
 
-    A batch is a file, whole or absent, and does not depend on who makes it: samples follow from their index.
+    A batch is a file, whole or absent: its checksum, and after it a safetensors. It does not depend on who makes it:
+    samples follow from their index.
     """
 
     folder: Path
@@ -45,10 +49,15 @@ class Observations:
     def write(self, batch: slice, observed: Observed) -> None:
         """Keep a batch: arrays whose first axis is the batch's samples, or fewer where not all are kept."""
         content = save({name: np.ascontiguousarray(values) for name, values in observed.items()})
-        write_file(self._file(batch), content)
+        write_file(self._file(batch), hashlib.sha256(content).digest() + content)
 
     def read(self, batch: slice) -> dict[str, np.ndarray]:
-        found: dict[str, np.ndarray] = load_file(self._file(batch))
+        """A batch that is here, its checksum looked at. Raises DataError for one that is damaged."""
+        file = self._file(batch)
+        digest, content = split(file.read_bytes())
+        if hashlib.sha256(content).digest() != digest:
+            raise DataError(f"'{file}' is damaged", "Delete it: the same command makes it anew")
+        found: dict[str, np.ndarray] = load(content)
         return found
 
     def joined(self) -> dict[str, np.ndarray]:
@@ -57,11 +66,17 @@ class Observations:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _file(self, batch: slice) -> Path:
-        return self.folder / f"{batch.start:06d}-{batch.stop:06d}.safetensors"
+        return self.folder / f"{batch.start:06d}-{batch.stop:06d}.observed"
 
     def _is_sound(self, batch: slice) -> bool:
+        """Whether a batch is here as it was written: by its checksum, which a torn or changed file fails."""
         try:
-            with safe_open(self._file(batch), "numpy"):
-                return True
-        except (OSError, SafetensorError, json.JSONDecodeError):
+            digest, content = split(self._file(batch).read_bytes())
+        except OSError:
             return False
+        return hashlib.sha256(content).digest() == digest
+
+
+def split(content: bytes) -> tuple[bytes, bytes]:
+    """A file's checksum and what it is of."""
+    return content[:CHECKSUM], content[CHECKSUM:]

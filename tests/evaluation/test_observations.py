@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from instaflow.errors import ConfigError
+from instaflow.errors import ConfigError, DataError
 from instaflow.evaluation.card import Card, check_alike, difference, prompts_hash
 from instaflow.evaluation.observations import Observations
 
@@ -49,10 +49,15 @@ def test_processes_share_all_batches(kept, size):
 def test_a_damaged_batch_is_missing(kept):
     for batch in BATCHES:
         kept.write(batch, seen(batch))
-    [first, second, third] = sorted(kept.folder.glob("*.safetensors"))
+    [first, second, third] = sorted(kept.folder.glob("*.observed"))
     first.write_bytes(first.read_bytes()[:-8])
     second.write_bytes(b"")
-    third.unlink()
+    third.write_bytes(third.read_bytes()[:-8] + bytes(8))
+    assert kept.missing() == BATCHES
+    with pytest.raises(DataError, match="is damaged"):
+        kept.joined()
+    first.unlink()
+    first.mkdir()
     assert kept.missing() == BATCHES
 
 

@@ -220,3 +220,29 @@ def test_real_runs_are_compared_by_what_their_reports_say(tmp_path):
             own = next(r for r in saved if (r["model"], r["num_steps"]) == (row["model"], row["num_steps"]))
             for name, figure in row["figures"].items():
                 assert figure["by_seed"][str(seed)] == own[name]
+
+
+def test_a_sweep_of_guidance_keeps_all_its_rows(runs):
+    for run in runs:
+        content = report_of(run)
+        teacher = next(row for row in content["rows"] if (row["model"], row["num_steps"]) == ("teacher", 1))
+        swept = [
+            {
+                **teacher,
+                "guidance_scale": scale,
+                "swept": True,
+                "frechet_distance_real": teacher["frechet_distance_real"] * scale,
+            }
+            for scale in (1.0, 2.0)
+        ]
+        change_report(run, rows=[row for row in content["rows"] if row is not teacher] + swept)
+    compare(runs, by="real", output=None)
+    folder = runs[0].parent.with_name("small-report")
+    content = json.loads((folder / "compare.json").read_text())
+    found = {
+        row["guidance_scale"]: row["figures"]["frechet_distance_real"]["mean"]
+        for row in content["rows"]
+        if row["swept"]
+    }
+    assert len(found) == 2 and found[2.0] == pytest.approx(2 * found[1.0])
+    assert "teacher (guidance 2)" in (folder / "compare.html").read_text()

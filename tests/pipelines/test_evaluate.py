@@ -1,6 +1,7 @@
 """An evaluation that is stopped, shared, made anew: its figures are those of one process that ran to its end."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -244,3 +245,73 @@ def test_missing_weights_are_named_with_the_way_to_them(config, coco, tmp_path, 
 def test_digits_know_no_captions_of_one_s_own(config, coco, tmp_path):
     with pytest.raises(ConfigError, match="captions goes with protocol: coco2017-5k"):
         load_experiment(config, [f"stages.report.captions={coco['captions']}"])
+
+
+def test_the_cut_into_batches_changes_nothing(config, done, tmp_path):
+    """Each image has the noise of its own index, and what is kept of the first ones is theirs."""
+    run_all(load_experiment(config, ["stages.report.batch_size=9"], run=str(tmp_path / "run")), Stop())
+    for ours, theirs in zip(rows(tmp_path / "run"), rows(done), strict=True):
+        for name, value in theirs.items():
+            assert ours[name] == (pytest.approx(value, rel=1e-4, abs=1e-6) if isinstance(value, float) else value)
+    pages = [(place / "report" / "report.html").read_text() for place in (tmp_path / "run", done)]
+    paths = [re.findall(r'<circle class="end[^>]*>', page) for page in pages]
+    assert len(paths[0]) == len(paths[1]) == 6
+
+
+def test_images_of_different_batches_come_from_different_noise(done):
+    for file in (done / "report" / "observed").glob("*/card.json"):
+        kept = Observations(file.parent, 20 if file.parent.name.endswith("-paths") else 70, 16).joined()
+        values = kept.get("images", kept.get("lengths")).reshape(len(kept.get("seconds", kept.get("lengths"))), -1)
+        assert len(np.unique(values, axis=0)) == len(values)
+
+
+def test_paths_are_followed_on_the_grid_that_was_asked_for(config, done, tmp_path):
+    [kept] = [file.parent for file in (done / "report" / "observed").glob("*-paths/card.json")]
+    assert Observations(kept, 20, 16).joined()["deviations"].shape == (20, 3)
+    run = tmp_path / "run"
+    shutil.copytree(done, run)
+    run_all(load_experiment(config, ["stages.report.straightness_steps=5"], run=str(run)), Stop())
+    profiles = json.loads((run / "report" / "report.json").read_text())["straightness_profiles"]
+    assert [len(profile["times"]) for profile in profiles] == [5]
+
+
+@pytest.mark.parametrize("kept", [2, 11, 40])
+def test_few_kept_images_will_do_and_more_are_made_anew(config, done, tmp_path, kept):
+    run = tmp_path / "run"
+    run_all(load_experiment(config, [f"stages.report.compared_samples={kept}"], run=str(run)), Stop())
+    assert rows(run) == rows(done)
+    run_all(load_experiment(config, run=str(run)), Stop())
+    assert rows(run) == rows(done)
+
+
+def test_raw_weights_that_changed_are_measured_anew(config, tmp_path):
+    teacher = write_model(tmp_path / "x" / "model")
+    write_model(tmp_path / "x" / "model-raw", seed=1)
+    changes = [f"stages.report.models.1={{model: {teacher}, weights: raw, num_steps: [1]}}"]
+    run = tmp_path / "run"
+    run_all(load_experiment(config, changes, run=str(run)), Stop())
+    before = rows(run)[2]["frechet_distance_real"]
+    shutil.rmtree(tmp_path / "x" / "model-raw")
+    write_model(tmp_path / "x" / "model-raw", seed=2)
+    (run / "report" / "done.json").unlink()
+    run_all(load_experiment(config, changes, run=str(run)), Stop())
+    assert rows(run)[2]["frechet_distance_real"] != before
+
+
+def test_damage_to_what_was_seen_is_made_good(config, done, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(done, run)
+    for file in (run / "report" / "observed").rglob("*.observed"):
+        content = bytearray(file.read_bytes())
+        content[-40:] = bytes(40)
+        file.write_bytes(content)
+    (run / "report" / "done.json").unlink()
+    run_all(load_experiment(config, run=str(run)), Stop())
+    assert rows(run) == rows(done)
+
+
+def test_the_nearest_and_the_worst_are_just_that(done):
+    content = json.loads((done / "report" / "report.json").read_text())
+    assert content["neighbours"]["shown"][0]["distance"] < 1.5 * content["neighbours"]["median"]
+    worst = [gap["distance"] for gap in content["gaps"]["worst"]] if content["gaps"] else []
+    assert worst == sorted(worst, reverse=True)
