@@ -254,7 +254,7 @@ def test_the_cut_into_batches_changes_nothing(config, done, tmp_path):
         for name, value in theirs.items():
             assert ours[name] == (pytest.approx(value, rel=1e-4, abs=1e-6) if isinstance(value, float) else value)
     pages = [(place / "report" / "report.html").read_text() for place in (tmp_path / "run", done)]
-    paths = [re.findall(r'<circle class="end[^>]*>', page) for page in pages]
+    paths = [re.findall(r'<circle class="end[^>]*r="4"/>', page) for page in pages]
     assert len(paths[0]) == len(paths[1]) == 6
 
 
