@@ -33,6 +33,7 @@ LESS = 1000
 FEWEST_BATCHES = 2  # of a training phase, and of a couple stage
 FEWEST_SHARDS, MOST_SHARDS = 2, 8
 MOST_CHECKPOINTS = 4
+MOST_STEPS = 50  # of a sampler
 FEWEST_IMAGES = 128  # for a Fréchet distance
 FEWEST_PATHS = 8
 TINY_MICRO_BATCH = 256  # tiny networks take as long for few samples as for many
@@ -214,6 +215,7 @@ def shrunk(settings: dict[str, Any]) -> dict[str, Any]:
         shares = [phase["global_batch_size"] for phase in small["phases"]]
         small["micro_batch_size"] = max(settings["micro_batch_size"], math.gcd(TINY_MICRO_BATCH, *shares))
     if settings["kind"] == "couple":
+        small["num_steps"] = min(settings["num_steps"], MOST_STEPS)
         small["count"] = less(settings["count"], FEWEST_BATCHES * settings["batch_size"])
         fewest, most = (-(-small["count"] // shards) for shards in (MOST_SHARDS, FEWEST_SHARDS))
         small["records_per_shard"] = min(settings["records_per_shard"], max(fewest, min(settings["batch_size"], most)))
