@@ -32,7 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "direct.ema_decay=0.95",
         *(f"{stage}.preview=null" for stage in ("direct", "no-matching")),
         *(
-            f"{stage}.phases=[{{samples: 1600, learning_rate: 3e-4, warmup_samples: 160, {small}}}]"
+            f"{stage}.phases=[{{samples: 1120, learning_rate: 4e-4, warmup_samples: 160, {small}}}]"
             for stage in MATCHED
         ),
         *(f"{stage}.ema_decay=0.9" for stage in MATCHED),
