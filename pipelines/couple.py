@@ -24,7 +24,7 @@ from instaflow.couplings.manifest import (
 from instaflow.couplings.output import close_output, open_output, settle_output, take_over
 from instaflow.couplings.prompts import KeptPrompts, save_prompts
 from instaflow.couplings.records import Shard
-from instaflow.couplings.shards import Sidecar, shards_fingerprint, shards_to_make, unmark_shard
+from instaflow.couplings.shards import Sidecar, read_sidecar, shards_fingerprint, shards_to_make, unmark_shard
 from instaflow.couplings.verify import bad_shards, verify
 from instaflow.couplings.verify_shard import Problem
 from instaflow.errors import DataError, Interrupted
@@ -97,6 +97,13 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str | None]:
         if shards_to_make(stage.folder, manifest.plan):
             return None
         Leases(stage.folder).clear()
+        plan = manifest.plan
+        if not any(read_sidecar(stage.folder, shard, plan).count for shard in range(plan.num_shards)):
+            what = "image can be read and inverted" if manifest.data else "latent is an image's"
+            raise DataError(
+                f"Stage '{stage.name}' made no coupling: no {what}",
+                f"Look at what the shards' sidecars tell, and delete '{stage.folder}' to make it anew",
+            )
         close_output(stage.folder)
         return shards_fingerprint(stage.folder, manifest.plan)
 

@@ -123,7 +123,7 @@ def load_lpips(name: str, weights: Path) -> PerceptualNetwork:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
             f"'{weights}' holds no weights of torchvision's network for '{name}': {reason}",
-            "Take the file that torchvision gives out, as it is",
+            f"Take the file that torchvision gives out, as it is: instaflow weights lpips-{name}",
         ) from error
     package = importlib.util.find_spec("lpips")
     assert package is not None and package.submodule_search_locations

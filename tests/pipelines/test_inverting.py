@@ -172,6 +172,15 @@ def test_what_is_left_out_does_not_count(config, tmp_path, capsys):
     assert "pairs: left out 1 coupling: images that cannot be read or lead to no noise" in told
 
 
+def test_nothing_but_images_that_cannot_be_read_is_no_stage_that_is_done(tmp_path, teacher):
+    files = {f"{index}.{end}": b"no image" for index in range(3) for end in ("png", "txt")}
+    stage = STAGE.replace("count: 11", "count: 3")
+    config = write(tmp_path, teacher, write_folder(tmp_path / "images", files), stage)
+    with pytest.raises(DataError, match="made no coupling: no image can be read and inverted"):
+        couple(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "pairs" / "done.json").exists()
+
+
 def test_digits_come_with_true_captions_drawn_by_the_seed(tmp_path, teacher):
     config = write(tmp_path, teacher, "digits")
     found = [shard.prompts for shard in records(couple(config, tmp_path / "run"))]
