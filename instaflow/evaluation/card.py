@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-import numpy as np
-
 from instaflow.errors import ConfigError
 
 SUBJECT = ("model", "model_content", "weights", "num_steps", "guidance_scale", "sampler")
@@ -58,11 +56,6 @@ def prompts_hash(prompts: Sequence[str]) -> str:
     """ "2,000 prompts, SHA-256 ..." of a list in its order."""
     digest = hashlib.sha256("\0".join(prompts).encode()).hexdigest()
     return f"{len(prompts):,} prompts, SHA-256 {digest[:16]}"
-
-
-def array_hash(values: np.ndarray) -> str:
-    """The first 16 digits of an array's SHA-256."""
-    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:16]
 
 
 def difference(card: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, Any, Any] | None:

@@ -162,3 +162,34 @@ def test_the_file_is_strict_json_and_tells_all():
     names = {(pair["figure"], *sorted((pair["ahead"], pair["behind"]))) for pair in content["pairs"]}
     assert len(names) == len(content["pairs"]) == 6 * len(BETTER) - 3  # direct has no distance to real
     assert all(a <= b for a, b in pairwise(r.rank for r in comparison.one_step if r.rank))
+
+
+def test_a_difference_below_zero_is_told_apart_as_one_above():
+    values = {seed: 0.1 + 0.001 * seed for seed in range(4)}
+    assert spread(values).is_told_apart
+    assert spread({seed: -value for seed, value in values.items()}).is_told_apart
+    assert not spread({seed: (-1) ** seed * value for seed, value in values.items()}).is_told_apart
+
+
+def test_raw_rows_and_scales_of_guidance_are_rows_of_their_own():
+    changed = {}
+    for place, report in reports().items():
+        student = next(row for row in report.rows if row.model == "student")
+        raw = replace(student, weights="raw", frechet_distance_real=9.0)
+        swept = [
+            replace(student, swept=True, guidance_scale=scale, frechet_distance_real=scale) for scale in (5.0, 6.0)
+        ]
+        changed[place] = replace(report, rows=[*report.rows, raw, *swept])
+    comparison = compare(changed, "real")
+    assert row_of(comparison, "student").figures["frechet_distance_real"].mean < 1
+    expected = {"student (raw)": 9, "student (guidance 5)": 5, "student (guidance 6)": 6}
+    for name, value in expected.items():
+        assert row_of(comparison, name).figures["frechet_distance_real"].mean == value
+
+
+def test_a_pair_is_of_the_figure_that_was_asked_for():
+    comparison = compare(reports(), "real")
+    student, direct = (row_of(comparison, name) for name in ("student", "direct"))
+    pairs = {figure: comparison.pair(figure, student, direct) for figure in BETTER}
+    assert all(pair is None or pair.figure == figure for figure, pair in pairs.items())
+    assert len([pair for pair in pairs.values() if pair]) > 1

@@ -72,6 +72,7 @@ def test_a_key_tells_subjects_and_protocols_apart_and_no_circumstances():
     card = Card(**CARD)
     keys = {Card(**{**CARD, name: "other"}).key() for name in CARD}
     same = {Card(**{**CARD, name: "other"}).key() for name in ("model", "batch_size", "processes", "hardware")}
+    same.add(Card(**CARD, versions={"torch": "3"}).key())
     assert same == {card.key()} and len(keys) == len(CARD) - 3
 
 
@@ -80,10 +81,13 @@ def test_cards_compare_where_their_protocols_are_the_same():
     for name in ("num_samples", "seed", "features", "reference", "dtype", "judge"):
         assert difference(CARD, {**CARD, name: "other"}) == (name, CARD.get(name), "other")
     check_alike([("a", CARD), ("b", {**CARD, "model": "b"})])
+    with pytest.raises(ConfigError, match="a and b were measured by different protocols"):
+        check_alike([("a", CARD), ("b", {**CARD, "seed": 1.5})])
     with pytest.raises(ConfigError, match="a and c were measured by different protocols: 'reference' is 'b' there"):
         check_alike([("a", CARD), ("b", {**CARD, "model": "b"}), ("c", {**CARD, "reference": "other"})])
 
 
 def test_a_hash_of_prompts_tells_their_order():
-    assert prompts_hash(["a", "b"]) != prompts_hash(["b", "a"]) != prompts_hash(["ab"])
+    assert prompts_hash(["a", "b"]) != prompts_hash(["b", "a"])
+    assert prompts_hash(["ab", "c"]) != prompts_hash(["a", "bc"])
     assert prompts_hash(["a"] * 2000).startswith("2,000 prompts, SHA-256 ")
