@@ -133,6 +133,8 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     subsets = KERNEL_SUBSETS if settings.of_images else 10
     rows = []
     for m in measured:
+        seconds = float(np.median(m.observed["seconds"]))
+        stage.log(model=m.label, num_steps=m.subject.num_steps, seconds_per_image=seconds)
         found, of_row = straight.get(m.label), Gaussian.of(m.features)
         manifolds = precision_recall(m.features, real, device=device())
         fewest = min(KERNEL_SUBSET, len(m.features), len(real))
@@ -152,7 +154,7 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
                 **protocol.figures(m.observed),
                 straightness=found.value if found else None,
                 straightness_relative=found.relative if found else None,
-                seconds_per_image=float(np.median(m.observed["seconds"])),
+                seconds_per_image=seconds,
                 swept=m.subject.swept,
                 card=asdict(m.subject.card),
             )

@@ -117,7 +117,7 @@ def _quality_plot(
         found = [(row, value) for row, value in found if (row.seconds_per_image or 0) > 0]
     if not found:
         return ""
-    share = label.startswith("Prompts")
+    share = label.endswith("not drawn right")
     series = []
     single = [model for model in colours if sum(row.label == model for row, _ in found) == 1]
     for model in dict.fromkeys(row.label for row, _ in found):

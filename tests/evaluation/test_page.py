@@ -273,3 +273,9 @@ def test_the_report_as_markdown_has_every_row_and_the_card():
 def test_a_column_without_a_figure_is_left_out_of_the_markdown():
     rows = [replace(one, prompt_accuracy=None) for one in ROWS]
     assert "drawn right" not in markdown(replace(full_report(), rows=rows)).split("Protocol")[0].split("| model")[1]
+
+
+def test_cells_that_are_wrong_are_told_in_percent_as_prompts_are():
+    report = replace(full_report(), protocol=Protocol(judged="named cells"))
+    content = page(report).replace("\N{NO-BREAK SPACE}", " ")
+    assert "Named cells not drawn right" in content and "student, 1 step: 0.7 %" in content

@@ -86,6 +86,12 @@ def test_a_row_carries_its_card(done):
     assert len({row["card"]["model_content"] for row in found}) == 2
 
 
+def test_its_rows_are_told_with_its_seconds(done):
+    lines = [json.loads(line) for line in (done / "report" / "stats.jsonl").read_text().splitlines()]
+    assert [line["num_steps"] for line in lines] == [3, 1, 1]
+    assert 0 < lines[-1]["seconds"] <= json.loads((done / "report" / "done.json").read_text())["seconds"]
+
+
 @pytest.mark.parametrize("calls", [2, 4, 11, 16])
 def test_what_was_stopped_goes_on_to_the_same_figures(config, done, tmp_path, calls, monkeypatch):
     run = tmp_path / "run"
