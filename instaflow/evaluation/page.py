@@ -187,7 +187,7 @@ def _quality(report: Report, colours: Colours) -> str:
     )
     sweeping = (
         "What guidance trades: a line for each model and number of steps, a mark for each guidance scale, the ends "
-        "dashed and named. To the right more is drawn as asked for, lower is nearer to the real images."
+        "dashed and named. To the right images are nearer to their prompts, lower is nearer to the real images."
     )
     best = "Marked: the best of the one-step rows." if sum(row.num_steps == 1 for row in report.rows) > 1 else ""
     return section(

@@ -74,24 +74,32 @@ def cost_plot(rows: Sequence[Row], samples: Mapping[str, int], colours: Colours)
 
 
 def sweep_plots(rows: Sequence[Row], colours: Colours, judged: str = "prompts") -> list[tuple[str, str]]:
-    """(model and steps, SVG): Fréchet distance against prompts drawn right over the guidance scales, a line each."""
-    swept: dict[str, list[Row]] = {}
+    """(model and steps, SVG): what guidance trades, a mark for each scale.
+
+    Fréchet distance against prompts drawn right or, where nobody reads them, against CLIP score, as InstaFlow draws it.
+    """
+    swept: dict[str, list[tuple[float, float, Row]]] = {}
     for row in rows:
-        if row.swept and row.frechet_distance_real is not None and row.prompt_accuracy is not None:
-            swept.setdefault(f"{labelled(row.model, row.weights)}, {steps(row.num_steps)}", []).append(row)
+        found = row.clip_score if row.prompt_accuracy is None else row.prompt_accuracy
+        if row.swept and found is not None and row.frechet_distance_real is not None:
+            name = f"{labelled(row.model, row.weights)}, {steps(row.num_steps)}"
+            swept.setdefault(name, []).append((found, row.frechet_distance_real, row))
     plots = []
-    for name, found in swept.items():
-        own = sorted(found, key=lambda row: row.guidance_scale or 0.0)
-        points = [(float(row.prompt_accuracy or 0), float(row.frechet_distance_real or 0)) for row in own]
+    for name, marks in swept.items():
+        marks = sorted(marks, key=lambda mark: mark[2].guidance_scale or 0.0)
+        read = marks[0][2].prompt_accuracy is not None
+        points = [(x, y) for x, y, _ in marks]
+        scales = [f"{row.guidance_scale:g}" for *_, row in marks]
         titles = [
-            f"guidance {row.guidance_scale:g}: {number(y)}, {percent(x)}"
-            for row, (x, y) in zip(own, points, strict=True)
+            f"guidance {scale}: {number(y)}, {percent(x) if read else number(x)}"
+            for scale, (x, y) in zip(scales, points, strict=True)
         ]
-        series = [Series(name=name, colour=colours[own[0].label], points=points, look="marked", titles=titles)]
-        x = replace(axis_over([x for x, _ in points], f"{judged.capitalize()} drawn right"), percent=True)
+        series = [Series(name=name, colour=colours[marks[0][2].label], points=points, look="marked", titles=titles)]
+        x = axis_over([x for x, _ in points], f"{judged.capitalize()} drawn right" if read else "CLIP score")
         y = axis_over([y for _, y in points], "Fréchet distance to the real images")
-        ends = [(points[i][0], f"{own[i].guidance_scale:g}") for i in dict.fromkeys((0, len(own) - 1))]
-        plots.append((name, chart(series, x=x, y=y, title=f"Guidance from {ends[0][1]} to {ends[-1][1]}", marks=ends)))
+        ends = [(points[end][0], scales[end]) for end in (0, -1)]
+        title = f"Guidance from {scales[0]} to {scales[-1]}"
+        plots.append((name, chart(series, x=replace(x, percent=read), y=y, title=title, marks=ends)))
     return plots
 
 

@@ -253,6 +253,16 @@ def test_a_sweep_of_guidance_is_a_curve_with_its_ends_named():
     assert "What guidance trades" not in page(full_report())
 
 
+def test_a_sweep_that_nobody_reads_is_drawn_against_clip_score():
+    scales = {1.0: 0.25, 3.0: 0.31}
+    rows = [
+        replace(ROWS[0], guidance_scale=g, swept=True, prompt_accuracy=None, clip_score=score)
+        for g, score in scales.items()
+    ]
+    content = page(replace(full_report(), rows=rows, gallery=None, gaps=None))
+    assert "CLIP score</text>" in content and "guidance 3: 0.271, 0.310" in content
+
+
 def test_quality_stands_against_the_cost_of_training():
     report = full_report()
     assert "Quality against the cost of training" in page(report)
