@@ -59,3 +59,8 @@ def of_the_system(error: Exception) -> InstaFlowError | None:
     if not isinstance(error, OSError) and "No space left on device" in str(error):  # safetensors wraps it in its own
         return InstaFlowError("No space left on device", ROOM)
     return None
+
+
+def reason_of(error: Exception) -> str:
+    """An error of any library in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from instaflow.errors import ConfigError, DataError
+from instaflow.errors import ConfigError, DataError, reason_of
 from instaflow.prompt_files import IMAGES, row_of, samples_of, suffix_of
 from instaflow.prompt_sources import check_text, files_of, name_of, opened
 from instaflow.sections import DIGITS
-from instaflow.stores import reach, reason_of
+from instaflow.stores import reach
 
 if TYPE_CHECKING:
     import numpy as np

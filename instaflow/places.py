@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from instaflow.errors import DataError
+from instaflow.errors import DataError, reason_of
 from instaflow.files import fingerprint_of, sha256_of
 from instaflow.sections import BACKBONES, Perceptual
 
@@ -253,7 +253,7 @@ def fetched_model(name: str) -> Path:
         if not any(folder.glob("unet/*.safetensors")):  # some models come in half precision alone
             folder = Path(snapshot_download(name, allow_patterns=FETCHED, ignore_patterns=["*.non_ema*"]))
     except Exception as error:  # each layer of the client raises its own kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise DataError(
             f"The hub model '{name}' is not on this machine, and it cannot be fetched: {reason}",
             f"Where there is network: hf download {name} --local-dir FOLDER. Bring model_index.json and the folders "

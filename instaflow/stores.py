@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from instaflow.errors import ConfigError, DataError
+from instaflow.errors import ConfigError, DataError, reason_of
 from instaflow.files import is_leftover, remove_leftovers, temporary_name, write_file
 
 ATOMIC = frozenset({"s3", "gs", "abfs", "az", "oci", "oss", "hf", "memory"})
@@ -222,8 +222,3 @@ def hint_for(error: Exception) -> str:
     return (
         "Check the network, the credentials, and the store's room; the same command goes on: what is finished is kept"
     )
-
-
-def reason_of(error: Exception) -> str:
-    """An error of any client in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

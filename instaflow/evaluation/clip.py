@@ -12,7 +12,7 @@ from open_clip.pretrained import get_pretrained_cfg
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from instaflow.errors import DataError
+from instaflow.errors import DataError, reason_of
 from instaflow.evaluation.features import BATCH, Extractor, exactly, in_bytes, pictures
 from instaflow.weights import hash_of
 
@@ -100,7 +100,7 @@ def load_clip(name: str, weights: Path, *, device: torch.device) -> Clip:
             image_resize_mode=how["resize_mode"],
         )
     except Exception as error:  # each kind of damage raises its own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise DataError(
             f"'{weights}' holds no weights of OpenCLIP's {architecture}: {reason}",
             f"Take the file that is given out, as it is: instaflow weights {name}",

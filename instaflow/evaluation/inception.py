@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
-from instaflow.errors import DataError
+from instaflow.errors import DataError, reason_of
 from instaflow.evaluation.features import Extractor
 from instaflow.weights import hash_of
 
@@ -50,7 +50,7 @@ def load_layers(weights: Path) -> nn.Sequential:
         torch.load(weights, map_location="cpu", weights_only=True)  # torch-fidelity itself would run a pickle's code
         network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(weights))
     except Exception as error:  # each kind of damage raises its own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise DataError(
             f"'{weights}' holds no weights of torch-fidelity's InceptionV3: {reason}",
             "Take the file that torch-fidelity gives out, as it is: instaflow weights inception",

@@ -11,7 +11,7 @@ from typing import Any
 from diffusers import UNet2DModel
 from torch import Tensor
 
-from instaflow.errors import DataError
+from instaflow.errors import DataError, reason_of
 
 State = dict[str, Tensor]
 GROUPS = 32  # of each normalization, where a layer has 128 channels or more
@@ -46,7 +46,7 @@ def network_of(state: State) -> Any:
         unet: Any = UNet2DModel(**configuration(state))
         unet.load_state_dict(renamed_state(state))
     except (KeyError, IndexError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise DataError(f"This is not the whole state of an EDM's ADM network: {reason}", "Extract it anew") from error
     return unet.eval()
 

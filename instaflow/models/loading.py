@@ -10,7 +10,7 @@ import transformers
 from diffusers import ConsistencyModelPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors import safe_open
 
-from instaflow.errors import DataError
+from instaflow.errors import DataError, reason_of
 from instaflow.models.architecture import read_config
 from instaflow.models.model import Model
 from instaflow.models.pixels import PixelModel
@@ -35,7 +35,7 @@ def load_model(place: str | Path, *, device: torch.device, dtype: torch.dtype = 
     try:
         pipeline = load_pipeline(found, dtype)
     except Exception as error:  # diffusers, transformers and safetensors each raise their own kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise DataError(
             f"The model '{place}' cannot be loaded: {reason}", "Restore its files, or make the model's stage again"
         ) from error

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instaflow.errors import InstaFlowError
+from instaflow.errors import InstaFlowError, reason_of
 from instaflow.models.architecture import unet_flops
 from instaflow.models.states import State
 
@@ -125,7 +125,7 @@ def compiling(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the compiler's own kinds, and those of the compiler that it calls
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise InstaFlowError(
             f"{what} cannot be compiled here: {reason}",
             "On a CPU that takes a C++ compiler and Python's headers; or set compile: false",

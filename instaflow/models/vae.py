@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
-from instaflow.errors import DataError
+from instaflow.errors import DataError, reason_of
 from instaflow.places import configuration_of, find_model, is_of_pixels
 
 
@@ -22,7 +22,7 @@ def load_vae(place: str, *, device: torch.device) -> Any:
     try:
         vae = vae_in(found)
     except Exception as error:  # diffusers and safetensors each raise their own kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise DataError(f"The VAE of '{place}' cannot be loaded: {reason}", "Restore the model's files") from error
     return vae.float().to(device).requires_grad_(False).eval()
 
@@ -49,7 +49,7 @@ def load_tiny(folder: Path, *, device: torch.device) -> Any:
             str(folder), use_safetensors=True, low_cpu_mem_usage=False, local_files_only=True
         )
     except Exception as error:  # diffusers and safetensors each raise their own kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise DataError(f"The decoder '{folder}' cannot be loaded: {reason}", "Restore its files") from error
     return tiny.float().to(device).requires_grad_(False).eval()
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from instaflow.errors import DataError
+from instaflow.errors import DataError, reason_of
 from instaflow.files import replace_folder, write_json
 from instaflow.training.draws import CROP
 
@@ -120,7 +120,7 @@ def load_lpips(name: str, weights: Path) -> PerceptualNetwork:
         own = {key.removeprefix("features."): value.float() for key, value in state.items() if "features." in key}
         layers.load_state_dict(own, assign=True)
     except Exception as error:  # each kind of damage raises its own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise DataError(
             f"'{weights}' holds no weights of torchvision's network for '{name}': {reason}",
             f"Take the file that torchvision gives out, as it is: instaflow weights lpips-{name}",
@@ -169,7 +169,7 @@ def load_network(folder: Path) -> PerceptualNetwork:
         layers = small_layers(config["channels"], config["strides"])
         layers.load_state_dict(load_file(folder / "model.safetensors"))
     except Exception as error:  # safetensors and torch each raise their own kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise DataError(
             f"'{folder}' is no perceptual network: {reason}", "Name a teacher stage, or its folder 'perceptual'"
         ) from error
