@@ -139,6 +139,16 @@ def fingerprint_of(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def listing_hash(folder: Path) -> str:
+    """Hex SHA-256 over the name, size and time of every file below `folder`: it tells that something changed."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            status = file.stat()
+            digest.update(f"{file.relative_to(folder).as_posix()}\0{status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
 def is_utf8(text: str) -> bool:
     """Whether the text can be written as UTF-8: it has no half characters, which odd bytes of a path become."""
     try:

@@ -20,12 +20,12 @@ from typing import Any
 
 from instaflow.config import Experiment
 from instaflow.errors import ConfigError, DataError, InstaFlowError
-from instaflow.files import fingerprint_of, json_text, sha256_of, write_file, write_json, write_new
+from instaflow.files import fingerprint_of, json_text, listing_hash, sha256_of, write_file, write_json, write_new
 from instaflow.image_files import images_exist, images_hash
 from instaflow.methods import DmdStage
 from instaflow.places import cached_model, is_hub_name, model_fingerprint
 from instaflow.prompt_sources import content_of, exists
-from instaflow.stages import CoupleStage
+from instaflow.stages import CoupleStage, EvaluateStage
 from instaflow.world import ALONE, Worker
 
 FORMAT = 1
@@ -111,6 +111,8 @@ class StageFolder:
         identity = {"format": FORMAT, "name": self.name, "seed": self.seed, **settings}
         if isinstance(self.stage, CoupleStage | DmdStage):
             identity |= self.source_content()
+        if isinstance(self.stage, EvaluateStage) and self.stage.real and Path(self.stage.real).is_dir():
+            identity["real (content)"] = listing_hash(Path(self.stage.real))
         for key, place in files.items():
             path = Path(place)
             if path.exists() or not self.is_done():
@@ -170,7 +172,12 @@ class StageFolder:
             else:
                 here[key] = parent
         own = self.own_identity()
-        absent |= {"prompts", "data", *(f"{key} (content)" for key in self.stage.files())} - own.keys()
+        absent |= {
+            "prompts",
+            "data",
+            "real (content)",
+            *(f"{key} (content)" for key in self.stage.files()),
+        } - own.keys()
         old, new = flat(read_json(file)["identity"]), flat({**own, **self.contents(here)})
         return [
             f"'{key}' was {said(old, key)}, is now {said(new, key)}"

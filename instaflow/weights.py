@@ -17,9 +17,11 @@ from typing import Any
 from instaflow import __version__
 from instaflow.errors import ConfigError, DataError
 from instaflow.files import remove_leftovers, sha256_of, write_file, write_json
+from instaflow.sections import BACKBONES
 
 VARIABLE = "INSTAFLOW_WEIGHTS"
 HUB = "https://huggingface.co"
+TORCHVISION = "https://download.pytorch.org/models"
 PART = 2**20  # bytes that are read at a time
 
 
@@ -72,16 +74,16 @@ WEIGHTS = {
         ),
         Weights(
             "lpips-alex",
-            "alexnet-owt-7be5be79.pth",
-            "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+            BACKBONES["alex"],
+            f"{TORCHVISION}/{BACKBONES['alex']}",
             244,
             "LPIPS on AlexNet: perceptual.weights of network alex",
             sha256="7be5be79",
         ),
         Weights(
             "lpips-vgg",
-            "vgg16-397923af.pth",
-            "https://download.pytorch.org/models/vgg16-397923af.pth",
+            BACKBONES["vgg"],
+            f"{TORCHVISION}/{BACKBONES['vgg']}",
             553,
             "LPIPS on VGG16: perceptual.weights of network vgg",
             sha256="397923af",

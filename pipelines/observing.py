@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from instaflow.couplings.noise import coupled_noise
 from instaflow.errors import Interrupted
 from instaflow.evaluation.card import Card
+from instaflow.evaluation.features import in_bytes
 from instaflow.evaluation.observations import Observations, Observed
 from instaflow.evaluation.report import labelled
 from instaflow.flow.straightness import Bends, Trajectory
@@ -23,47 +23,10 @@ from instaflow.progress import Progress
 from instaflow.rundir import StageFolder
 from instaflow.sections import EvaluatedModel
 from instaflow.world import barrier, world
+from pipelines.judging import Judging
 
 PATHS = 6
 """So many paths are kept whole, for the page to draw."""
-
-
-class Judging(Protocol):
-    """What a protocol is to the stage: the digits' own, or that of real images from a folder."""
-
-    side: int
-    """Of an image, in the cells that are judged each for itself."""
-    judged: str
-    prompts: list[str]
-    unseen: np.ndarray
-    """Which prompts no training stage saw [N], bool."""
-    reader_accuracy: float | None
-    features_in_words: str
-    reader_in_words: str
-    reference_in_words: str
-    size_in_words: str
-    image_encoding: str
-
-    def observe(self, images: Tensor, batch: slice) -> dict[str, np.ndarray]:
-        """`features` [N, cells, D] and what `figures` needs, of a batch's images [N, 3, H, W] in [-1, 1]."""
-
-    def figures(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
-        """A row's figures beside those of its features."""
-
-    def reference_features(self) -> np.ndarray:
-        """Of the real images [N, D]."""
-
-    def round_trip_features(self, model: Any) -> np.ndarray | None:
-        """Of the real images through a model's autoencoder."""
-
-    def real_picture(self, index: int) -> np.ndarray:
-        """uint8 [H, W, 3]"""
-
-    def told(self, observed: dict[str, np.ndarray], place: int) -> str:
-        """What is read in an image."""
-
-    def gallery(self, count: int) -> list[int]:
-        """The places of prompts to show."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +34,18 @@ class Subject:
     """A row of the report: a model with its weights, at one number of steps and one guidance scale."""
 
     entry: EvaluatedModel
-    num_steps: int
-    guidance_scale: float
     card: Card
     images: Observations
     paths: Observations | None
     """Of a model that is sampled in several steps, once for each guidance scale."""
+
+    @property
+    def num_steps(self) -> int:
+        return self.card.num_steps
+
+    @property
+    def guidance_scale(self) -> float:
+        return self.card.guidance_scale
 
     @property
     def swept(self) -> bool:
@@ -87,12 +56,34 @@ class Subject:
         return labelled(self.entry.model, self.entry.weights, self.guidance_scale if self.swept else None)
 
 
+@dataclass
+class Measured:
+    """A row: what was sampled, and what was seen of it."""
+
+    subject: Subject
+    observed: dict[str, np.ndarray]
+
+    @property
+    def label(self) -> str:
+        return self.subject.label
+
+    @property
+    def features(self) -> np.ndarray:
+        """Of all images, or of all their cells: [N, D]."""
+        found = self.observed["features"]
+        return found.reshape(-1, found.shape[-1])
+
+    @property
+    def images(self) -> np.ndarray:
+        """The first ones, as many as are kept: uint8 [N, H, W, 3]."""
+        return self.observed["images"]
+
+
 def observe(stage: StageFolder, stop: Stop, protocol: Judging, subjects: Sequence[Subject]) -> None:
     """Make and keep what is missing, each process its share; on return all of it is there."""
-    for subject in subjects:
-        for kept in filter(None, (subject.images, subject.paths)):
-            kept.folder.mkdir(parents=True, exist_ok=True)
-            if world().leads:
+    if world().leads:
+        for subject in subjects:
+            for kept in filter(None, (subject.images, subject.paths)):
                 kept.begin(asdict(subject.card))
     barrier()
 
@@ -153,8 +144,8 @@ def noise_of(stage: StageFolder, model: Model, batch: slice) -> Tensor:
 
 
 def pixels(images: Tensor) -> np.ndarray:
-    """uint8 [N, H, W, 3], of images [N, 3, H, W] in [-1, 1]."""
-    return ((images.permute(0, 2, 3, 1).numpy() + 1) * 127.5).round().astype(np.uint8)
+    """uint8 [N, H, W, 3], of images [N, 3, H, W]: uint8 already, or in [-1, 1]."""
+    return in_bytes(images).permute(0, 2, 3, 1).numpy()
 
 
 def bends_kept(path: Trajectory, whole: int) -> dict[str, np.ndarray]:

@@ -39,6 +39,7 @@ class DigitsProtocol:
 
     image_encoding = "none: values as the decoder gives them"
     size_in_words = ""
+    kernel_subsets = 10  # the features have few dimensions
 
     def __init__(self, num_samples: int) -> None:
         self.prompts, self.named, self.unseen = self.asked(num_samples)
@@ -89,9 +90,9 @@ class DigitsProtocol:
         """Of the real digits through a model's autoencoder."""
         return self.features(model.round_trip(self.real_images))
 
-    def real_picture(self, index: int) -> np.ndarray:
-        """uint8 [H, W, 3]"""
-        return ((self.real_images[index].permute(1, 2, 0).numpy() + 1) * 127.5).round().astype(np.uint8)
+    def real_image(self, index: int) -> Tensor:
+        """[3, H, W] in [-1, 1]"""
+        return self.real_images[index]
 
     def told(self, observed: dict[str, np.ndarray], place: int) -> str:
         """What the reader sees in an image, row by row: "7", or "7 2 / 4 9"."""

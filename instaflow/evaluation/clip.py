@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from instaflow.errors import DataError, reason_of
-from instaflow.evaluation.features import BATCH, Extractor, exactly, in_bytes, pictures
+from instaflow.evaluation.features import BATCH, exactly, in_bytes, pictures
 from instaflow.weights import hash_of
 
 NETWORKS = {
@@ -21,9 +21,7 @@ NETWORKS = {
     "clip-vit-l-14": ("ViT-L-14-quickgelu", "openai"),  # without -quickgelu the activation would be another
 }
 """OpenCLIP's architecture and pretraining of each file in `instaflow.weights`. The pretraining says how images are
-prepared, which a path to a file alone does not (open_clip's issue 1068)."""
-PHOTO = "A photo depicts "
-"""What DMD and GigaGAN put before each caption, after CLIPScore (arXiv 2104.08718)."""
+prepared, which to open_clip a path to a file alone does not."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +59,6 @@ class Clip:
         features: Tensor = self.network.encode_text(self.tokenize(texts).to(self.device))
         return features
 
-    def extractor(self) -> Extractor:
-        """Its features of images, before they are normalised."""
-        dimension = self.network.visual.output_dim
-        words = f"image features of {self.architecture}, {self.pretraining} (OpenCLIP)"
-        return Extractor(self.name, words, self.resize, dimension, self.sha256, self.images)
-
     def scores(
         self, images: Tensor, prompts: Sequence[str], *, prefix: str = "", batch_size: int = BATCH
     ) -> np.ndarray:
@@ -74,7 +66,8 @@ class Clip:
 
         Others multiply it by 100, or (CLIPScore) by 2.5, and set what is below 0 to 0.
 
-        images: [N, 3, H, W], uint8 or of any float type in [-1, 1]. prefix: put before each prompt; `PHOTO` is DMD's.
+        images: [N, 3, H, W], uint8 or of any float type in [-1, 1]. prefix: put before each prompt; that of DMD
+        and GigaGAN is "A photo depicts ", after CLIPScore (arXiv 2104.08718).
         """
         parts = []
         with exactly():

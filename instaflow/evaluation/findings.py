@@ -108,13 +108,10 @@ def headline(report: Report) -> list[str]:
 
 def nearer(report: Report, best: Row) -> list[str]:
     """Whether another one-step model comes nearer than the one that the experiment is about."""
-    measured = [(found[1][0], row) for row in report.rows if row.num_steps == 1 and (found := distances(row))]
-    if not measured or not (own := distances(best)):
+    nearest = best_in_one_step(report)
+    if not nearest or nearest is best or not (both := distances(nearest, best)) or comparison(*both[1]) >= 0:
         return []
-    distance, row = min(measured, key=lambda pair: pair[0])
-    if row is best or comparison(distance, own[1][0]) >= 0:
-        return []
-    return [f"Of all one-step models {named(row.label)} comes nearest: {number(distance)}."]
+    return [f"Of all one-step models {named(nearest.label)} comes nearest: {number(both[1][0])}."]
 
 
 def scale(report: Report) -> list[str]:

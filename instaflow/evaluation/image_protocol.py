@@ -78,6 +78,7 @@ class ImageProtocol:
 
     side = 1
     judged = "prompts"
+    kernel_subsets = 100
     reader_accuracy: float | None = None
 
     def __init__(
@@ -120,7 +121,8 @@ class ImageProtocol:
         """Of the real images [N, D]."""
         return reference_features(self.real, self.extractor, self.preset.side, self.batch_size)
 
-    def real_picture(self, index: int) -> np.ndarray:
+    def real_image(self, index: int) -> Tensor:
+        """[3, H, W], uint8."""
         return self.real.image(index, self.preset.side)
 
     def told(self, observed: dict[str, np.ndarray], place: int) -> str:

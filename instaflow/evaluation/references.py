@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from torch import Tensor
@@ -15,9 +14,10 @@ from torch import Tensor
 from instaflow.errors import ConfigError, DataError
 from instaflow.evaluation.features import Extractor
 from instaflow.files import write_file
+from instaflow.image_files import pixels_of
+from instaflow.prompt_files import IMAGES
 from instaflow.weights import cache
 
-ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 CENTRE = "the middle square, by Pillow's Lanczos filter"
 
 
@@ -35,9 +35,9 @@ class RealImages:
         """Raises ConfigError where there is no image. told: how many were hashed so far."""
         if not folder.is_dir():
             raise ConfigError(f"'{folder}', given as real images, is no folder", "Name a folder of images")
-        files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
+        files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGES and file.is_file())
         if not files:
-            endings = ", ".join(sorted(ENDINGS))
+            endings = ", ".join(IMAGES)
             raise ConfigError(f"'{folder}', given as real images, holds none", f"Images end in {endings}")
         digest = hashlib.sha256()
         for done, file in enumerate(files, start=1):
@@ -52,24 +52,18 @@ class RealImages:
     def __str__(self) -> str:
         return f"{len(self):,} images of '{self.folder.name}', SHA-256 {self.content[:16]}"
 
-    def image(self, index: int, side: int) -> np.ndarray:
-        """[side, side, 3], uint8: the middle square, by Lanczos' filter. Raises DataError where it can't be read."""
+    def image(self, index: int, side: int) -> Tensor:
+        """[3, side, side], uint8: the middle square, by Lanczos' filter. Raises DataError where it can't be read."""
         file = self.files[index]
         try:
-            with Image.open(file) as opened:
-                upright = ImageOps.exif_transpose(opened).convert("RGB")
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            return torch.tensor(pixels_of(file.read_bytes(), (side, side))).permute(2, 0, 1)
+        except (OSError, ValueError) as error:
             raise DataError(f"'{file}' is no image that can be read: {error}", "Restore it, or take it away") from error
-        square = min(upright.size)
-        left, top = ((length - square) // 2 for length in upright.size)
-        middle = upright.crop((left, top, left + square, top + square))
-        return np.asarray(middle.resize((side, side), Image.Resampling.LANCZOS))
 
     def batches(self, side: int, size: int) -> Iterator[Tensor]:
         """[B, 3, side, side], uint8."""
         for start in range(0, len(self), size):
-            images = [self.image(index, side) for index in range(start, min(start + size, len(self)))]
-            yield torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+            yield torch.stack([self.image(index, side) for index in range(start, min(start + size, len(self)))])
 
 
 def reference_features(

@@ -9,10 +9,12 @@ import open_clip
 import pytest
 import torch
 from open_clip import pretrained
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from instaflow.evaluation import clip
+from instaflow.evaluation.features import Extractor
 
 TINY = {
     "embed_dim": 12,
@@ -59,3 +61,17 @@ def tiny_clip(folder: Path, name: str = "tiny") -> Iterator[Path]:
         patch.setitem(pretrained._PRETRAINED, "tiny-clip", {"own": OWN})
         patch.setitem(clip.NETWORKS, name, ("tiny-clip", "own"))
         yield folder / "weights.bin"
+
+
+def pixels(side: int) -> Extractor:
+    """The colours of images over a grid of side × side cells, in bytes."""
+
+    def extract(images: Tensor) -> Tensor:
+        return adaptive_avg_pool2d(images.float(), side).flatten(1)
+
+    return Extractor("pixels", "pixels", f"means over {side}×{side} cells", 3 * side**2, "", extract)
+
+
+def in_floats(images: Tensor) -> Tensor:
+    """Images in [-1, 1], float32, of uint8."""
+    return images.float() / 127.5 - 1

@@ -9,10 +9,10 @@ from PIL import Image
 
 from instaflow.errors import DataError
 from instaflow.evaluation import clip
-from instaflow.evaluation.clip import PHOTO, load_clip
-from instaflow.evaluation.features import in_floats
+from instaflow.evaluation.clip import load_clip
+from instaflow.evaluation.features import exactly
 from instaflow.weights import WEIGHTS
-from tests.evaluation.stand_ins import OWN, tiny_clip
+from tests.evaluation.stand_ins import OWN, TINY, in_floats, tiny_clip
 
 CPU = torch.device("cpu")
 PROMPTS = ["a cat", "two dogs on a sofa", "words " * 100 + "cut off"]
@@ -62,13 +62,13 @@ def test_every_network_is_one_that_open_clip_and_the_weights_know():
 
 def test_features_and_scores_are_open_clip_s(ours, images, of_open_clip):
     expected, texts = of_open_clip
-    extractor = ours.extractor()
-    found = extractor(images)
-    assert found.shape == (3, extractor.dimension) and found.dtype == np.float32
+    with exactly():
+        found = ours.images(images)
+    assert found.shape == (3, TINY["embed_dim"]) and found.dtype == torch.float32
     np.testing.assert_allclose(found, expected, atol=1e-5)
     cosines = torch.nn.functional.cosine_similarity(expected, texts)
     np.testing.assert_allclose(ours.scores(images, PROMPTS), cosines, atol=1e-5)
-    assert extractor.resize == "Pillow's bilinear, the shorter side to 32, then the middle, 32×32"
+    assert ours.resize == "Pillow's bilinear, the shorter side to 32, then the middle, 32×32"
 
 
 def test_neither_batches_nor_the_type_of_images_change_scores(ours, images):
@@ -79,7 +79,7 @@ def test_neither_batches_nor_the_type_of_images_change_scores(ours, images):
 
 
 def test_the_score_is_that_of_the_text_with_its_prefix(ours, images):
-    prefixed = ours.scores(images, ["cat", "dog", "bird"], prefix=PHOTO)
+    prefixed = ours.scores(images, ["cat", "dog", "bird"], prefix="A photo depicts ")
     whole = ours.scores(images, ["A photo depicts cat", "A photo depicts dog", "A photo depicts bird"])
     np.testing.assert_array_equal(prefixed, whole)
     assert np.abs(prefixed - ours.scores(images, ["cat", "dog", "bird"])).max() > 1e-3

@@ -9,9 +9,9 @@ from PIL import Image
 
 from instaflow.errors import ConfigError, DataError
 from instaflow.evaluation import references
-from instaflow.evaluation.features import pixels
 from instaflow.evaluation.image_protocol import PRESETS, ImageProtocol, Preset, captions_of, classes_in_turn
 from instaflow.evaluation.references import RealImages, reference_features
+from tests.evaluation.stand_ins import pixels
 
 EACH, ANY = Preset(2, 16, "", 0, True), Preset(2, 16, "")
 
@@ -77,10 +77,9 @@ def test_real_images_are_those_of_the_folder_in_order_and_their_hash_tells_them(
 
 
 def test_a_real_image_is_its_middle_by_lanczos(folder):
-    real = RealImages.of(folder)
     with Image.open(folder / "b.png") as image:  # 20 wide, 30 high
-        expected = image.crop((0, 5, 20, 25)).resize((16, 16), Image.Resampling.LANCZOS)
-    assert np.array_equal(real.image(1, 16), np.asarray(expected))
+        expected = image.resize((16, 16), Image.Resampling.LANCZOS, box=(0, 5, 20, 25))
+    assert np.array_equal(RealImages.of(folder).image(1, 16).permute(1, 2, 0), np.asarray(expected))
 
 
 def test_references_are_computed_once_and_anew_for_other_images(folder, monkeypatch):
@@ -90,7 +89,7 @@ def test_references_are_computed_once_and_anew_for_other_images(folder, monkeypa
     assert found.shape == (3, 12) and np.allclose(found, expected)
     calls = []
     monkeypatch.setattr(
-        references.RealImages, "image", lambda *words: calls.append(words) or np.zeros((16, 16, 3), np.uint8)
+        references.RealImages, "image", lambda *words: calls.append(words) or torch.zeros(3, 16, 16, dtype=torch.uint8)
     )
     assert np.array_equal(reference_features(RealImages.of(folder), extractor, 16, batch_size=2), found) and not calls
     (folder / "b.png").unlink()

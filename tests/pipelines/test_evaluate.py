@@ -321,3 +321,17 @@ def test_the_nearest_and_the_worst_are_just_that(done):
     assert content["neighbours"]["shown"][0]["distance"] < 1.5 * content["neighbours"]["median"]
     worst = [gap["distance"] for gap in content["gaps"]["worst"]] if content["gaps"] else []
     assert worst == sorted(worst, reverse=True)
+
+
+def test_other_real_images_in_the_same_folder_are_noticed(config, coco, tmp_path):
+    real, run = tmp_path / "val", tmp_path / "run"
+    shutil.copytree(coco["real"], real)
+    experiment = load_experiment(config, of_coco(config, coco, f"real={real}", "clip=null"), run=str(run))
+    run_all(experiment, Stop())
+    before = rows(run)
+    assert all(row["clip_score"] is None for row in before)
+    run_all(experiment, Stop())
+    assert rows(run) == before
+    (real / "000.jpg").unlink()
+    run_all(experiment, Stop())
+    assert [row["frechet_distance_real"] for row in rows(run)] != [row["frechet_distance_real"] for row in before]

@@ -1,0 +1,131 @@
+"""What a report shows beside its figures: images of the same noise, the worst of them, strips, neighbours, paths."""
+
+import numpy as np
+import torch
+
+from instaflow.digits.protocol import distances, unrelated_distance
+from instaflow.evaluation.report import (
+    Gallery,
+    GalleryRow,
+    Gap,
+    Gaps,
+    Neighbour,
+    Neighbours,
+    Row,
+    StraightnessProfile,
+    Strip,
+    Trajectories,
+)
+from instaflow.evaluation.trajectories import project
+from instaflow.flow.straightness import Straightness
+from instaflow.models.device import device
+from instaflow.models.loading import load_model
+from instaflow.rundir import StageFolder
+from pipelines.judging import Judging
+from pipelines.observing import Measured, Subject, noise_of, pixels
+
+GALLERY = 10
+STRIPS = 3
+BETWEEN = 10
+WORST = 12
+
+
+def gallery(protocol: Judging, measured: list[Measured], rows: list[Row]) -> Gallery:
+    places = [place for place in protocol.gallery(GALLERY) if place < len(measured[0].images)]
+    return Gallery(
+        prompts=[protocol.prompts[place] for place in places],
+        rows=[
+            GalleryRow(model=m.label, kind=row.kind, num_steps=row.num_steps, images=list(m.images[places]))
+            for m, row in zip(measured, rows, strict=True)
+        ],
+    )
+
+
+def gaps(protocol: Judging, measured: list[Measured], rows: list[Row], reference: Measured) -> Gaps | None:
+    """The one-step students' distances to the reference's images; the worst of the last student after reflow.
+
+    Raw weights are left out where any student has its moving average.
+    """
+    one_step = {
+        m.label: (row.kind, m)
+        for m, row in zip(measured, rows, strict=True)
+        if row.num_steps == 1 and row.kind not in ("teacher", "flow")
+    }
+    if not one_step:
+        return None
+    averaged = {label: found for label, found in one_step.items() if found[1].subject.entry.weights == "ema"}
+    one_step = averaged or one_step
+    student = next(
+        (label for label, (kind, _) in reversed(one_step.items()) if kind == "student"), next(iter(one_step))
+    )
+    far = {label: distances(m.images, reference.images) for label, (_, m) in one_step.items()}
+    _, shown = one_step[student]
+    worst = np.argsort(-far[student], kind="stable")[:WORST]
+    return Gaps(
+        student=student,
+        teacher=reference.label,
+        measure="root mean squared pixel difference, pixels in [-1, 1]",
+        distances={label: values.tolist() for label, values in far.items()},
+        worst=[
+            Gap(
+                prompt=protocol.prompts[place],
+                teacher_image=reference.images[place],
+                student_image=shown.images[place],
+                distance=float(far[student][place]),
+                teacher_reading=protocol.told(reference.observed, place),
+                student_reading=protocol.told(shown.observed, place),
+            )
+            for place in worst.tolist()
+        ],
+        unrelated=unrelated_distance(reference.images, protocol.prompts),
+    )
+
+
+def strips(stage: StageFolder, protocol: Judging, subject: Subject) -> list[Strip]:
+    """What a one-step model draws of a few prompts between two noises; nothing of a model of several steps."""
+    if subject.num_steps > 1:
+        return []
+    model = load_model(stage.locate_weights(subject.entry.model, subject.entry.weights), device=device())
+    found = []
+    for place in protocol.gallery(STRIPS):
+        first, last = (noise_of(stage, model, slice(index, index + 1)) for index in (place, place + 1))
+        angle = torch.linspace(0, torch.pi / 2, BETWEEN).view(-1, 1, 1, 1)
+        noise = torch.cos(angle) * first + torch.sin(angle) * last  # of variance 1, for the two are independent
+        prompt = protocol.prompts[place]
+        latents = model.sample(noise, [prompt] * BETWEEN, num_steps=1, guidance_scale=subject.guidance_scale)
+        found.append(Strip(prompt=prompt, images=list(pixels(model.decode(latents).cpu()))))
+    return found
+
+
+def neighbours(protocol: Judging, best: Measured, real: np.ndarray) -> Neighbours:
+    """The real image that is nearest to each of the model's. real: the features of the real ones [N, D]."""
+    points = torch.from_numpy(real)
+    far = torch.cdist(torch.from_numpy(best.features), points)
+    apart = torch.cdist(points, points).fill_diagonal_(torch.inf)
+    shown = [place for place in protocol.gallery(GALLERY) if place < len(best.images)]
+    return Neighbours(
+        model=best.label,
+        shown=[
+            Neighbour(
+                prompt=protocol.prompts[place],
+                image=best.images[place],
+                real=pixels(protocol.real_image(int(far[place].argmin()))[None])[0],
+                distance=float(far[place].min()),
+            )
+            for place in shown
+        ],
+        median=float(far.min(1).values.median()),
+        real_median=float(apart.min(1).values.median()),
+    )
+
+
+def profile_of(label: str, found: Straightness) -> StraightnessProfile:
+    """Where along its time a flow bends, relative as its S(Z) is."""
+    ratio = found.relative / found.value if found.value else 0.0
+    return StraightnessProfile(
+        model=label, times=[t for t, _ in found.profile], values=[value * ratio for _, value in found.profile]
+    )
+
+
+def trajectories(states: dict[str, np.ndarray]) -> list[Trajectories]:
+    return list(project(states)) if states else []
