@@ -44,6 +44,7 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     settings = stage.stage
     protocol, seen = look_at_models(stage)
     subjects = subjects_of(stage, protocol, seen)
+    earlier = rows_beside(stage, subjects[0])
     observe(stage, stop, protocol, subjects)
     if not world().leads:
         return str
@@ -94,7 +95,7 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
             )
         )
 
-    rows += rows_beside(stage, rows)
+    rows += earlier
 
     # Report
     report = Report(
@@ -221,14 +222,14 @@ def evaluation_stage(stage: StageFolder, images: int) -> Stage:
     )
 
 
-def rows_beside(stage: StageFolder, rows: list[Row]) -> list[Row]:
+def rows_beside(stage: StageFolder, subject: Subject) -> list[Row]:
     """The rows of reports that were made before. Raises ConfigError where their protocol is another one."""
     found = []
     for place in stage.stage.beside:
         report = read_report(Path(place))
         name = Path(place).resolve().parent.parent.name
         for row in report.rows:
-            check_alike([(f"'{rows[0].model}'", rows[0].card), (f"'{row.model}' in '{place}'", row.card)])
+            check_alike([(f"'{subject.label}'", asdict(subject.card)), (f"'{row.model}' in '{place}'", row.card)])
             found.append(replace(row, model=f"{name}/{row.model}", frechet_distance_teacher=None))
     return found
 

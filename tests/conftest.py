@@ -51,12 +51,15 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def no_network(monkeypatch):
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any connection is an error."""
+    forbid_network(monkeypatch)
 
+
+def forbid_network(patch: pytest.MonkeyPatch) -> None:
     def refused(*words):
         raise AssertionError(f"a connection was tried: {words[1:]}")
 
     for name in ("connect", "connect_ex"):
-        monkeypatch.setattr(socket.socket, name, refused)
-    monkeypatch.setattr(socket, "getaddrinfo", refused)
+        patch.setattr(socket.socket, name, refused)
+    patch.setattr(socket, "getaddrinfo", refused)

@@ -15,8 +15,10 @@ from instaflow.errors import ConfigError, DataError, InstaFlowError, Interrupted
 from instaflow.evaluation.image_protocol import PRESETS
 from instaflow.evaluation.observations import Observations
 from instaflow.interruption import Stop
+from instaflow.rundir import stage_folders
 from instaflow.weights import WEIGHTS
 from pipelines.experiment import run_all
+from tests.conftest import forbid_network
 from tests.evaluation.stand_ins import tiny_clip, write_inception
 from tests.models.made import write_flow, write_model
 from tests.pipelines.runs import torchrun
@@ -155,6 +157,7 @@ def test_a_row_of_another_protocol_is_refused_with_the_entry_that_differs(config
     changes = [f"stages.report.beside=[{done / 'report' / 'report.json'}]", "stages.report.num_samples=64"]
     with pytest.raises(ConfigError, match="different protocols: 'num_samples' is 64 there and 70 here"):
         run_all(load_experiment(config, changes, run=str(tmp_path / "run")), Stop())
+    assert not list((tmp_path / "run").rglob("*.observed"))  # before any image is made
 
 
 def test_a_report_has_strips_neighbours_and_markdown(done):
@@ -194,10 +197,17 @@ def of_coco(config: str, coco: dict[str, str], *changes: str) -> list[str]:
     return [f"stages.report.{change}" for change in changed]
 
 
-def test_images_are_judged_by_inception_and_clip(config, coco, tmp_path, no_network):
-    run = tmp_path / "run"
-    run_all(load_experiment(config, of_coco(config, coco), run=str(run)), Stop())
-    found = json.loads((run / "report" / "report.json").read_text())["rows"]
+@pytest.fixture(scope="module")
+def judged(config, coco, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("judged") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        forbid_network(patch)
+        run_all(load_experiment(config, of_coco(config, coco), run=str(run)), Stop())
+    return run
+
+
+def test_images_are_judged_by_inception_and_clip(judged):
+    found = json.loads((judged / "report" / "report.json").read_text())["rows"]
     assert len(found) == 3
     for row in found:
         assert row["prompt_accuracy"] is None and -1 < row["clip_score"] < 1
@@ -207,17 +217,30 @@ def test_images_are_judged_by_inception_and_clip(config, coco, tmp_path, no_netw
         assert card["image_size"] == "16×16 to 8×8 by Pillow's Lanczos filter" and "8 bits" in card["image_encoding"]
         assert card["reference"].startswith("12 images of 'val', SHA-256 ") and card["judge"].startswith("CLIP score")
     assert len({row["clip_score"] for row in found}) == 3
-    page = (run / "report" / "report.html").read_text()
+    page = (judged / "report" / "report.html").read_text()
     assert "CLIP score" in page and "KID" in page
 
 
-def test_another_resize_is_another_protocol(config, coco, tmp_path):
-    first, second = tmp_path / "first", tmp_path / "second"
-    run_all(load_experiment(config, of_coco(config, coco), run=str(first)), Stop())
-    beside = f"beside=[{first / 'report' / 'report.json'}]"
+def test_another_resize_is_another_protocol(config, coco, judged, tmp_path):
+    beside = f"beside=[{judged / 'report' / 'report.json'}]"
     changed = of_coco(config, coco, "features=inception-clean-fid", beside)
     with pytest.raises(ConfigError, match="different protocols: 'features' is"):
-        run_all(load_experiment(config, changed, run=str(second)), Stop())
+        run_all(load_experiment(config, changed, run=str(tmp_path / "run")), Stop())
+
+
+def test_other_real_images_in_the_same_folder_are_noticed(config, coco, judged):
+    def changes() -> list[str]:
+        found = load_experiment(config, of_coco(config, coco), run=str(judged))
+        return stage_folders(found)["report"].changes()
+
+    assert changes() == []
+    more = Path(coco["real"]) / "more.jpg"
+    more.write_bytes(b"")
+    try:
+        [change] = changes()
+    finally:
+        more.unlink()
+    assert change.startswith("'real (content)' was ")
 
 
 @pytest.mark.parametrize(
@@ -321,17 +344,3 @@ def test_the_nearest_and_the_worst_are_just_that(done):
     assert content["neighbours"]["shown"][0]["distance"] < 1.5 * content["neighbours"]["median"]
     worst = [gap["distance"] for gap in content["gaps"]["worst"]] if content["gaps"] else []
     assert worst == sorted(worst, reverse=True)
-
-
-def test_other_real_images_in_the_same_folder_are_noticed(config, coco, tmp_path):
-    real, run = tmp_path / "val", tmp_path / "run"
-    shutil.copytree(coco["real"], real)
-    experiment = load_experiment(config, of_coco(config, coco, f"real={real}", "clip=null"), run=str(run))
-    run_all(experiment, Stop())
-    before = rows(run)
-    assert all(row["clip_score"] is None for row in before)
-    run_all(experiment, Stop())
-    assert rows(run) == before
-    (real / "000.jpg").unlink()
-    run_all(experiment, Stop())
-    assert [row["frechet_distance_real"] for row in rows(run)] != [row["frechet_distance_real"] for row in before]
