@@ -546,14 +546,32 @@ def weights(names: tuple[str, ...], fetch: bool, as_json: bool) -> None:
 
 
 def main() -> None:
+    """Run the command and end with its exit code."""
+    if any(os.environ.get(name, "1") != "1" for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")):  # torchrun's, DeepSpeed's
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # several processes share the cores: don't spin
+    code, among_others = 0, False
+    try:
+        command()
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else 0
+    finally:
+        if "torch" in sys.modules:
+            from instaflow.world import leave as disconnect
+
+            among_others = disconnect()
+    if among_others:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # threads of torch's have aborted a process of several in the interpreter's own end
+    sys.exit(code)
+
+
+def command() -> None:
     """Run the command; turn what the user can mend into `Error:` and `Hint:`."""
     from instaflow.errors import InstaFlowError, of_the_system
 
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
-
-    if any(os.environ.get(name, "1") != "1" for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")):  # torchrun's, DeepSpeed's
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # several processes share the cores: don't spin
     try:
         cli(prog_name="instaflow", standalone_mode=False)
     except InstaFlowError as error:
@@ -569,11 +587,6 @@ def main() -> None:
         if (mendable := of_the_system(error)) is None:
             raise
         leave(mendable.message, mendable.hint, mendable.exit_code)
-    finally:
-        if "torch" in sys.modules:
-            from instaflow.world import leave as disconnect
-
-            disconnect()
 
 
 def leave(message: str, hint: str, code: int) -> None:

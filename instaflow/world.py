@@ -188,15 +188,19 @@ def as_the_leader_sees(value: bool) -> bool:
     return bool(said.item())
 
 
-def leave() -> None:
-    """Take the connections down at a program's end."""
+def leave() -> bool:
+    """Take the connections down at a program's end; whether there were other processes to be connected to."""
     import sys
 
-    if "torch" in sys.modules:
-        import torch.distributed as dist
+    if "torch" not in sys.modules:
+        return False
+    import torch.distributed as dist
 
-        if dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()
+    if not (dist.is_available() and dist.is_initialized()):
+        return False
+    size = dist.get_world_size()
+    dist.destroy_process_group()
+    return size > 1
 
 
 def hardware() -> str:

@@ -2,6 +2,7 @@ import errno
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -576,3 +577,42 @@ def test_compare_loads_no_torch(tmp_path):
     runs = [str(run) for run in make_runs(tmp_path / "runs")]
     loaded = loaded_by(f"cli.cli(['compare', *{runs}], standalone_mode=False)")
     assert not loaded & {"torch", "diffusers", "transformers", "deepspeed"}
+
+
+ENDED = """
+import atexit, sys
+import cli
+from instaflow.world import barrier
+from pipelines import experiment
+
+def run_all(found, stop):
+    barrier()
+    atexit.register(print, "the interpreter's own end")
+    print("done")
+    sys.exit({code})
+
+experiment.run_all = run_all
+sys.argv = ["instaflow", "run", "digits"]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(("code", "processes"), [(0, 2), (75, 2), (75, 1)])
+def test_processes_of_several_end_without_the_interpreters_own_end(code, processes):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes), "LOCAL_RANK": "0"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", ENDED.format(code=code)],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, **place, "RANK": str(rank)},
+        )
+        for rank in range(processes)
+    ]
+    said = ["done\n" if processes == 2 else "done\nthe interpreter's own end\n"] * processes
+    assert [process.communicate(timeout=120)[0] for process in started] == said
+    assert [process.returncode for process in started] == [code] * processes
