@@ -1,6 +1,7 @@
 """Checkpoints of a training stage: safetensors and JSON, complete or absent, one form for any number of processes.
 
-CHECKPOINTS/000064000/{model,ema,optimizer}.safetensors and state.json; the folder's name is the number of samples seen.
+CHECKPOINTS/000064000/{model,ema,optimizer}.safetensors and state.json, which holds their hashes; the folder's name is
+the number of samples seen.
 A second network that is trained beside the first has critic-model, critic-ema and critic-optimizer.
 """
 
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from instaflow.errors import DataError
-from instaflow.files import replace_folder, write_json
+from instaflow.files import replace_folder, sha256_of, write_json
 
 PARTS = ("model", "ema", "optimizer")
 CRITIC = tuple(f"critic-{part}" for part in PARTS)
@@ -82,7 +83,7 @@ def save_checkpoint(
         tensors = {name: value.detach().cpu().contiguous() for name, value in entries}
         save_file(tensors, temporary / f"{part}.safetensors")
         del tensors
-    write_json(temporary / "state.json", state)
+    write_json(temporary / "state.json", {**state, "hashes": {part: hash_of(temporary, part) for part in parts}})
     replace_folder(temporary, final)
     marks = 0
     for old in complete_checkpoints(folder)[:-keep]:
@@ -106,10 +107,20 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     newest = found[-1]
     try:
         state = json.loads((newest / "state.json").read_text())
+        for part, written in state.pop("hashes").items():
+            if not (newest / f"{part}.safetensors").is_file():
+                raise LookupError(f"{part}.safetensors")
+            if hash_of(newest, part) != written:
+                raise ValueError(f"{part}.safetensors is not what was written")
         found_critic = read_parts(newest, CRITIC) if any(newest.glob("critic-*")) else ()
         return Checkpoint(*read_parts(newest, PARTS), state, newest, found_critic)
     except Exception as error:  # safetensors raises its own kinds
-        raise damaged(newest, str(error)) from error
+        why = f"it lacks {error}" if isinstance(error, LookupError) else str(error)
+        raise damaged(newest, why) from error
+
+
+def hash_of(folder: Path, part: str) -> str:
+    return sha256_of(folder / f"{part}.safetensors")
 
 
 def read_parts(folder: Path, parts: tuple[str, ...]) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], OneByOne]:

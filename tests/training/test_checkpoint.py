@@ -124,13 +124,17 @@ def test_a_kill_between_writes_leaves_the_former(tmp_path, monkeypatch, write):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"])
-@pytest.mark.parametrize("damage", ["missing", "cut"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "turned"])
 def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path, name, damage):
     save(tmp_path, checkpoint_at(1))
     newest = save(tmp_path, checkpoint_at(2))
     file = newest / name
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:-10])
+    elif damage == "turned":  # one bit, somewhere in the tensors or in a hash
+        content = bytearray(file.read_bytes())
+        content[-10] ^= 1
+        file.write_bytes(content)
     else:
         file.unlink()
     with pytest.raises(DataError, match=newest.name) as caught:
