@@ -139,7 +139,7 @@ class EpsilonView:
             "v_prediction": v_prediction_to_velocity,
             "sample": data_to_velocity,
         }[self.prediction_type]
-        return to_velocity(widened(x), widened(output), *self.alpha_sigma(timestep))
+        return to_velocity(x, output, *self.alpha_sigma(timestep))
 
     def data(self, x: Tensor, timestep: Tensor, velocity: Tensor) -> Tensor:
         """Where the velocity leads from the network's input: z + (1 - t) v."""

@@ -43,7 +43,7 @@ class PerceptualNetwork(nn.Module):
         self.of_imagenet = of_imagenet
         self.register_buffer("shift", torch.tensor(SHIFT if of_imagenet else (0.0,) * 3).view(1, 3, 1, 1))
         self.register_buffer("scale", torch.tensor(SCALE if of_imagenet else (1.0,) * 3).view(1, 3, 1, 1))
-        self.requires_grad_(False).eval()
+        self.requires_grad_(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Each tapped layer's normalised features [B, C, h, w], float32. images: [B, 3, H, W] in [-1, 1]."""

@@ -64,6 +64,13 @@ def test_zero_on_itself_symmetric_and_invariant_under_rotation(count):
     assert frechet_distance(a @ rotation, b @ rotation) == pytest.approx(distance, rel=1e-9)
 
 
+def test_rounding_makes_no_distance_negative():
+    """Without the bound, four of these six come out below 0."""
+    for seed in range(6):
+        features = np.random.default_rng(seed).standard_normal((40, 16))
+        assert frechet_distance(features, features) >= 0
+
+
 def test_float32_features_are_compared_in_float64():
     features = np.random.default_rng(5).standard_normal((200, 6)).astype(np.float32) + np.float32(1000)
     assert frechet_distance(features, features + np.float32(0.5)) == pytest.approx(6 * 0.25, rel=1e-3)

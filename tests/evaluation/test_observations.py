@@ -61,6 +61,14 @@ def test_a_damaged_batch_is_missing(kept):
     assert kept.missing() == BATCHES
 
 
+def test_what_killed_writers_left_is_cleared(kept):
+    kept.write(BATCHES[0], seen(BATCHES[0]))
+    left = kept.folder / ".000004-000008.observed.tmp-1"  # a writer that is none
+    left.write_bytes(b"half")
+    kept.begin({})
+    assert not left.exists() and kept.missing() == BATCHES[1:]
+
+
 def test_other_batches_do_not_mix(kept):
     for batch in BATCHES:
         kept.write(batch, seen(batch))

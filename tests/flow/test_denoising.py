@@ -31,7 +31,25 @@ def test_the_target_stands_for_the_data(view):
     assert found.dtype == torch.float64
     torch.testing.assert_close(found, data, rtol=0, atol=1e-6 if isinstance(view, EpsilonView) else 1e-13)
     torch.testing.assert_close(view.velocity(x, timestep, target), data - noise, rtol=0, atol=1e-5)
-    assert view.predicted_data(x.bfloat16(), timestep, target.bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("read", ["predicted_data", "velocity"])
+@pytest.mark.parametrize("kind", [kind for kind in VIEWS if kind != "velocity"])
+def test_halves_are_read_in_single_precision(kind, read):
+    """Near the noise an output's rounding is amplified: nothing of it may come from the reading."""
+    timestep = VIEWS[kind].timestep(SHARES)
+    x, output = normal(2).bfloat16(), normal(3).bfloat16()
+    found = getattr(VIEWS[kind], read)(x, timestep, output)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, getattr(VIEWS[kind], read)(x.float(), timestep, output.float()))
+
+
+def test_an_edm_is_asked_for_no_level_that_it_does_not_know():
+    view, ends = VIEWS["edm"], torch.tensor([math.log(80.0), math.log(0.002)], dtype=torch.float64) / 4
+    _, found = view.point(normal(0)[:2], normal(1)[:2], torch.tensor([0.0, 1.0], dtype=torch.float64))
+    torch.testing.assert_close(found, ends)
+    shares = torch.tensor([1.0, 0.0])  # the first is what float32 makes of nearly 1
+    torch.testing.assert_close(view.timestep(shares), ends.float())
 
 
 @every_view

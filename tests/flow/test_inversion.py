@@ -67,6 +67,13 @@ def test_a_diffusion_s_noise_is_its_network_s_first_input():
     assert order(counts, errors) > 1.4 and errors[-1] < 3e-4
 
 
+def test_halves_are_inverted_in_single_precision():
+    data = data_of(NOISE, 0.001, 0.999).bfloat16()
+    found = invert(EpsilonView(SD), epsilon, data, 10)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, invert(EpsilonView(SD), epsilon, data.float(), 10))
+
+
 @pytest.mark.parametrize("view", [VelocityView(), EpsilonView(SD)], ids=lambda view: type(view).__name__)
 def test_the_network_is_called_twice_a_step(view):
     calls = []

@@ -15,6 +15,7 @@ from instaflow.flow.schedules import (
     flow_time,
     v_prediction_to_data,
     v_prediction_to_velocity,
+    velocity_to_data,
 )
 
 MEANS = torch.tensor([[-2.0, 0.5], [1.0, 1.5], [0.5, -1.0]], dtype=torch.float64)  # [K, D]
@@ -51,6 +52,7 @@ def test_the_forms_of_the_velocity_agree(alpha_bar):
     forms.append(seen - (z - t * seen) / (1 - t))
     for form in forms:
         torch.testing.assert_close(v, form, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(velocity_to_data(x, v, alpha, sigma), data, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(epsilon_to_data(x, epsilon, alpha, sigma), data, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(v_prediction_to_data(x, prediction, alpha, sigma), data, rtol=1e-10, atol=1e-10)
 
