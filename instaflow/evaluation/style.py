@@ -134,6 +134,7 @@ details h3 { margin: 18px 0 6px; }
   h1 { font-size: 1.6rem; } h2 { margin-top: 44px; } .lead { font-size: 1.08rem; }
   .two, .three { grid-template-columns: minmax(0, 1fr); }
   .panel { padding: 12px; }
+  svg text { font-size: 14px; } text.tick { font-size: 13px; } text.note { font-size: 13px; }
   .cards { grid-template-columns: 1fr 1fr; }
   .gallery { grid-template-columns: repeat(var(--n), minmax(0, 1fr)); gap: 3px; }
   .gallery .name { grid-column: 1 / -1; margin-top: 8px; } .gallery .corner, .gallery .gap { display: none; }

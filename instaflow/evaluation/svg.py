@@ -78,7 +78,7 @@ def chart(
     rules: Sequence[tuple[float, str]] = (),
     marks: Sequence[tuple[float, str]] = (),
 ) -> str:
-    """An SVG element. rules: horizontal dashed lines (value, label); marks: vertical ones."""
+    """An SVG element. rules: horizontal dashed lines (value, label); marks: vertical ones, a label a row."""
     x0, x1, y0, y1 = LEFT, WIDTH - RIGHT, HEIGHT - BOTTOM, TOP
     inset = 14 if x.ticks else 0  # keeps points at the outermost ticks off the frame
 
@@ -96,12 +96,14 @@ def chart(
         parts.append(f'<text class="tick" x="{px:.1f}" y="{y0 + 17}" text-anchor="middle">{x.tick_text(value)}</text>')
     parts.append(f'<path class="frame" d="M{x0} {y0}H{x1}"/>')
     parts.append(f'<text class="axis" x="{x1}" y="{HEIGHT - 4}" text-anchor="end">{escape(x.label)}</text>')
-    for value, label in marks:
+    for row, (value, label) in enumerate(marks):
         px = at((value, y.low))[0]
         room = px + 5 + len(label) * LETTER < x1
         parts.append(f'<path class="rule" d="M{px:.1f} {y0}V{y1}"/>' if px > x0 + 2 else "")
         anchor, dx = ("start", 5) if room else ("end", -5)
-        parts.append(f'<text class="note" x="{px + dx:.1f}" y="{y1 + 9}" text-anchor="{anchor}">{escape(label)}</text>')
+        parts.append(
+            f'<text class="note" x="{px + dx:.1f}" y="{y1 + 9 + 14 * row}" text-anchor="{anchor}">{escape(label)}</text>'
+        )
     pixels = [[(px + one.shift, py) for px, py in map(at, one.points)] for one in series]
     taken = [point for line in pixels for point in _dense(line)]
     for value, label in rules:
