@@ -100,10 +100,8 @@ def chart(
         px = at((value, y.low))[0]
         room = px + 5 + len(label) * LETTER < x1
         parts.append(f'<path class="rule" d="M{px:.1f} {y0}V{y1}"/>' if px > x0 + 2 else "")
-        anchor, dx = ("start", 5) if room else ("end", -5)
-        parts.append(
-            f'<text class="note" x="{px + dx:.1f}" y="{y1 + 9 + 14 * row}" text-anchor="{anchor}">{escape(label)}</text>'
-        )
+        at_text = f'x="{px + 5:.1f}"' if room else f'x="{px - 5:.1f}" text-anchor="end"'
+        parts.append(f'<text class="note" {at_text} y="{y1 + 9 + 14 * row}">{escape(label)}</text>')
     pixels = [[(px + one.shift, py) for px, py in map(at, one.points)] for one in series]
     taken = [point for line in pixels for point in _dense(line)]
     for value, label in rules:
