@@ -9,6 +9,7 @@ from instaflow.errors import ConfigError
 NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Dtype = Literal["float32", "bfloat16", "float16"]
 Steps = Annotated[int, Field(ge=1, le=1000)]
 """Network steps of a sampler: a schedule has 1000 timesteps."""
 

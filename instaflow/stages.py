@@ -21,6 +21,7 @@ from pydantic import (
 from instaflow.sections import (
     BACKBONES,
     PERCEPTUAL_LOSSES,
+    Dtype,
     EvaluatedModel,
     FlowPhase,
     Fraction,
@@ -209,7 +210,7 @@ class CoupleStage(Stage):
     """Classifier-free guidance; 1 or less: none."""
     timestep_spacing: Literal["leading", "trailing", "linspace"] | None = None
     """Which of the teacher's timesteps a sampler visits, "trailing" by default; a velocity flow has no such choice."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Dtype = "float32"
     """The network's precision while it samples; couplings are stored in float16."""
     compile: bool | None = None
     """Compile the network (torch.compile). By default on a CPU where the work ahead is worth it; never on a GPU."""
@@ -431,6 +432,8 @@ class EvaluateStage(Stage):
     """Images of each model at each number of steps; by default the protocol's own, 2,000 of digits."""
     batch_size: PositiveInt | None = None
     """Images made at a time; by default 250 digits, or 16 others."""
+    dtype: Dtype = "float32"
+    """The networks' precision while they sample, and their decoders'; what judges the images has float32."""
     compared_samples: Annotated[int, Field(ge=2)] = 2000
     """Of them, so many images are kept, the first: to be shown, and to be compared with the reference's."""
     beside: list[str] = []  # noqa: RUF012  (pydantic copies it)

@@ -32,7 +32,7 @@ from instaflow.files import write_json
 from instaflow.image_files import images_exist, images_hash
 from instaflow.interruption import Stop, listening
 from instaflow.models.device import device, set_up_cpu
-from instaflow.models.loading import load_model
+from instaflow.models.loading import DTYPES, load_model
 from instaflow.models.model import Model
 from instaflow.models.pixels import PixelModel
 from instaflow.models.samplers import coupling_scheduler, recorded_scheduler
@@ -48,7 +48,6 @@ from pipelines.inverting import INVERSION, inverting, real_captions, real_images
 from pipelines.keeping import announced, keep_no_prompt, keeping
 
 MakeSampler = Callable[[Model, Manifest], Sampler]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def run(stage: StageFolder, stop: Stop) -> Callable[[], str | None]:

@@ -155,7 +155,7 @@ def subjects_of(stage: StageFolder, protocol: Judging, seen: list[Seen]) -> list
             prompts=prompts_hash(protocol.prompts),
             seed=stage.seed,
             noise="Philox, keyed by seed and 'evaluate'",
-            dtype="float32",
+            dtype=settings.dtype,
             image_size=" ".join(["{}×{}".format(*model.image_size), protocol.size_in_words]).strip(),
             image_encoding=protocol.image_encoding,
             features=protocol.features_in_words,

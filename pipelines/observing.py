@@ -17,7 +17,7 @@ from instaflow.evaluation.report import labelled
 from instaflow.flow.straightness import Bends, Trajectory
 from instaflow.interruption import Stop
 from instaflow.models.device import device
-from instaflow.models.loading import load_model
+from instaflow.models.loading import DTYPES, load_model
 from instaflow.models.model import Model
 from instaflow.progress import Progress
 from instaflow.rundir import StageFolder
@@ -132,7 +132,7 @@ def share(
             wanted = (subject.entry.model, subject.entry.weights)
             if model is None or loaded != wanted:
                 model, loaded = None, wanted  # the one before makes room first
-                model = load_model(stage.locate_weights(*wanted), device=device())
+                model = load_model(stage.locate_weights(*wanted), device=device(), dtype=DTYPES[stage.stage.dtype])
             kept.write(batch, see(model, subject, batch))
             progress.update(progress.done + batch.stop - batch.start)
 

@@ -1,5 +1,6 @@
 """What an experiment will cost, stage by stage, before any of it runs: no weights are read, and no network is asked."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -31,6 +32,7 @@ from instaflow.digits.tokenizer import build_tokenizer
 from instaflow.methods import DistillStage, DmdStage, ProgressiveStage
 from instaflow.models.architecture import Architecture
 from instaflow.models.families import SD1, architecture_of
+from instaflow.models.loading import DTYPES
 from instaflow.sections import PERCEPTUAL_LOSSES, FlowPhase, Phase, check_crop, share_of
 from instaflow.stages import (
     CoupleStage,
@@ -43,10 +45,10 @@ from instaflow.stages import (
 )
 from instaflow.training.dmd import Discriminator
 from instaflow.training.perceptual import small_layers
-from pipelines.couple import DTYPES
 from pipelines.plan_tables import Cost, table_of_days, table_of_memory, table_of_stages
 from pipelines.previews import BATCH as PREVIEWED
 
+INCEPTION_BYTES = 4 * 2048  # an image's features
 BACKWARD = 2  # a backward pass counts as two forward passes, and gradient checkpointing as a third
 DECODED = 8  # images at a time, where they are kept or shown
 DECODINGS = 3  # a coupled latent, and a student's there and back; the perceptual network itself is not counted
@@ -348,7 +350,7 @@ class Plan:
         )
 
     def evaluate(self, name: str, stage: EvaluateStage) -> Cost:
-        images, flops, activations, frozen = 0, 0, 0, 0
+        images, flops, activations, frozen, disk, dtype = 0, 0, 0, 0, 0, DTYPES[stage.dtype]
         for entry in stage.models:
             model = self.architecture(entry.model)
             scales = [self.guidance(entry.model) if scale is None else scale for scale in entry.scales]
@@ -360,15 +362,20 @@ class Plan:
             counted = model.flops()
             flops += branches * calls * counted["unet"] + drawn * (counted["text"] + counted["decode"])
             images += drawn
-            frozen = max(frozen, 4 * sum(model.parameters().values()))  # one model after the other
+            if stage.of_images:  # those of digits take some megabytes
+                kept = min(stage.compared_samples, stage.count) * math.prod((3, *model.image_size))
+                disk += len(entry.num_steps) * len(scales) * (stage.count * INCEPTION_BYTES + kept)
+            frozen = max(frozen, dtype.itemsize * sum(model.parameters().values()))  # one model after the other
             batch = min(stage.batch, stage.count)
             activations = max(
                 activations,
-                model.sampling_memory((2 if max(scales) > 1 else 1) * batch, torch.float32),
-                model.decoding_memory(batch, torch.float32),
+                model.sampling_memory((2 if max(scales) > 1 else 1) * batch, dtype),
+                model.decoding_memory(batch, dtype),
             )
         memory = Memory(frozen=frozen, activations=activations)
-        return Cost(name=name, kind="evaluate", samples=images, flops=flops, memory=memory)
+        return Cost(
+            name=name, kind="evaluate", samples=images, flops=flops, disk=disk, memory=memory, half=dtype.itemsize == 2
+        )
 
 
 # --- parts of a stage's cost ------------------------------------------------------------------------------------------

@@ -22,6 +22,9 @@ from instaflow.places import configuration_of, find_model, is_of_pixels, pipelin
 diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.disable_progress_bar()
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""By what a stage's `dtype` calls them."""
+
 
 def load_model(place: str | Path, *, device: torch.device, dtype: torch.dtype = torch.float32) -> Model:
     """Load a model from a pipeline's folder, a .safetensors file or a hub name. Raises DataError if it is none.

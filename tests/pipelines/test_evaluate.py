@@ -18,6 +18,7 @@ from instaflow.interruption import Stop
 from instaflow.rundir import stage_folders
 from instaflow.weights import WEIGHTS
 from pipelines.experiment import run_all
+from pipelines.plan import Plan
 from tests.conftest import forbid_network
 from tests.evaluation.stand_ins import tiny_clip, write_inception
 from tests.models.made import write_flow, write_model
@@ -221,6 +222,12 @@ def test_images_are_judged_by_inception_and_clip(judged):
     assert "CLIP score" in page and "KID" in page
 
 
+def test_the_plan_knows_what_is_kept(config, coco, judged):
+    planned = Plan(load_experiment(config, of_coco(config, coco)), 1).cost_of("report").disk
+    kept = sum(file.stat().st_size for file in judged.rglob("*.observed") if "-paths" not in file.parent.name)
+    assert 0.98 * kept < planned < kept
+
+
 def test_another_resize_is_another_protocol(config, coco, judged, tmp_path):
     beside = f"beside=[{judged / 'report' / 'report.json'}]"
     changed = of_coco(config, coco, "features=inception-clean-fid", beside)
@@ -285,6 +292,19 @@ def test_the_cut_into_batches_changes_nothing(config, done, tmp_path):
     pages = [(place / "report" / "report.html").read_text() for place in (tmp_path / "run", done)]
     paths = [re.findall(r'<circle class="end[^>]*r="4"/>', page) for page in pages]
     assert len(paths[0]) == len(paths[1]) == 6
+
+
+def test_half_precision_is_another_protocol_with_nearly_the_same_images(config, done, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(done, run)
+    run_all(load_experiment(config, ["stages.report.dtype=bfloat16"], run=str(run)), Stop())
+    cards = [row["card"] for row in json.loads((run / "report" / "report.json").read_text())["rows"]]
+    assert [card["dtype"] for card in cards] == ["bfloat16"] * 3
+    for ours, theirs in zip(rows(run), rows(done), strict=True):
+        near = pytest.approx(theirs["frechet_distance_real"], rel=0.02)
+        assert (
+            ours["frechet_distance_real"] == near and ours["frechet_distance_real"] != theirs["frechet_distance_real"]
+        )
 
 
 def test_images_of_different_batches_come_from_different_noise(done):
