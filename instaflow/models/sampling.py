@@ -17,7 +17,7 @@ from instaflow.models.architecture import unet_flops
 from instaflow.models.states import State
 
 if TYPE_CHECKING:
-    from instaflow.models.model import Embedded, Model
+    from instaflow.models.model import Embedded, Model, Text
 
 
 WORTH_COMPILING = 2e13
@@ -73,15 +73,22 @@ class Sampling:
         hidden, pooled = self.model.embed(prompts)
         whole = filled(hidden, filling), None if pooled is None else filled(pooled, filling)
         text = self.model.joined(self.no_prompt, whole)
-        scheduler = type(self.scheduler).from_config(self.scheduler.config)  # it holds state: one for each call
-        scheduler.set_timesteps(self.num_steps)
         # A folder's own sampler may draw numbers: then each sample its own, however batches are cut.
-        draws = {"generator": [generator_of(one) for one in noise]} if draws_noise(scheduler) else {}
-        x = sent(noise.float(), self.model.device) * scheduler.init_noise_sigma
+        draws = {"generator": [generator_of(one) for one in noise]} if draws_noise(self.scheduler) else {}
         scales, kept = {state.step: state.scale for state in states}, []
-        for step, (timestep, on_device) in enumerate(zip(scheduler.timesteps, self.timesteps, strict=True)):
+        for step, x in enumerate(self.path(sent(noise.float(), self.model.device), text, **draws)):
             if step in scales:
                 kept.append((x[:batch] / scales[step]).half())
+        return Sampled(x[:batch], (hidden, pooled), kept)
+
+    @torch.no_grad()
+    def path(self, noise: Tensor, text: "Text", **draws: Any) -> Iterator[Tensor]:
+        """The sampler's states [B, C, H, W] float32, from noise on the model's device to its last one, the latents."""
+        scheduler = type(self.scheduler).from_config(self.scheduler.config)  # it holds state: one for each call
+        scheduler.set_timesteps(self.num_steps)
+        x = noise * scheduler.init_noise_sigma
+        yield x
+        for timestep, on_device in zip(scheduler.timesteps, self.timesteps, strict=True):
             scaled = scheduler.scale_model_input(x, timestep)
             if self.compiled_for:
                 torch.compiler.cudagraph_mark_step_begin()
@@ -89,7 +96,7 @@ class Sampling:
             if self.compiled_for:
                 output = output.clone()  # a replayed graph writes to the same memory again
             x = scheduler.step(output, timestep, x, **draws, return_dict=False)[0]
-        return Sampled(x[:batch], (hidden, pooled), kept)
+            yield x
 
     def _compile(self, batch: int) -> None:
         """Compile the network for batches of this size, and call it once."""

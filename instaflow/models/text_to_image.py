@@ -79,23 +79,31 @@ class TextToImage(Model):
     def embed(self, prompts: Sequence[str | None]) -> Embedded:
         """The prompts' embeddings. One that stands several times is encoded once, a long one cut and counted."""
         unique = list(dict.fromkeys(prompts))
-        texts = [prompt or "" for prompt in unique]
         self.count_truncated(prompts)
-        if self.text_encoder_2 is None:
-            ids, mask = self.token_ids(self.tokenizer, texts)
-            hidden, pooled = self.text_encoder(ids, attention_mask=mask)[0], None
-        else:
-            ids, ids_2 = self.token_ids(self.tokenizer, texts)[0], self.token_ids(self.tokenizer_2, texts)[0]
-            first = self.text_encoder(ids, output_hidden_states=True)
-            second = self.text_encoder_2(ids_2, output_hidden_states=True)
-            hidden = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1)
-            pooled = second.text_embeds
-            if self.zeros_for_no_prompt and None in unique:
-                hidden[unique.index(None)] = 0
+        hidden, pooled = self.embed_tokens(*self.tokens([prompt or "" for prompt in unique]))
+        if self.zeros_for_no_prompt and None in unique:
+            hidden[unique.index(None)] = 0
+            if pooled is not None:
                 pooled[unique.index(None)] = 0
         place = {prompt: index for index, prompt in enumerate(unique)}
         rows = torch.tensor([place[prompt] for prompt in prompts]).to(hidden.device, non_blocking=True)
         return hidden[rows], None if pooled is None else pooled[rows]
+
+    def tokens(self, texts: list[str]) -> tuple[Tensor, Tensor | None]:
+        """What `embed_tokens` takes: token numbers [B, L], and their mask if there is one or the second tokenizer's."""
+        ids, mask = self.token_ids(self.tokenizer, texts)
+        return ids, mask if self.text_encoder_2 is None else self.token_ids(self.tokenizer_2, texts)[0]
+
+    @torch.no_grad()
+    def embed_tokens(self, ids: Tensor, second: Tensor | None) -> Embedded:
+        """The embeddings of the `tokens` of prompts; no device waits for the other."""
+        if self.text_encoder_2 is None:
+            return self.text_encoder(ids, attention_mask=second)[0], None
+        first, last = (
+            encoder(tokens, output_hidden_states=True)
+            for encoder, tokens in zip(self.text_encoders, (ids, second), strict=True)
+        )
+        return torch.cat([first.hidden_states[-2], last.hidden_states[-2]], -1), last.text_embeds
 
     def token_ids(self, tokenizer: Any, texts: list[str]) -> tuple[Tensor, Tensor | None]:
         """Token numbers [B, L], padded or cut to the tokenizer's length, and a mask if the text encoder wants one."""
@@ -115,11 +123,10 @@ class TextToImage(Model):
         """Embeddings of `embed` as the network takes them. Stable Diffusion XL is told that images are whole."""
         if pooled is None:
             return {"encoder_hidden_states": hidden}
-        # The original size, the crop's corner and the target size, in pixels (SDXL, Sec. 2.2)
-        time_ids = torch.tensor([*self.image_size, 0, 0, *self.image_size], dtype=hidden.dtype).to(
-            hidden.device, non_blocking=True
-        )
-        added = {"text_embeds": pooled, "time_ids": time_ids.expand(len(hidden), -1)}
+        # The original size, the crop's corner and the target size, in pixels (SDXL, Sec. 2.2); made where they are used
+        sizes = (*self.image_size, 0, 0, *self.image_size)
+        time_ids = torch.stack([hidden.new_full((len(hidden),), size) for size in sizes], 1)  # [B, 6]
+        added = {"text_embeds": pooled, "time_ids": time_ids}
         return {"encoder_hidden_states": hidden, "added_cond_kwargs": added}
 
 
