@@ -143,6 +143,8 @@ class Watch:
         self.protocol, _ = look_at_models(with_models(self.stage, origins))
         if world().leads:
             self.measure = Measure.by(self.protocol, None)
+            for course in self.courses:
+                self.begin(course)  # what was scored before is drawn from the first page on
         while True:
             self.see_reference(stop)
             place, samples = numbers_of_the_leader(*(self.look() if world().leads else (WAIT, 0)))
@@ -313,18 +315,17 @@ class Watch:
             curves += own
         for row in self.compared:
             said.append(f"To compare with, {named(row.label)} in {steps(row.num_steps)}: {in_words(row)}.")
-        said.append(f"Written at {now()}.")
         report = Report(
             title=f"{self.stage.run.name}, while it trains",
             config=Path(self.stage.source).name,
             seed=self.stage.seed,
             hardware=hardware(),
-            protocol=protocol_words(self.stage, self.protocol, self.reference),
+            protocol=replace(protocol_words(self.stage, self.protocol, self.reference), straightness=""),
             rows=rows,
             versions=versions(),
             scores=curves,
         )
-        write_watch_page(self.folder / "watch.html", report, said)
+        write_watch_page(self.folder / "watch.html", report, said, now())
 
 
 def with_models(stage: StageFolder, entries: list[EvaluatedModel]) -> StageFolder:

@@ -278,7 +278,7 @@ def _cost(report: Report, colours: Colours) -> str:
         f'<div class="two">{previews}</div><p class="small soft">{seen}</p>'
         if previews
         else "",
-        scores(report, colours),
+        f"<h3>Score over training</h3>{curves}" if (curves := scores(report, colours)) else "",
         f'<h3>Checks before the first update</h3><div class="panel">{pairs_list(checks)}</div>' if checks else "",
     )
 
@@ -294,10 +294,7 @@ def scores(report: Report, colours: Colours) -> str:
         "images. Dashed, to compare with: the reference, and what a finished training came to."
     )
     labels = [curve.label for curve in report.scores]
-    return (
-        f"<h3>Score over training</h3>{legend(labels, colours)}"
-        f'<div class="two">{panels}</div><p class="small soft">{caption}</p>'
-    )
+    return f'{legend(labels, colours)}<div class="two">{panels}</div><p class="small soft">{caption}</p>'
 
 
 def score_rules(report: Report) -> list[tuple[str, Row]]:

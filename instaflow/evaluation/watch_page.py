@@ -13,34 +13,36 @@ from instaflow.evaluation.style import STYLE
 from instaflow.files import write_file
 
 
-def write_watch_page(path: Path, report: Report, said: Sequence[str]) -> None:
+def write_watch_page(path: Path, report: Report, said: Sequence[str], at: str) -> None:
     """Write `report`, whose rows are the reference and the finished models alone, with its curves.
 
-    said: where each training stands, a sentence each.
+    said: where each training stands. at: the time of day.
     """
-    write_file(path, watch_page(report, said))
+    write_file(path, watch_page(report, said, at))
 
 
-def watch_page(report: Report, said: Sequence[str]) -> str:
+def watch_page(report: Report, said: Sequence[str], at: str) -> str:
     report = without_broken(report)
     colours = model_colours(report)
-    about = " · ".join([f"Config {report.config}", f"seed {report.seed}", report.hardware])
+    about = " · ".join([f"Config {report.config}", f"seed {report.seed}", report.hardware, at])
     header = (
         '<header>\n<div class="soft">InstaFlow: a training, watched</div>\n'
-        f'<h1>{escape(report.title)}</h1>\n<div class="soft">{escape(about)}</div>\n'
-        f"{paragraph(said, 'lead')}\n</header>"
+        f'<h1>{escape(report.title)}</h1>\n<div class="soft after">{escape(about)}</div>\n</header>'
     )
-    drawn = scores(report, colours) or paragraph(["No checkpoint was scored yet."])
-    return document(
-        report.title,
-        STYLE,
-        [header, section("So far", drawn), section("Every score", _table(report, colours)), protocol(report)],
-    )
+    sections = [
+        header,
+        section("So far", *(paragraph([text]) for text in said)),
+        section("Score over training", scores(report, colours)),
+        section("Every score", _table(report, colours)),
+        protocol(report),
+    ]
+    return document(report.title, STYLE, sections)
 
 
 def _table(report: Report, colours: Colours) -> str:
-    """All checkpoints' rows, behind the rows to compare with; a column that says nothing is left out."""
-    lines = [("", row) for row in report.rows]
+    """All checkpoints' rows, behind the row to compare with; a column that says nothing is left out."""
+    watched = {curve.label for curve in report.scores}
+    lines = [("", row) for row in report.rows if row.label not in watched]
     lines += [
         (f"{seen:,}", row) for curve in report.scores for seen, row in zip(curve.samples_seen, curve.rows, strict=True)
     ]
