@@ -275,8 +275,9 @@ class Watch:
 
     def score(self, course: Course, samples: int, stop: Stop) -> None:
         """Sample a held checkpoint and note its figures. Raises Interrupted."""
-        began, file = time.monotonic(), self.held(course, samples)
-        self.begin(course)  # the others have not looked yet
+        began = time.monotonic()
+        self.begin(course)  # the leader has, the others have not looked yet
+        file = self.held(course, samples)
         settings = self.stage.stage.model_copy(update={"compared_samples": 2})  # no image of it is shown
         load = partial(model_at, course.training, file, device())
         subjects = []
