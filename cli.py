@@ -98,6 +98,13 @@ def worker_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+watch_option = click.option(
+    "--watch",
+    is_flag=True,
+    help="While models of the report are still trained, score their checkpoints as they come.",
+)
+
+
 def start(
     kind: str | None,
     config: str,
@@ -107,6 +114,7 @@ def start(
     dry_run: bool,
     worker_index: int | None = None,
     worker_count: int | None = None,
+    watch: bool = False,
 ) -> None:
     """Run one stage, the stages of one kind, or without a kind all of them."""
     from instaflow.config import load_experiment
@@ -129,6 +137,11 @@ def start(
     else:
         together_under_srun()
     with listening() as stop:
+        if watch:
+            from pipelines.watching import run as run_watch
+
+            run_watch(experiment, stage, stop)
+            return
         from pipelines.experiment import run_all, run_kind, run_one
 
         if stage is not None:
@@ -153,8 +166,9 @@ def run(**options: Any) -> None:
     start(None, **options)
 
 
-def add_stage_command(kind: str, first_line: str, example: str) -> None:
-    """The command that runs the stages of one kind."""
+def add_stage_command(kind: str, first_line: str, *examples: str, more: str = "") -> None:
+    """The command that runs the stages of one kind. more: what its help says of it besides."""
+    shown = "\n        ".join(examples)
 
     def command(**options: Any) -> None:
         start(kind, **options)
@@ -162,11 +176,15 @@ def add_stage_command(kind: str, first_line: str, example: str) -> None:
     command.__doc__ = f"""{first_line}
 
     Runs every stage of kind `{kind}` whose parents are done, in order, and says what waits for what.
-
+{more}
     \b
-        {example}
+        {shown}
     """
-    cli.command(kind)(experiment_options(worker_options(command) if kind == "couple" else command))
+    if kind == "couple":
+        command = worker_options(command)
+    if kind == "evaluate":
+        command = watch_option(command)
+    cli.command(kind)(experiment_options(command))
 
 
 add_stage_command("teacher", "Train the miniature teacher of the digits experiment.", "instaflow teacher digits")
@@ -179,7 +197,18 @@ add_stage_command(
 add_stage_command(
     "distill", "Train a student of one step or few, by its stage's method.", "instaflow distill digits --stage student"
 )
-add_stage_command("evaluate", "Measure models; write report.json and report.html.", "instaflow evaluate digits")
+add_stage_command(
+    "evaluate",
+    "Measure models; write report.json and report.html.",
+    "instaflow evaluate digits",
+    "instaflow evaluate digits --stage report --watch",
+    more="""
+    With --watch it waits for trainings (reflow, distill) among the report's models that another process runs, here or
+    on another machine with the same files. Each new checkpoint is measured as the report measures, and noted in
+    STAGE/watch: scores.jsonl, a line each, and watch.html, the curve. It ends when the trainings are done, and writes
+    nothing into their folders.
+""",
+)
 
 
 @cli.command()

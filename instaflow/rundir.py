@@ -224,13 +224,7 @@ class StageFolder:
 
     def log(self, **figures: Any) -> None:
         """Append one line to stats.jsonl, with the stage's seconds so far."""
-        line = json.dumps({**figures, "seconds": self.seconds()}, ensure_ascii=False) + "\n"
-        with open(self.stats_file, "ab+") as file:
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                if file.read() != b"\n":  # a kill cut the last line short: it must not swallow this one
-                    line = "\n" + line
-            file.write(line.encode())
+        append_stats(self.stats_file, {**figures, "seconds": self.seconds()})
 
     def stats(self) -> list[dict[str, Any]]:
         return read_stats(self.stats_file)
@@ -291,6 +285,17 @@ def read_stats(file: Path) -> list[dict[str, Any]]:
         except ValueError:  # no JSON, or cut inside a character
             continue
     return lines
+
+
+def append_stats(file: Path, figures: Mapping[str, Any]) -> None:
+    """Put one more line into such a file."""
+    line = json.dumps(figures, ensure_ascii=False) + "\n"
+    with open(file, "ab+") as lines:
+        if lines.tell():
+            lines.seek(-1, os.SEEK_END)
+            if lines.read() != b"\n":  # a kill cut the last line short: it must not swallow this one
+                line = "\n" + line
+        lines.write(line.encode())
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -64,6 +64,11 @@ class HalvingPhase(Phase):
     num_steps: Steps
     """The student's, half of its teacher's."""
 
+    @property
+    def job(self) -> str:
+        """What its training is called, and the folder of its checkpoints."""
+        return "1-step" if self.num_steps == 1 else f"{self.num_steps}-steps"
+
 
 class MatchingPhase(Phase):
     """A phase of distribution matching, which may change how much the other terms count (as DMD and DMD2 did)."""

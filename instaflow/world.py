@@ -177,15 +177,21 @@ def barrier() -> None:
 
 def as_the_leader_sees(value: bool) -> bool:
     """The leading process's value, in every process of a launch."""
+    return bool(numbers_of_the_leader(int(value))[0])
+
+
+def numbers_of_the_leader(*numbers: int) -> list[int]:
+    """The leading process's whole numbers, in every process of a launch; the others give as many."""
     if world().size == 1:
-        return value
+        return [*numbers]
     import torch
     import torch.distributed as dist
 
     join()
-    said = torch.tensor([float(value)])
+    said = torch.tensor(numbers, dtype=torch.int64)
     dist.broadcast(said, src=0)
-    return bool(said.item())
+    found: list[int] = said.tolist()
+    return found
 
 
 def leave() -> bool:

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 from instaflow.interruption import Stop
-from instaflow.models.settings import ModelSettings
 from instaflow.rundir import StageFolder
 from instaflow.training.losses import DistillLoss
+from pipelines.exporting import settings_of
 from pipelines.on_couplings import open_distance, open_material, prepare, save_both, train_on
 
 
@@ -16,9 +16,7 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     model = material.model
     distance = open_distance(stage, model)
     loss = prepare(stage, material, lambda view: DistillLoss(model.unet, view, model.encode, distance))
-    exported = ModelSettings(
-        kind="student", parametrization=material.view.parametrization, num_steps=1, guidance_scale=1.0
-    )
+    exported = settings_of(settings, model)
     trained = train_on(stage, stop, material, loss, exported)
     return save_both(
         stage,

@@ -15,7 +15,6 @@ from instaflow.interruption import Stop
 from instaflow.models.device import device
 from instaflow.models.loading import load_model
 from instaflow.models.model import Model
-from instaflow.models.samplers import few_step_scheduler, flow_scheduler
 from instaflow.models.settings import ModelSettings
 from instaflow.models.stacked import StackedUNet
 from instaflow.prompt_sources import Prompts
@@ -25,6 +24,7 @@ from instaflow.training.draws import draws
 from instaflow.training.loop import Critic, Job, as_tensors, spans_of, train
 from instaflow.training.start_checks import StartCheck, parity
 from instaflow.world import world
+from pipelines.exporting import scheduler_of, settings_of
 from pipelines.on_couplings import (
     FEW,
     compile_networks,
@@ -75,8 +75,7 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     if settings.compile:
         compile_networks(stage, model, parts.teacher, fake)
     matching, fake_score = make_losses(stage, parts)
-    own = model.settings.parametrization
-    exported = ModelSettings(kind="student", parametrization=own, num_steps=settings.num_steps, guidance_scale=1.0)
+    exported = settings_of(settings, model)
     job = make_job(stage, parts, matching, fake_score, exported)
     if to_check(stage):
         tell_checks(stage, first_checks(stage, parts, job))
@@ -93,9 +92,7 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     if parts.pairs:
         taught = [*taught, *lineage_behind(stage, settings.regression.couplings, parts.pairs)]
     lineage = lineage_of(model.settings.lineage, taught, sources, entry)
-    scheduler = flow_scheduler(own, model.scheduler)
-    if settings.num_steps > 1:
-        scheduler = few_step_scheduler(model.scheduler, settings.num_steps)
+    scheduler = scheduler_of(settings, model)
     return write_both(stage, model, trained, replace(exported, lineage=lineage), scheduler)
 
 

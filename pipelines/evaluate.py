@@ -5,7 +5,7 @@ import json
 import platform
 import resource
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from instaflow.evaluation.page import write_page
 from instaflow.evaluation.precision_recall import precision_recall
 from instaflow.evaluation.report import Floors, Protocol, Report, Row, Stage, model_kind, report_json
 from instaflow.evaluation.saved import read_report
+from instaflow.evaluation.scores import curve_of, score_curves
 from instaflow.files import fingerprint_of, write_file, write_json
 from instaflow.flow.straightness import straightness
 from instaflow.interruption import Stop
@@ -37,6 +38,50 @@ from pipelines.showing import gallery, gaps, neighbours, profile_of, strips, tra
 KERNEL_SUBSET = 1000
 """Samples in one of the kernel distance's, where there are as many."""
 LIBRARIES = ("torch", "diffusers", "transformers", "deepspeed", "numpy", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What rows are measured against: the real images, and the reference's of the same noise."""
+
+    protocol: Judging
+    real: np.ndarray
+    """Features of the real images [N, D]."""
+    of_real: Gaussian
+    reference: Measured | None
+    taught: Gaussian | None
+    """Of the reference's features."""
+
+    @classmethod
+    def by(cls, protocol: Judging, reference: Measured | None) -> "Measure":
+        real = protocol.reference_features()
+        taught = Gaussian.of(reference.features) if reference else None
+        return cls(protocol, real, Gaussian.of(real), reference, taught)
+
+    def row(self, m: Measured, kind: str) -> Row:
+        """All figures of what was sampled, but for straightness, which is its paths'."""
+        of_row = Gaussian.of(m.features)
+        manifolds = precision_recall(m.features, self.real, device=device())
+        subset = min(KERNEL_SUBSET, len(m.features), len(self.real))
+        apart = kernel_distance(m.features, self.real, subsets=self.protocol.kernel_subsets, subset_size=subset)
+        to_teacher = frechet_distance(of_row, self.taught) if self.taught else None
+        return Row(
+            model=m.subject.entry.model,
+            kind=kind,
+            num_steps=m.subject.num_steps,
+            guidance_scale=m.subject.guidance_scale,
+            weights=m.subject.entry.weights,
+            num_samples=m.subject.images.count,
+            frechet_distance_real=frechet_distance(of_row, self.of_real),
+            frechet_distance_teacher=0.0 if m is self.reference else to_teacher,
+            kernel_distance=apart.mean,
+            precision=manifolds.precision,
+            recall=manifolds.recall,
+            **self.protocol.figures(m.observed),
+            seconds_per_image=m.seconds,
+            swept=m.subject.swept,
+            card=asdict(m.subject.card),
+        )
 
 
 def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
@@ -58,8 +103,7 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     reference = next(
         m for m in measured if (m.subject.entry.model, m.subject.entry.weights, m.subject.num_steps) == wanted
     )
-    real = protocol.reference_features()
-    of_real, taught = Gaussian.of(real), Gaussian.of(reference.features)
+    measure = Measure.by(protocol, reference)
     looks = zip(settings.models, seen, strict=True)
     kinds = {
         entry.model: model_kind(entry.model, stages) if entry.model in stage.stage_names else look.kind
@@ -67,33 +111,11 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     }
     rows = []
     for m in measured:
-        seconds = float(np.median(m.observed["seconds"]))
-        stage.log(model=m.label, num_steps=m.subject.num_steps, seconds_per_image=seconds)
-        found, of_row = straight.get(m.label), Gaussian.of(m.features)
-        manifolds = precision_recall(m.features, real, device=device())
-        subset = min(KERNEL_SUBSET, len(m.features), len(real))
-        apart = kernel_distance(m.features, real, subsets=protocol.kernel_subsets, subset_size=subset)
-        rows.append(
-            Row(
-                model=m.subject.entry.model,
-                kind=kinds[m.subject.entry.model],
-                num_steps=m.subject.num_steps,
-                guidance_scale=m.subject.guidance_scale,
-                weights=m.subject.entry.weights,
-                num_samples=settings.count,
-                frechet_distance_real=frechet_distance(of_row, of_real),
-                frechet_distance_teacher=0.0 if m is reference else frechet_distance(of_row, taught),
-                kernel_distance=apart.mean,
-                precision=manifolds.precision,
-                recall=manifolds.recall,
-                **protocol.figures(m.observed),
-                straightness=found.value if found else None,
-                straightness_relative=found.relative if found else None,
-                seconds_per_image=seconds,
-                swept=m.subject.swept,
-                card=asdict(m.subject.card),
-            )
-        )
+        stage.log(model=m.label, num_steps=m.subject.num_steps, seconds_per_image=m.seconds)
+        row, found = measure.row(m, kinds[m.subject.entry.model]), straight.get(m.label)
+        if found:
+            row = replace(row, straightness=found.value, straightness_relative=found.relative)
+        rows.append(row)
 
     rows += earlier
 
@@ -107,10 +129,11 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
         rows=rows,
         versions=versions(),
         peak_memory=float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
-        floors=floors(stage, protocol, real),
+        floors=floors(stage, protocol, measure.real),
         stages=[*stages, evaluation_stage(stage, sum(m.subject.images.count for m in measured))],
         losses=loss_curves(stage, stages),
         previews=preview_curves(stage, stages),
+        scores=score_curves(stage.folder, [curve_of(stage.run, subject.card) for subject in subjects]),
         checks=start_checks(stage, stages),
         gallery=gallery(protocol, measured, rows[: len(measured)]),
         gaps=gaps(protocol, measured, rows[: len(measured)], reference),
@@ -121,7 +144,7 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
         report = replace(
             report,
             strips=strips(stage, protocol, best.subject),
-            neighbours=neighbours(protocol, best, real) if protocol.side == 1 else None,
+            neighbours=neighbours(protocol, best, measure.real) if protocol.side == 1 else None,
         )
     content = report_json(report)
     write_json(stage.folder / "report.json", content)
@@ -189,8 +212,8 @@ def floors(stage: StageFolder, protocol: Judging, real: np.ndarray) -> Floors:
     )
 
 
-def protocol_words(stage: StageFolder, protocol: Judging, reference: Measured) -> Protocol:
-    """How the figures were measured, in words."""
+def protocol_words(stage: StageFolder, protocol: Judging, reference: Measured | None) -> Protocol:
+    """How the figures were measured, in words; without a reference, but for those of its images."""
     settings = stage.stage
     unseen = int(protocol.unseen.sum())
     return Protocol(
@@ -200,7 +223,9 @@ def protocol_words(stage: StageFolder, protocol: Judging, reference: Measured) -
         features=protocol.features_in_words,
         reference_real=protocol.reference_in_words,
         reference_teacher=f"the images of {reference.label} at {reference.subject.num_steps} steps, "
-        f"guidance {reference.subject.guidance_scale:g}, for the same prompts and noise",
+        f"guidance {reference.subject.guidance_scale:g}, for the same prompts and noise"
+        if reference
+        else "",
         reader=protocol.reader_in_words,
         judged=protocol.judged,
         straightness=f"{min(settings.straightness_samples, settings.count)} noises, "

@@ -38,6 +38,8 @@ class Subject:
     images: Observations
     paths: Observations | None
     """Of a model that is sampled in several steps, once for each guidance scale."""
+    load: Callable[[torch.dtype], Model] | None = None
+    """Makes the model in a precision, where its weights lie in no folder of one."""
 
     @property
     def num_steps(self) -> int:
@@ -74,12 +76,19 @@ class Measured:
         return found.reshape(-1, found.shape[-1])
 
     @property
+    def seconds(self) -> float:
+        """An image took."""
+        return float(np.median(self.observed["seconds"]))
+
+    @property
     def images(self) -> np.ndarray:
         """The first ones, as many as are kept: uint8 [N, H, W, 3]."""
         return self.observed["images"]
 
 
-def observe(stage: StageFolder, stop: Stop, protocol: Judging, subjects: Sequence[Subject]) -> None:
+def observe(
+    stage: StageFolder, stop: Stop, protocol: Judging, subjects: Sequence[Subject], *, quiet: bool = False
+) -> None:
     """Make and keep what is missing, each process its share; on return all of it is there."""
     if world().leads:
         for subject in subjects:
@@ -106,9 +115,11 @@ def observe(stage: StageFolder, stop: Stop, protocol: Judging, subjects: Sequenc
         )
         return bends_kept(path, max(0, PATHS - batch.start))
 
-    share(stage, stop, [(subject, subject.images) for subject in subjects], draw, stage.name, "images")
+    images = [(subject, subject.images) for subject in subjects]
+    share(stage, stop, images, draw, stage.name, "images", quiet=quiet)
     curved = [(subject, subject.paths) for subject in subjects if subject.paths]
-    share(stage, stop, curved, follow, f"{stage.name} straightness", "paths")
+    if curved:
+        share(stage, stop, curved, follow, f"{stage.name} straightness", "paths", quiet=quiet)
     barrier()
 
 
@@ -119,6 +130,8 @@ def share(
     see: Callable[[Model, Subject, slice], Observed],
     label: str,
     unit: str,
+    *,
+    quiet: bool,
 ) -> None:
     """Write every batch of this process's that is not there yet; a model is loaded when its first one is due."""
     place = world()
@@ -126,13 +139,18 @@ def share(
     missing = [(subject, kept, batch) for subject, kept in rows for batch in kept.missing(place.rank, place.size)]
     total, left = (sum(batch.stop - batch.start for batch in batches) for batches in (own, [m[2] for m in missing]))
     model, loaded = None, None
-    with Progress(label, total=total, unit=unit, start=total - left, quiet=not place.leads) as progress:
+    with Progress(label, total=total, unit=unit, start=total - left, quiet=quiet or not place.leads) as progress:
         for subject, kept, batch in missing:
             leave_if(stop, stage)
             wanted = (subject.entry.model, subject.entry.weights)
             if model is None or loaded != wanted:
                 model, loaded = None, wanted  # the one before makes room first
-                model = load_model(stage.locate_weights(*wanted), device=device(), dtype=DTYPES[stage.stage.dtype])
+                dtype = DTYPES[stage.stage.dtype]
+                model = (
+                    subject.load(dtype)
+                    if subject.load
+                    else load_model(stage.locate_weights(*wanted), device=device(), dtype=dtype)
+                )
             kept.write(batch, see(model, subject, batch))
             progress.update(progress.done + batch.stop - batch.start)
 

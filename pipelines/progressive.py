@@ -12,13 +12,13 @@ from instaflow.evaluation.wording import steps
 from instaflow.flow.views import EdmView, EpsilonView, View
 from instaflow.interruption import Stop
 from instaflow.models.model import Model
-from instaflow.models.settings import ModelSettings
 from instaflow.rundir import StageFolder
 from instaflow.sections import HalvingPhase
 from instaflow.training.draws import draws
 from instaflow.training.loop import Job, as_tensors, train
 from instaflow.training.progressive import HalvingLoss
 from instaflow.training.start_checks import StartCheck, parity
+from pipelines.exporting import settings_of
 from pipelines.on_couplings import (
     FEW,
     Material,
@@ -68,12 +68,11 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
         for network in (teacher.unet, model.unet):
             network.load_state_dict(weights)
     first, last = 2 * settings.phases[0].num_steps, settings.phases[-1].num_steps
-    own = model.settings.parametrization
     return save_both(
         stage,
         material,
         replace(trained, samples_seen=seen),
-        ModelSettings(kind="student", parametrization=own, num_steps=last, guidance_scale=1.0),
+        settings_of(settings, model),
         summary=f"{steps(last)} by halving {first}, {seen:,} training samples with latents of {settings.couplings}",
     )
 
@@ -91,7 +90,7 @@ def halving(stage: StageFolder, material: Material, loss: HalvingLoss, phase: Ha
         return fresh, data, records.prompts
 
     return Job(
-        name=steps(phase.num_steps).replace(" ", "-"),
+        name=phase.job,
         loss=loss,
         batch=batch,
         describe=lambda position, size: describe(start + position, size),

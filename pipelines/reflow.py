@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from instaflow.flow.views import View
 from instaflow.interruption import Stop
-from instaflow.models.settings import ModelSettings
 from instaflow.rundir import StageFolder
 from instaflow.training.losses import RectifiedDiffusionLoss, ReflowLoss
+from pipelines.exporting import settings_of
 from pipelines.on_couplings import open_distance, open_material, prepare, save_both, train_on
 
 
@@ -25,12 +25,7 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
         return kind(model.unet, view, model.encode, dropout, distance, time_density=density)
 
     loss = prepare(stage, material, make_loss)
-    exported = ModelSettings(
-        kind="flow",
-        parametrization=material.view.parametrization,
-        num_steps=settings.num_steps,
-        guidance_scale=settings.guidance_scale,
-    )
+    exported = settings_of(settings, model)
     among = f", {settings.real.share:.1%} of them real, from {settings.real.couplings}" if settings.real else ""
     trained = train_on(stage, stop, material, loss, exported)
     return save_both(

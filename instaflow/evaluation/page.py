@@ -34,6 +34,7 @@ from instaflow.evaluation.plots import (
     loss_plot,
     preview_plots,
     quality_plots,
+    score_plots,
     sweep_plots,
 )
 from instaflow.evaluation.report import Floors, Protocol, Report, Row
@@ -63,7 +64,7 @@ def page(report: Report) -> str:
         _between(report),
         _memory(report),
         _cost(report, colours),
-        _protocol(report),
+        protocol(report),
     ]
     return document(report.title, STYLE, sections)
 
@@ -96,6 +97,7 @@ def model_colours(report: Report) -> Colours:
     kinds = {row.label: row.kind for row in averaged_first}
     if report.gallery:
         kinds |= {row.model: row.kind for row in report.gallery.rows if row.model not in kinds}
+    kinds |= {curve.label: curve.rows[0].kind for curve in report.scores if curve.label not in kinds}
     extra = [profile.model for profile in report.straightness] + [one.model for one in report.trajectories]
     extra += [curve.stage for curve in report.losses] + [curve.stage for curve in report.previews]
     extra += list(report.gaps.distances) if report.gaps else []
@@ -276,8 +278,32 @@ def _cost(report: Report, colours: Colours) -> str:
         f'<div class="two">{previews}</div><p class="small soft">{seen}</p>'
         if previews
         else "",
+        f"<h3>Score over training</h3>{curves}" if (curves := scores(report, colours)) else "",
         f'<h3>Checks before the first update</h3><div class="panel">{pairs_list(checks)}</div>' if checks else "",
     )
+
+
+def scores(report: Report, colours: Colours) -> str:
+    """The figures of checkpoints over the training, beside the reference's and those that the models came to."""
+    drawn = score_plots(report.scores, score_rules(report), colours)
+    if not drawn:
+        return ""
+    panels = "".join(f'<figure class="panel">{plot}</figure>' for plot in drawn)
+    caption = (
+        "Checkpoints of a training, each measured as the rows of the report are: by the same prompts, noise and real "
+        "images. Dashed, to compare with: the reference, and what a finished training came to."
+    )
+    labels = [curve.label for curve in report.scores]
+    return f'{legend(labels, colours)}<div class="two">{panels}</div><p class="small soft">{caption}</p>'
+
+
+def score_rules(report: Report) -> list[tuple[str, Row]]:
+    """The rows that curves are compared with, and what they are called: the reference, and each curve's own row."""
+    own = next((row for row in report.rows if row.frechet_distance_teacher == 0), findings.reference(report))
+    curves = {(curve.label, curve.num_steps) for curve in report.scores}
+    rules = [(f"{own.label}, {steps(own.num_steps)}", own)] if own else []
+    ends = [row for row in report.rows if (row.label, row.num_steps) in curves and row is not own]
+    return rules + [(f"{row.label} in the end", row) for row in ends]
 
 
 def _check(value: float | str, expected: str) -> str:
@@ -285,7 +311,7 @@ def _check(value: float | str, expected: str) -> str:
     return f"{shown} (expected: {expected})" if expected else shown
 
 
-def _protocol(report: Report) -> str:
+def protocol(report: Report) -> str:
     floors = {name: number(value) if value is not None else "" for name, value in vars(report.floors).items()}
     entries = [
         *protocol_entries(report.protocol, floors),

@@ -1,8 +1,9 @@
 """The report's plots: which figure goes on which axis."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from instaflow.evaluation.report import (
     LossCurve,
     PreviewCurve,
     Row,
+    ScoreCurve,
     StraightnessProfile,
     Trajectories,
     distance_summary,
@@ -187,6 +189,45 @@ def preview_plots(curves: Sequence[PreviewCurve], colours: Colours) -> list[str]
             y = axis_over([y for _, y in points], label, log=True)
             plots.append(chart([one for one in series if one.points], x=x, y=y, title=f"{label} over training"))
     return plots
+
+
+def score_plots(curves: Sequence[ScoreCurve], rules: Sequence[tuple[str, Row]], colours: Colours) -> list[str]:
+    """A row's figures against training samples seen, one line a curve; a set of plots for each number of steps.
+
+    rules: rows to compare with, each with its name: dashed.
+    """
+    kinds: dict[str, tuple[str, Callable[[Row], float | None]]] = {
+        "Fréchet distance to the real images": ("log", lambda row: row.frechet_distance_real),
+        "Fréchet distance to the teacher’s images": ("log", lambda row: row.frechet_distance_teacher),
+        "Drawn right": ("percent", lambda row: row.prompt_accuracy),
+        "CLIP score": ("", lambda row: row.clip_score),
+    }
+    plots = []
+    counts = sorted({curve.num_steps for curve in curves})
+    for count, (label, (form, figure_of)) in product(counts, kinds.items()):
+        series = []
+        for curve in (curve for curve in curves if curve.num_steps == count):
+            found = zip(curve.samples_seen, map(figure_of, curve.rows), strict=True)
+            points = [(float(x), at) for x, value in found if (at := _drawable(value, form)) is not None]
+            told = [percent(y) if form == "percent" else number(y) for _, y in points]
+            titles = [f"{curve.label} at {x:,.0f} samples: {text}" for (x, _), text in zip(points, told, strict=True)]
+            series.append(
+                Series(name=curve.label, colour=colours[curve.label], points=points, look="marked", titles=titles)
+            )
+        points = [point for one in series for point in one.points]
+        if not points:
+            continue
+        lines = [(at, name) for name, row in rules if (at := _drawable(figure_of(row), form)) is not None]
+        drawn, title = [one for one in series if one.points], f"{label}, {steps(count)}" if counts[1:] else label
+        x = Axis(label="training samples seen", low=0, high=max(x for x, _ in points))
+        y = axis_over([y for _, y in points] + [y for y, _ in lines], title, log=form == "log")
+        y = replace(y, percent=form == "percent")
+        plots.append(chart(drawn, x=x, y=y, title=f"{title} over training", rules=lines))
+    return plots
+
+
+def _drawable(value: float | None, form: str) -> float | None:
+    return None if value is None or not math.isfinite(value) or (form == "log" and value <= 0) else float(value)
 
 
 def _thinned(points: Sequence[Point], most: int) -> list[Point]:

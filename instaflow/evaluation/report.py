@@ -94,6 +94,22 @@ class PreviewCurve:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoreCurve:
+    """A row as it was at checkpoints of its training: the same protocol, weights, steps and guidance."""
+
+    samples_seen: Sequence[int]
+    rows: Sequence[Row]
+
+    @property
+    def label(self) -> str:
+        return self.rows[0].label
+
+    @property
+    def num_steps(self) -> int:
+        return self.rows[0].num_steps
+
+
+@dataclass(frozen=True, kw_only=True)
 class StartCheck:
     """A check before a stage's first update: what was measured, its value, what it should be."""
 
@@ -231,6 +247,7 @@ class Report:
     stages: Sequence[Stage] = ()
     losses: Sequence[LossCurve] = ()
     previews: Sequence[PreviewCurve] = ()
+    scores: Sequence[ScoreCurve] = ()
     checks: Sequence[StartCheck] = ()
     gallery: Gallery | None = None
     gaps: Gaps | None = None
@@ -296,6 +313,7 @@ def report_json(report: Report) -> dict[str, Any]:
         "floors": dataclasses.asdict(report.floors),
         "rows": [dataclasses.asdict(row) for row in report.rows],
         "stages": [dataclasses.asdict(stage) for stage in report.stages],
+        "scores": [dataclasses.asdict(curve) for curve in report.scores],
         "checks": [dataclasses.asdict(check) for check in report.checks],
         "straightness_profiles": [dataclasses.asdict(profile) for profile in report.straightness],
         "gaps": _gaps_json(report.gaps) if report.gaps else None,

@@ -17,6 +17,7 @@ from instaflow.evaluation.report import (
     Protocol,
     Report,
     Row,
+    ScoreCurve,
     Stage,
     StartCheck,
     StraightnessProfile,
@@ -104,6 +105,12 @@ def full_report() -> Report:
         previews=[
             PreviewCurve(stage="2rf", samples_seen=[640, 1280], distance=[0.7, 0.4], frechet_distance=[0.2, 0.0]),
             PreviewCurve(stage="student", samples_seen=[640], distance=[0.33], frechet_distance=[0.011]),
+        ],
+        scores=[
+            ScoreCurve(
+                samples_seen=[640, 1280],
+                rows=[row("student", 1, 0.702, 0.41, 0.951), row("student", 1, 0.466, 0.133, None)],
+            )
         ],
         checks=[StartCheck(stage="2rf", what="distance to DDIM", value=3e-6, expected="below 0.0001")],
         gallery=Gallery(

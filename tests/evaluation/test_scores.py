@@ -1,0 +1,85 @@
+"""Scores over a training: which make up a curve, and how the pages show them."""
+
+import json
+import re
+from dataclasses import asdict, replace
+
+from instaflow.evaluation.card import Card
+from instaflow.evaluation.page import page, score_rules
+from instaflow.evaluation.report import report_json
+from instaflow.evaluation.scores import FILE, WATCH, curve_of, score_curves, training_of
+from instaflow.evaluation.watch_page import watch_page
+from instaflow.files import write_json
+from instaflow.rundir import append_stats
+from tests.evaluation.example import ROWS, full_report, row
+
+CARD = Card(
+    model="student",
+    model_content="finished",
+    weights="ema",
+    num_steps=1,
+    guidance_scale=1.0,
+    sampler="DDIMScheduler",
+    protocol="digits",
+    num_samples=2000,
+    prompts="2,000 prompts",
+    seed=0,
+    noise="Philox",
+    dtype="float32",
+    image_size="32×32",
+    image_encoding="none",
+    features="64 pixels",
+    reference="1,797 digits",
+    batch_size=250,
+    processes=1,
+    hardware="two cores",
+)
+
+
+def test_a_curve_is_of_one_training_and_one_protocol(tmp_path):
+    assert training_of(tmp_path / "student") is None and curve_of(tmp_path, CARD) is None
+    (tmp_path / "student").mkdir()
+    write_json(tmp_path / "student" / "stage.json", {"identity": {"seed": 0}})
+    own = curve_of(tmp_path, CARD)
+    assert own == curve_of(tmp_path, replace(CARD, model_content="other", processes=8))
+    others = [replace(CARD, **change) for change in ({"num_steps": 4}, {"num_samples": 9}, {"weights": "raw"})]
+    assert len({own, *(curve_of(tmp_path, card) for card in others)}) == 4
+    write_json(tmp_path / "student" / "stage.json", {"identity": {"seed": 1}})
+    assert curve_of(tmp_path, CARD) != own
+
+    (tmp_path / "report" / WATCH).mkdir(parents=True)
+    for curve, seen, distance in ((own, 64, 0.5), ("other", 32, 9.0), (own, 32, 0.7)):
+        line = {**asdict(row("student", 1, distance, None, 0.9)), "samples_seen": seen, "curve": curve, "at": "noon"}
+        append_stats(tmp_path / "report" / WATCH / FILE, line)
+    with open(tmp_path / "report" / WATCH / FILE, "a") as file:
+        file.write('{"samples_seen": 128, "cu')  # a kill cut it short
+    (found,) = score_curves(tmp_path / "report", [own, None, "missing"])
+    assert (found.samples_seen, [one.frechet_distance_real for one in found.rows]) == ([32, 64], [0.7, 0.5])
+    assert found.label == "student"
+
+
+def test_the_report_draws_scores_with_what_to_compare_them(tmp_path):
+    report = full_report()
+    assert [name for name, _ in score_rules(report)] == ["teacher, 25 steps", "student in the end"]
+    shown = page(report)
+    part = shown[shown.index("<h3>Score over training</h3>") : shown.index("<h3>Checks before")]
+    assert part.count("<svg viewBox") == 3 + 1  # distances, prompts drawn right, and the legend's sign
+    assert "student at 1,280 samples: 0.466" in part and "student at 640 samples: 95.1" in part
+    assert part.count("student at 1,280") == 2  # nobody read its prompts
+    assert "Score over training" not in page(replace(report, scores=[]))
+
+
+def test_a_watch_s_page_has_each_score_and_stands_alone():
+    report = replace(full_report(), rows=ROWS[:1])
+    shown = watch_page(report, ["`student` after 1,280 of 5,000 training samples."], "2026-11-26 12:00:00 UTC")
+    assert "<b>student</b> after 1,280 of 5,000" in shown and "12:00:00" in shown
+    cells = re.findall("<td>([^<]*)</td>", shown[shown.index("<tbody>") : shown.index("</tbody>")])
+    assert {"640", "1,280", "0.702", "0.466", "0.271"} <= {*cells}
+    assert "src=" not in shown and "<script" not in shown
+    early = watch_page(replace(report, scores=[], rows=[]), ["`student` has no score yet."], "noon")
+    assert "Score over training" not in early and "Every score" not in early
+
+
+def test_scores_are_in_the_report_s_json():
+    (curve,) = json.loads(json.dumps(report_json(full_report())))["scores"]
+    assert curve["samples_seen"] == [640, 1280] and curve["rows"][1]["frechet_distance_real"] == 0.466
