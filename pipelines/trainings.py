@@ -70,7 +70,7 @@ def model_before(training: StageFolder, device: torch.device, dtype: torch.dtype
     settings = training.stage
     model = load_model(training.locate(settings.init), device=device, dtype=dtype)
     if getattr(settings, "stacked", False):
-        model.unet = stack(model.unet)
+        model.unet = stack(model.unet).to(model.dtype)
     return model
 
 
