@@ -277,8 +277,8 @@ def locate_sources(stage: Stage, folder: Path) -> Stage:
     The place is absolute, so that the resolved experiment means the same wherever it is saved.
     """
     if isinstance(stage, EvaluateStage):
-        places = {key: getattr(stage, key) for key in ("captions", "real") if getattr(stage, key)}
-        here = {key: str((folder / place).absolute()) for key, place in places.items()}
+        places = {"captions": stage.captions, "real": stage.real, "features": stage.features_folder}
+        here = {key: str((folder / place).absolute()) for key, place in places.items() if place}
         return stage.model_copy(update={**here, "beside": [str((folder / one).absolute()) for one in stage.beside]})
     if not isinstance(stage, CoupleStage | DmdStage) or isinstance(stage.prompts, list):
         return stage

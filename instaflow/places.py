@@ -206,6 +206,30 @@ def check_perceptual(settings: Perceptual) -> None:
             )
 
 
+# --- what an evaluation measures in -----------------------------------------------------------------------------------
+
+NETWORKS = {"classifier": "model.safetensors", "autoencoder": "diffusion_pytorch_model.safetensors"}
+"""The networks whose folder an evaluation may take features from, each with its file of weights."""
+
+
+def kind_of_extractor(folder: Path) -> str:
+    """Which of `NETWORKS` a folder holds. Raises DataError for any other."""
+    said = f"'{folder}' is neither a classifier nor an autoencoder:"
+    hint = "Name a teacher stage's folder 'perceptual', or an autoencoder's, such as a pipeline's 'vae'"
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        name = config.get("_class_name", "")
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"{said} it has no config.json that can be read", hint) from error
+    kind = "autoencoder" if name == "AutoencoderKL" else "classifier" if "strides" in config else ""
+    if not kind:
+        told = f"a {name}" if name else "of another network"
+        raise DataError(f"{said} its config.json is {told}", hint)
+    if missing := missing_files(folder, ((NETWORKS[kind],),)):
+        raise DataError(f"The {kind} '{folder}' lacks {missing[0]}", "Restore its files")
+    return kind
+
+
 # --- the hub ----------------------------------------------------------------------------------------------------------
 
 

@@ -29,7 +29,7 @@ from instaflow.stages import CoupleStage, EvaluateStage
 from instaflow.world import ALONE, Worker
 
 FORMAT = 1
-PLACES = ("model", "init", "teacher", "couplings", "real", "network", "weights", "decoder")
+PLACES = ("model", "init", "teacher", "couplings", "real", "features", "network", "weights", "decoder")
 """The settings that may name a folder, a file or a hub model."""
 
 

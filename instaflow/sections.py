@@ -51,6 +51,10 @@ BACKBONES = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}
 """LPIPS' own networks, with the files of weights that torchvision gives out for them."""
 
 
+FEATURES = ("inception", "inception-clean-fid", "pixels")
+"""What an evaluation of images may measure in, beside a network in a folder."""
+
+
 class FlowPhase(Phase):
     """A phase of a training on couplings, which has a loss as well (InstaFlow distilled by L2, then by LPIPS)."""
 

@@ -20,6 +20,7 @@ from pydantic import (
 
 from instaflow.sections import (
     BACKBONES,
+    FEATURES,
     PERCEPTUAL_LOSSES,
     Dtype,
     EvaluatedModel,
@@ -407,6 +408,7 @@ class ReflowStage(FlowStage):
 class EvaluateStage(Stage):
     """Measures models by one protocol and writes report.json and report.html."""
 
+    parent_keys: ClassVar[dict[str, str]] = {"perceptual.network": "perceptual network"}
     remade: ClassVar[bool] = True
 
     kind: Literal["evaluate"]
@@ -418,8 +420,13 @@ class EvaluateStage(Stage):
     """Of coco2014-30k: which of COCO's captions."""
     real: str | None = None
     """The folder of the real images, such as COCO's val2017."""
-    features: Literal["inception", "inception-clean-fid"] = "inception"
-    """Of a protocol of images: FID's network, with its own resize, or with clean-fid's."""
+    features: Annotated[str, Field(min_length=1)] = "inception"
+    """Of a protocol of images, what distances are measured in: "inception", FID's network with its own resize, or
+    "inception-clean-fid", with clean-fid's; "pixels"; or a folder, of a classifier (a teacher stage's `perceptual`) or
+    of an autoencoder (a pipeline's `vae`)."""
+    perceptual: Perceptual | None = None
+    """By which network it is measured how different images look: each from the reference's of the same noise, and those
+    of one prompt from one another. Null for neither."""
     clip: Literal["clip-vit-g-14", "clip-vit-l-14"] | None = "clip-vit-g-14"
     """By which network CLIP scores are measured, of a protocol of captions alone; null for none."""
     clip_prefix: str = ""
@@ -444,7 +451,12 @@ class EvaluateStage(Stage):
     """Euler's steps of each."""
 
     def parents(self) -> dict[str, str]:
-        return {f"models.{i}.model": entry.model for i, entry in enumerate(self.models)}
+        models = {f"models.{i}.model": entry.model for i, entry in enumerate(self.models)}
+        return models | perceptual_parent(self.perceptual)
+
+    def packages(self) -> dict[str, str]:
+        """As a training stage's."""
+        return perceptual_package(self.perceptual)
 
     @property
     def of_images(self) -> bool:
@@ -460,6 +472,18 @@ class EvaluateStage(Stage):
     def batch(self) -> int:
         """Images made at a time."""
         return self.batch_size or (16 if self.of_images else 250)
+
+    @property
+    def features_folder(self) -> str | None:
+        """The folder of the network whose features distances are measured in, if it is one of one's own."""
+        return None if self.features in FEATURES else self.features
+
+    @model_validator(mode="after")
+    def whole_images_are_compared(self) -> "EvaluateStage":
+        for key in ("decoder", "crop"):
+            if getattr(self.perceptual, key, None) is not None:
+                raise ValueError(f"perceptual.{key} goes with training: an evaluation compares whole images, as drawn")
+        return self
 
     @model_validator(mode="after")
     def sources_of_the_protocol(self) -> "EvaluateStage":
@@ -479,8 +503,9 @@ class EvaluateStage(Stage):
         return self
 
     def files(self) -> dict[str, str]:
-        captions = {"captions": self.captions} if self.captions else {}
-        return captions | {f"beside.{i}": place for i, place in enumerate(self.beside)}
+        named = {"captions": self.captions, "features": self.features_folder}
+        beside = {f"beside.{i}": place for i, place in enumerate(self.beside)}
+        return {key: place for key, place in named.items() if place} | perceptual_files(self.perceptual) | beside
 
     @model_validator(mode="after")
     def reference_is_measured(self) -> "EvaluateStage":

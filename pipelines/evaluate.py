@@ -19,6 +19,7 @@ from instaflow.evaluation.kernel_distance import kernel_distance
 from instaflow.evaluation.markdown import markdown
 from instaflow.evaluation.observations import Observations
 from instaflow.evaluation.page import write_page
+from instaflow.evaluation.perception import of_one_prompt
 from instaflow.evaluation.precision_recall import precision_recall
 from instaflow.evaluation.report import Floors, Protocol, Report, Row, Stage, model_kind, report_json
 from instaflow.evaluation.saved import read_report
@@ -31,8 +32,8 @@ from instaflow.models.loading import load_model
 from instaflow.rundir import StageFolder
 from instaflow.sections import EvaluatedModel
 from instaflow.world import hardware, world
-from pipelines.judging import Judging, Seen, look_at_models
-from pipelines.observing import Measured, Subject, bends_of, observe
+from pipelines.judging import Judging, Seen, look_at_models, perception_of
+from pipelines.observing import Looks, Measured, Subject, bends_of, observe
 from pipelines.showing import gallery, gaps, neighbours, profile_of, strips, trajectories
 
 KERNEL_SUBSET = 1000
@@ -78,6 +79,9 @@ class Measure:
             precision=manifolds.precision,
             recall=manifolds.recall,
             **self.protocol.figures(m.observed),
+            pixel_gap=float(m.pixel_gaps.mean()) if len(m.pixel_gaps) else None,
+            perceptual_gap=None if m.gaps is None else float(m.gaps.mean()),
+            diversity=None if m.own is None else float(m.own.mean()),
             seconds_per_image=m.seconds,
             swept=m.subject.swept,
             card=asdict(m.subject.card),
@@ -88,26 +92,27 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     """Sample, measure, and write the report. The processes share the sampling, and the leading one does the rest."""
     settings = stage.stage
     protocol, seen = look_at_models(stage)
-    subjects = subjects_of(stage, protocol, seen)
+    looks = looks_of(stage, protocol)
+    subjects = subjects_of(stage, protocol, seen, looks)
     earlier = rows_beside(stage, subjects[0])
-    observe(stage, stop, protocol, subjects)
+    wanted = (settings.reference.model, "ema", settings.reference.num_steps)
+    place = next(i for i, s in enumerate(subjects) if (s.entry.model, s.entry.weights, s.num_steps) == wanted)
+    if looks:
+        subjects = [looks.of(subject, subjects[place]) for subject in subjects]
+    observe(stage, stop, protocol, subjects, subjects[place], looks)
     if not world().leads:
         return str
 
     # Figures
-    measured = [Measured(subject, subject.images.joined()) for subject in subjects]
+    measured = [Measured.of(subject, subjects[place]) for subject in subjects]
+    reference = measured[place]
     paths = {subject.label: subject.paths.joined() for subject in subjects if subject.paths}
     straight = {label: straightness(bends_of(observed)) for label, observed in paths.items()}
     stages = stages_so_far(stage)
-    wanted = (settings.reference.model, "ema", settings.reference.num_steps)
-    reference = next(
-        m for m in measured if (m.subject.entry.model, m.subject.entry.weights, m.subject.num_steps) == wanted
-    )
     measure = Measure.by(protocol, reference)
-    looks = zip(settings.models, seen, strict=True)
     kinds = {
         entry.model: model_kind(entry.model, stages) if entry.model in stage.stage_names else look.kind
-        for entry, look in looks
+        for entry, look in zip(settings.models, seen, strict=True)
     }
     rows = []
     for m in measured:
@@ -125,7 +130,7 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
         config=Path(stage.source).name,
         seed=stage.seed,
         hardware=hardware(),
-        protocol=protocol_words(stage, protocol, reference),
+        protocol=protocol_words(stage, protocol, reference, looks),
         rows=rows,
         versions=versions(),
         peak_memory=float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
@@ -160,7 +165,13 @@ def content_of(stage: StageFolder, entry: EvaluatedModel) -> str:
     return stage.content(entry.model)
 
 
-def subjects_of(stage: StageFolder, protocol: Judging, seen: list[Seen]) -> list[Subject]:
+def looks_of(stage: StageFolder, protocol: Judging) -> Looks | None:
+    """How images are compared as they look, if the stage asks for it."""
+    perception, kept = perception_of(stage), min(stage.stage.compared_samples, stage.stage.count)
+    return Looks(perception, kept, of_one_prompt(protocol.prompts, kept)) if perception else None
+
+
+def subjects_of(stage: StageFolder, protocol: Judging, seen: list[Seen], looks: Looks | None = None) -> list[Subject]:
     """The report's rows, each with its card, and the place of what is seen of it."""
     settings, subjects = stage.stage, []
     folder, compared = stage.folder / "observed", min(settings.compared_samples, settings.count)
@@ -184,6 +195,8 @@ def subjects_of(stage: StageFolder, protocol: Judging, seen: list[Seen]) -> list
             features=protocol.features_in_words,
             reference=protocol.reference_in_words,
             judge=protocol.reader_in_words,
+            perceptual=str(looks.perception) if looks else "",
+            diversity=str(looks or ""),
             batch_size=settings.batch,
             processes=world().size,
             hardware=hardware(),
@@ -212,9 +225,16 @@ def floors(stage: StageFolder, protocol: Judging, real: np.ndarray) -> Floors:
     )
 
 
-def protocol_words(stage: StageFolder, protocol: Judging, reference: Measured | None) -> Protocol:
+def protocol_words(
+    stage: StageFolder, protocol: Judging, reference: Measured | None, looks: Looks | None = None
+) -> Protocol:
     """How the figures were measured, in words; without a reference, but for those of its images."""
     settings = stage.stage
+    looked = ""
+    if looks:  # a network that the experiment itself trains is another one with each seed
+        own = settings.perceptual.network in stage.stage_names
+        network = f"{looks.perception.words} of '{settings.perceptual.network}'" if own else str(looks.perception)
+        looked = f"{network}; gaps of {looks.kept:,} images of a row, diversity of {looks}"
     unseen = int(protocol.unseen.sum())
     return Protocol(
         samples=f"{settings.count:,} prompts"
@@ -228,6 +248,7 @@ def protocol_words(stage: StageFolder, protocol: Judging, reference: Measured | 
         else "",
         reader=protocol.reader_in_words,
         judged=protocol.judged,
+        perceptual=looked,
         straightness=f"{min(settings.straightness_samples, settings.count)} noises, "
         f"{settings.straightness_steps} Euler steps of the guided velocity",
         timing=f"batches of {settings.batch}, text encoder and decoder included, {hardware()}",
@@ -255,7 +276,8 @@ def rows_beside(stage: StageFolder, subject: Subject) -> list[Row]:
         name = Path(place).resolve().parent.parent.name
         for row in report.rows:
             check_alike([(f"'{subject.label}'", asdict(subject.card)), (f"'{row.model}' in '{place}'", row.card)])
-            found.append(replace(row, model=f"{name}/{row.model}", frechet_distance_teacher=None))
+            row = replace(row, model=f"{name}/{row.model}")
+            found.append(replace(row, frechet_distance_teacher=None, pixel_gap=None, perceptual_gap=None))
     return found
 
 

@@ -12,10 +12,10 @@ from instaflow.errors import ConfigError, InstaFlowError, Interrupted
 from instaflow.image_files import ImageFiles
 from instaflow.interruption import Stop
 from instaflow.methods import DmdStage, ProgressiveStage
-from instaflow.places import check_network, check_perceptual, find_model
+from instaflow.places import check_network, check_perceptual, find_model, kind_of_extractor
 from instaflow.prompt_sources import Prompts
 from instaflow.rundir import StageFolder, locked, stage_folders
-from instaflow.sections import BACKBONES, DIGITS, share_of
+from instaflow.sections import BACKBONES, DIGITS, FEATURES, share_of
 from instaflow.stages import CoupleStage, EvaluateStage, FlowStage, Stage, TrainingStage
 from instaflow.stores import Store
 from instaflow.weights import find
@@ -125,7 +125,8 @@ def check_inputs(stages: dict[str, StageFolder]) -> None:
         for parent in stage.stage.parents().values():
             if parent not in stage.stage_names and not Path(parent).is_dir():
                 find_model(parent)
-        for package, setting in stage.stage.packages().items() if isinstance(stage.stage, TrainingStage) else ():
+        has_packages = isinstance(stage.stage, TrainingStage | EvaluateStage)
+        for package, setting in stage.stage.packages().items() if has_packages else ():
             if importlib.util.find_spec(package) is None:
                 raise ConfigError(f"'stages.{name}': {setting} needs {package}", f"pip install {package}")
         for entry in getattr(stage.stage, "models", ()):
@@ -156,12 +157,18 @@ def look_at_measures(stage: StageFolder) -> None:
     if not isinstance(settings, EvaluateStage):
         return
     for key, place in settings.files().items():
-        if not Path(place).is_file():
+        if key != "features" and not Path(place).is_file():
             raise ConfigError(f"'stages.{stage.name}.{key}' names '{place}', which is no file here", "Check the path")
     if settings.of_images:
         if not Path(settings.real or "").is_dir():
             raise ConfigError(f"'{settings.real}', given as real images, is no folder", "Name a folder of images")
-        find("inception")
+        if folder := settings.features_folder:
+            if not Path(folder).is_dir():
+                said = f"'stages.{stage.name}.features' names '{folder}', which is no folder here"
+                raise ConfigError(said, f"Check the path, or choose one of {', '.join(FEATURES)}")
+            kind_of_extractor(Path(folder))
+        elif settings.features != "pixels":
+            find("inception")
         if settings.clip and settings.captions:
             find(settings.clip)
 
@@ -206,9 +213,9 @@ def look_at_images(data: str, count: int, name: str) -> str | None:
 
 
 def look_at_perception(stage: StageFolder) -> None:
-    """Raises DataError where what a perceptual loss measures by is not there, but for what another stage makes."""
+    """Raises DataError where a perceptual network to measure by is not there, but for what another stage makes."""
     settings = stage.stage
-    if isinstance(settings, FlowStage | DmdStage) and (perceptual := settings.perceptual):
+    if isinstance(settings, FlowStage | DmdStage | EvaluateStage) and (perceptual := settings.perceptual):
         check_perceptual(perceptual)
         if perceptual.network not in {*BACKBONES, *stage.stage_names}:
             check_network(Path(perceptual.network))
@@ -283,7 +290,7 @@ def work(module: object, stage: StageFolder, stop: Stop) -> None:
     content = fingerprint()
     if content is None:
         say(f"{stage.name}: what this worker had to make is made; other workers are not done yet")
-    elif stage.finish(content):
+    elif stage.finish(content, processes=world.world().size, hardware=world.hardware()):
         say(f"{stage.name}: done in {stage.seconds():,.0f} s")
     else:
         say(f"{stage.name}: done; another worker was the first to mark it so")

@@ -14,18 +14,27 @@ from instaflow.digits.protocol import PROTOCOLS, ClassProtocol, DigitsProtocol, 
 from instaflow.digits.tokenizer import MAX_LENGTH
 from instaflow.errors import InstaFlowError
 from instaflow.evaluation.clip import load_clip
+from instaflow.evaluation.features import Extractor, autoencoder, classifier, pixels
 from instaflow.evaluation.image_protocol import PRESETS, ImageProtocol, captions_of, classes_in_turn
 from instaflow.evaluation.inception import inception
+from instaflow.evaluation.perception import Perception
 from instaflow.evaluation.references import RealImages
+from instaflow.files import fingerprint_of
 from instaflow.models.device import device
 from instaflow.models.loading import load_model
 from instaflow.models.model import Model
 from instaflow.models.pixels import PixelModel
 from instaflow.models.text_to_image import TextToImage
+from instaflow.models.vae import load_autoencoder
+from instaflow.places import kind_of_extractor
 from instaflow.progress import Progress
 from instaflow.rundir import StageFolder
-from instaflow.weights import find
+from instaflow.sections import BACKBONES
+from instaflow.training.perceptual import load_lpips, load_network
+from instaflow.weights import find, hash_of
 from instaflow.world import world
+
+LPIPS = {"alex": "AlexNet", "vgg": "VGG16"}
 
 
 class Judging(Protocol):
@@ -158,11 +167,43 @@ def of_images(stage: StageFolder) -> ImageProtocol:
         if by_class
         else captions_of(settings.captions, preset, settings.count, settings.captions_seed)
     )
-    resize: Any = "clean-fid" if settings.features == "inception-clean-fid" else "tensorflow"
     clip = None
     if settings.clip and not by_class:
         clip = load_clip(settings.clip, find(settings.clip), device=device())
-    extractor = inception(find("inception"), resize=resize, device=device())
+    extractor = extractor_of(settings.features, settings.features_folder)
     with Progress(f"{stage.name}: real images hashed", total=0, unit="images", quiet=not world().leads) as progress:
         real = RealImages.of(Path(settings.real), progress.update)
     return ImageProtocol(preset, prompts, real, extractor, clip, settings.clip_prefix, settings.batch)
+
+
+def perception_of(stage: StageFolder) -> Perception | None:
+    """By what it is measured how different images look, if the stage asks for it. Raises DataError."""
+    settings = stage.stage.perceptual
+    if settings is None:
+        return None
+    if settings.network in BACKBONES:
+        weights = Path(settings.weights)
+        network, fingerprint = load_lpips(settings.network, weights), hash_of(weights)
+        words = f"LPIPS 0.1 on {LPIPS[settings.network]}"
+    else:
+        folder = stage.locate_network(settings.network)
+        network, fingerprint = load_network(folder), fingerprint_of(folder)
+        words = "LPIPS' distance over a small classifier's layers, which count alike"
+    return Perception(words, fingerprint, network.to(device()), device())
+
+
+def extractor_of(name: str, folder: str | None) -> Extractor:
+    """What distances are measured in: InceptionV3 or pixels by their name, or the network in a folder of one's own.
+
+    Raises DataError for what cannot be loaded.
+    """
+    if folder is None:
+        if name == "pixels":
+            return pixels()
+        return inception(
+            find("inception"), resize="clean-fid" if name == "inception-clean-fid" else "tensorflow", device=device()
+        )
+    place, fingerprint = Path(folder), fingerprint_of(Path(folder))
+    if kind_of_extractor(place) == "autoencoder":
+        return autoencoder(load_autoencoder(place, device=device()), fingerprint)
+    return classifier(load_network(place), fingerprint, device=device())

@@ -1,18 +1,21 @@
 """The work of an evaluation: every row's images and every flow's paths, shared by the processes and kept on disk."""
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from instaflow.couplings.noise import coupled_noise
+from instaflow.digits.protocol import distances
 from instaflow.errors import Interrupted
 from instaflow.evaluation.card import Card
 from instaflow.evaluation.features import in_bytes
 from instaflow.evaluation.observations import Observations, Observed
+from instaflow.evaluation.perception import IMAGES, Perception
 from instaflow.evaluation.report import labelled
 from instaflow.flow.straightness import Bends, Trajectory
 from instaflow.interruption import Stop
@@ -40,6 +43,10 @@ class Subject:
     """Of a model that is sampled in several steps, once for each guidance scale."""
     load: Callable[[torch.dtype], Model] | None = None
     """Makes the model in a precision, where its weights lie in no folder of one."""
+    gaps: Observations | None = None
+    """How different each image that is kept looks from the reference's; none of the reference itself."""
+    own: Observations | None = None
+    """How different its images of one prompt look from one another."""
 
     @property
     def num_steps(self) -> int:
@@ -64,6 +71,22 @@ class Measured:
 
     subject: Subject
     observed: dict[str, np.ndarray]
+    pixel_gaps: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    """How far the images that are kept lie from the reference's [N], by their pixels; empty where not compared."""
+    gaps: np.ndarray | None = None
+    """And how different they look from them [N]."""
+    own: np.ndarray | None = None
+    """How different two images of one prompt look [prompts, pairs]."""
+
+    @classmethod
+    def of(cls, subject: Subject, reference: Subject) -> "Measured":
+        observed = subject.images.joined()
+        others = observed if subject is reference else reference.images.joined()
+        pixel_gaps = distances(observed["images"], others["images"])
+        gaps, own = (kept.joined()["apart"] if kept else None for kept in (subject.gaps, subject.own))
+        if own is not None and gaps is None:  # the reference itself
+            gaps = np.zeros(len(pixel_gaps), np.float32)
+        return cls(subject, observed, pixel_gaps, gaps, own)
 
     @property
     def label(self) -> str:
@@ -86,18 +109,50 @@ class Measured:
         return self.observed["images"]
 
 
+@dataclass(frozen=True)
+class Looks:
+    """By which network images are compared as they look, and which images."""
+
+    perception: Perception
+    kept: int
+    """So many images of a row, the first, are compared with the reference's."""
+    groups: list[tuple[str, list[int]]]
+    """Prompts with the places of their images, which are compared with one another: see `perception.of_one_prompt`."""
+
+    def __str__(self) -> str:
+        """Which images, as a protocol's card has it."""
+        return f"{IMAGES} images of each of {len(self.groups)} prompts"
+
+    def of(self, subject: Subject, reference: Subject) -> Subject:
+        """The row with the places of what is seen so, of their own for each network and reference."""
+        folder, size = subject.images.folder, subject.images.batch_size
+        name = hashlib.sha256(f"{self.perception} {self} {reference.card.key()}".encode()).hexdigest()[:8]
+        own = Observations(folder.with_name(f"{folder.name}-own-{name}"), len(self.groups), max(1, size // IMAGES))
+        gaps = Observations(folder.with_name(f"{folder.name}-gaps-{name}"), self.kept, size)
+        return replace(subject, own=own, gaps=None if subject is reference else gaps)
+
+
 def observe(
-    stage: StageFolder, stop: Stop, protocol: Judging, subjects: Sequence[Subject], *, quiet: bool = False
+    stage: StageFolder,
+    stop: Stop,
+    protocol: Judging,
+    subjects: Sequence[Subject],
+    reference: Subject | None = None,
+    looks: Looks | None = None,
+    *,
+    quiet: bool = False,
 ) -> None:
     """Make and keep what is missing, each process its share; on return all of it is there."""
     if world().leads:
         for subject in subjects:
-            for kept in filter(None, (subject.images, subject.paths)):
+            for kept in filter(None, (subject.images, subject.paths, subject.gaps, subject.own)):
                 kept.begin(asdict(subject.card))
     barrier()
+    at_hand = AtHand(stage)
 
-    def draw(model: Model, subject: Subject, batch: slice) -> Observed:
-        noise, began = noise_of(stage, model, batch), time.perf_counter()
+    def draw(subject: Subject, batch: slice) -> Observed:
+        model = at_hand(subject)
+        noise, began = noise_of(stage, model, places_of(batch)), time.perf_counter()
         latents = model.sample(
             noise, protocol.prompts[batch], num_steps=subject.num_steps, guidance_scale=subject.guidance_scale
         )
@@ -106,9 +161,10 @@ def observe(
         kept = images[: max(0, stage.stage.compared_samples - batch.start)]
         return {"seconds": np.full(len(images), seconds), "images": pixels(kept), **protocol.observe(images, batch)}
 
-    def follow(model: Model, subject: Subject, batch: slice) -> Observed:
+    def follow(subject: Subject, batch: slice) -> Observed:
+        model = at_hand(subject)
         path = model.trajectory(
-            noise_of(stage, model, batch),
+            noise_of(stage, model, places_of(batch)),
             protocol.prompts[batch],
             num_steps=stage.stage.straightness_steps,
             guidance_scale=subject.guidance_scale,
@@ -121,44 +177,86 @@ def observe(
     if curved:
         share(stage, stop, curved, follow, f"{stage.name} straightness", "paths", quiet=quiet)
     barrier()
+    if looks is None or reference is None:
+        return
+
+    def look_beside(subject: Subject, batch: slice) -> Observed:
+        images = [row.images.at(places_of(batch), "images") for row in (subject, reference)]
+        return {"apart": looks.perception.apart(np.stack(images, axis=1))[:, 0]}
+
+    def look_among(subject: Subject, batch: slice) -> Observed:
+        groups, images = looks.groups[batch], dict[int, np.ndarray]()
+        asked = {place: prompt for prompt, places in groups for place in places}
+        if there := [place for place in asked if place < subject.images.count]:
+            images |= zip(there, subject.images.at(there, "images"), strict=True)
+        if further := [place for place in asked if place >= subject.images.count]:
+            model = at_hand(subject)
+            latents = model.sample(
+                noise_of(stage, model, further),
+                [asked[place] for place in further],
+                num_steps=subject.num_steps,
+                guidance_scale=subject.guidance_scale,
+            )
+            images |= zip(further, pixels(model.decode(latents).cpu()), strict=True)
+        return {"apart": looks.perception.apart(np.stack([[images[place] for place in own] for _, own in groups]))}
+
+    compared = [(subject, subject.gaps) for subject in subjects if subject.gaps]
+    share(stage, stop, compared, look_beside, f"{stage.name} gaps", "images")
+    among = [(subject, subject.own) for subject in subjects if subject.own]
+    share(stage, stop, among, look_among, f"{stage.name} diversity", "prompts")
+    barrier()
 
 
 def share(
     stage: StageFolder,
     stop: Stop,
     rows: Sequence[tuple[Subject, Observations]],
-    see: Callable[[Model, Subject, slice], Observed],
+    see: Callable[[Subject, slice], Observed],
     label: str,
     unit: str,
     *,
-    quiet: bool,
+    quiet: bool = False,
 ) -> None:
-    """Write every batch of this process's that is not there yet; a model is loaded when its first one is due."""
+    """Write every batch of this process's that is not there yet."""
     place = world()
     own = [batch for _, kept in rows for batch in kept.batches[place.rank :: place.size]]
     missing = [(subject, kept, batch) for subject, kept in rows for batch in kept.missing(place.rank, place.size)]
     total, left = (sum(batch.stop - batch.start for batch in batches) for batches in (own, [m[2] for m in missing]))
-    model, loaded = None, None
     with Progress(label, total=total, unit=unit, start=total - left, quiet=quiet or not place.leads) as progress:
         for subject, kept, batch in missing:
             leave_if(stop, stage)
-            wanted = (subject.entry.model, subject.entry.weights)
-            if model is None or loaded != wanted:
-                model, loaded = None, wanted  # the one before makes room first
-                dtype = DTYPES[stage.stage.dtype]
-                model = (
-                    subject.load(dtype)
-                    if subject.load
-                    else load_model(stage.locate_weights(*wanted), device=device(), dtype=dtype)
-                )
-            kept.write(batch, see(model, subject, batch))
+            kept.write(batch, see(subject, batch))
             progress.update(progress.done + batch.stop - batch.start)
 
 
-def noise_of(stage: StageFolder, model: Model, batch: slice) -> Tensor:
-    """The evaluation's noise of a batch [N, C, H, W]: by index, so that it does not depend on the batches."""
-    indices = range(batch.start, batch.stop)
-    return torch.from_numpy(coupled_noise(stage.seed, "evaluate", indices, model.latent_shape))
+class AtHand:
+    """The models of the rows, one at a time, each loaded when its first work is due."""
+
+    def __init__(self, stage: StageFolder) -> None:
+        self.stage = stage
+        self.model: Model | None = None
+        self.loaded: tuple[str, str] | None = None
+
+    def __call__(self, subject: Subject) -> Model:
+        wanted = (subject.entry.model, subject.entry.weights)
+        if self.model is None or self.loaded != wanted:
+            self.model, self.loaded = None, wanted  # the one before makes room first
+            dtype = DTYPES[self.stage.stage.dtype]
+            self.model = (
+                subject.load(dtype)
+                if subject.load
+                else load_model(self.stage.locate_weights(*wanted), device=device(), dtype=dtype)
+            )
+        return self.model
+
+
+def places_of(batch: slice) -> range:
+    return range(batch.start, batch.stop)
+
+
+def noise_of(stage: StageFolder, model: Model, places: Sequence[int]) -> Tensor:
+    """The evaluation's noise at these places [N, C, H, W]: by index, so that it does not depend on the batches."""
+    return torch.from_numpy(coupled_noise(stage.seed, "evaluate", places, model.latent_shape))
 
 
 def pixels(images: Tensor) -> np.ndarray:

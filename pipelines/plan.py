@@ -363,8 +363,9 @@ class Plan:
             flops += branches * calls * counted["unet"] + drawn * (counted["text"] + counted["decode"])
             images += drawn
             if stage.of_images:  # those of digits take some megabytes
+                features = INCEPTION_BYTES if stage.features.startswith("inception") else 0
                 kept = min(stage.compared_samples, stage.count) * math.prod((3, *model.image_size))
-                disk += len(entry.num_steps) * len(scales) * (stage.count * INCEPTION_BYTES + kept)
+                disk += len(entry.num_steps) * len(scales) * (stage.count * features + kept)
             frozen = max(frozen, dtype.itemsize * sum(model.parameters().values()))  # one model after the other
             batch = min(stage.batch, stage.count)
             activations = max(

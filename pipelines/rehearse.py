@@ -161,7 +161,7 @@ def rehearsal_of(experiment: Experiment, folder: Path) -> Rehearsal:
             else:
                 put(settings, key, made.swap(place, folder))
         if (
-            isinstance(stage, FlowStage | DmdStage)
+            isinstance(stage, FlowStage | DmdStage | EvaluateStage)
             and stage.perceptual
             and stage.perceptual.network not in experiment.stages
         ):

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from instaflow.digits.protocol import distances, unrelated_distance
+from instaflow.digits.protocol import unrelated_distance
 from instaflow.evaluation.report import (
     Gallery,
     GalleryRow,
@@ -44,7 +44,8 @@ def gallery(protocol: Judging, measured: list[Measured], rows: list[Row]) -> Gal
 def gaps(protocol: Judging, measured: list[Measured], rows: list[Row], reference: Measured) -> Gaps | None:
     """The one-step students' distances to the reference's images; the worst of the last student after reflow.
 
-    Raw weights are left out where any student has its moving average.
+    By the perceptual network where there is one, else by pixels. Raw weights are left out where any student has its
+    moving average.
     """
     one_step = {
         m.label: (row.kind, m)
@@ -58,13 +59,18 @@ def gaps(protocol: Judging, measured: list[Measured], rows: list[Row], reference
     student = next(
         (label for label, (kind, _) in reversed(one_step.items()) if kind == "student"), next(iter(one_step))
     )
-    far = {label: distances(m.images, reference.images) for label, (_, m) in one_step.items()}
+    far = {label: m.pixel_gaps if m.gaps is None else m.gaps for label, (_, m) in one_step.items()}
+    if reference.own is None:
+        measure = "root mean squared pixel difference, pixels in [-1, 1]"
+        unrelated = unrelated_distance(reference.images, protocol.prompts)
+    else:
+        measure, unrelated = "perceptual distance", float(np.median(reference.own))
     _, shown = one_step[student]
     worst = np.argsort(-far[student], kind="stable")[:WORST]
     return Gaps(
         student=student,
         teacher=reference.label,
-        measure="root mean squared pixel difference, pixels in [-1, 1]",
+        measure=measure,
         distances={label: values.tolist() for label, values in far.items()},
         worst=[
             Gap(
@@ -77,7 +83,7 @@ def gaps(protocol: Judging, measured: list[Measured], rows: list[Row], reference
             )
             for place in worst.tolist()
         ],
-        unrelated=unrelated_distance(reference.images, protocol.prompts),
+        unrelated=unrelated,
     )
 
 
@@ -88,7 +94,7 @@ def strips(stage: StageFolder, protocol: Judging, subject: Subject) -> list[Stri
     model = load_model(stage.locate_weights(subject.entry.model, subject.entry.weights), device=device())
     found = []
     for place in protocol.gallery(STRIPS):
-        first, last = (noise_of(stage, model, slice(index, index + 1)) for index in (place, place + 1))
+        first, last = (noise_of(stage, model, [index]) for index in (place, place + 1))
         angle = torch.linspace(0, torch.pi / 2, BETWEEN).view(-1, 1, 1, 1)
         noise = torch.cos(angle) * first + torch.sin(angle) * last  # of variance 1, for the two are independent
         prompt = protocol.prompts[place]

@@ -39,11 +39,11 @@ def folders(config: str, *overrides: str, run: Path | None = None) -> dict[str, 
     return stage_folders(load_experiment(config, overrides, str(run) if run else None))
 
 
-def mark_done(stage: StageFolder, payload: str = "weights") -> None:
+def mark_done(stage: StageFolder, payload: str = "weights", **facts: object) -> None:
     """What a stage leaves behind when it ends, with `payload` for its work."""
     with locked(stage.folder):
         stage.begin()
         stage.model.mkdir(exist_ok=True)
         write_file(stage.model / "weights.txt", payload)
         stage.log(loss=0.5)
-        stage.finish(fingerprint_of(stage.model))
+        stage.finish(fingerprint_of(stage.model), **facts)

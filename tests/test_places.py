@@ -17,6 +17,7 @@ from instaflow.places import (
     find_model,
     is_hub_name,
     is_to_import,
+    kind_of_extractor,
     model_fingerprint,
     pipeline_class,
 )
@@ -201,3 +202,35 @@ def test_a_decoder_is_a_tiny_autoencoder_s_folder(tmp_path):
     assert "is no AutoencoderTiny" in unfit(**given).message
     (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderTiny"}')
     check_perceptual(Perceptual(**given))
+
+
+@pytest.mark.parametrize(
+    ("config", "file", "kind"),
+    [
+        ('{"format": 1, "channels": [3, 8], "strides": [1]}', "model.safetensors", "classifier"),
+        ('{"_class_name": "AutoencoderKL"}', "diffusion_pytorch_model.safetensors", "autoencoder"),
+    ],
+)
+def test_an_evaluation_s_own_network_is_known_by_its_configuration(tmp_path, config, file, kind):
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(DataError, match=f"The {kind} '.*' lacks {file}"):
+        kind_of_extractor(tmp_path)
+    (tmp_path / file).write_bytes(b"")
+    assert kind_of_extractor(tmp_path) == kind
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (None, "it has no config.json"),
+        ("[", "it has no config.json"),
+        ('{"_class_name": "UNet2DConditionModel"}', "its config.json is a UNet2DConditionModel"),
+        ("{}", "its config.json is of another network"),
+    ],
+)
+def test_another_folder_is_no_network_to_measure_in(tmp_path, config, said):
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    with pytest.raises(DataError) as caught:
+        kind_of_extractor(tmp_path)
+    assert said in caught.value.message and "folder 'perceptual'" in caught.value.hint

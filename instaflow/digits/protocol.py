@@ -201,5 +201,5 @@ def unrelated_distance(images: np.ndarray, prompts: list[str]) -> float | None:
 
 def distances(images: np.ndarray, others: np.ndarray) -> np.ndarray:
     """The root mean squared pixel difference, pixels in [-1, 1], of each pair [N]. images, others: uint8 [N, ...]."""
-    differences = (images.astype(np.float32) - others.astype(np.float32)) / 127.5
-    return np.sqrt(np.square(differences).reshape(len(images), -1).mean(1))
+    pairs = zip(images, others, strict=True)  # one after the other: large ones would not fit as floats
+    return np.sqrt([np.square(one.astype(np.float32) - other).mean() for one, other in pairs]) / 127.5

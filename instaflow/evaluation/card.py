@@ -36,6 +36,8 @@ class Card:
     features: str  # the extractor, with the hash of its weights
     reference: str  # the real images, with their number and hash
     judge: str = ""  # what reads the images: "SVC ..." or a CLIP with its hash
+    perceptual: str = ""  # by what network gap and diversity are measured, with the hash of its weights
+    diversity: str = ""  # of how many images of how many prompts
 
     batch_size: int
     processes: int
@@ -43,8 +45,12 @@ class Card:
     versions: dict[str, str] = field(default_factory=dict)
 
     def key(self) -> str:
-        """A name for what is observed under this card, the same for the same subject and protocol."""
-        told = {name: value for name, value in asdict(self).items() if name not in ("model", *CIRCUMSTANCES)}
+        """A name for what is observed under this card, the same for the same subject and protocol.
+
+        Without the perceptual network, which compares images that are there: those stay what they are.
+        """
+        aside = ("model", "perceptual", "diversity", *CIRCUMSTANCES)
+        told = {name: value for name, value in asdict(self).items() if name not in aside}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -59,9 +65,12 @@ def prompts_hash(prompts: Sequence[str]) -> str:
 
 
 def difference(card: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """The first entry of the protocol in which two cards differ, with both values; None if their figures compare."""
-    differing = (name for name in PROTOCOL if card.get(name) != other.get(name))
-    return next(((name, card.get(name), other.get(name)) for name in differing), None)
+    """The first entry of the protocol in which two cards differ, with both values; None if their figures compare.
+
+    What a card lacks, one of an earlier version, was not measured: its entry would be empty.
+    """
+    entries = ((name, card.get(name, ""), other.get(name, "")) for name in PROTOCOL)
+    return next((entry for entry in entries if entry[1] != entry[2]), None)
 
 
 def check_alike(cards: Sequence[tuple[str, Mapping[str, Any]]]) -> None:

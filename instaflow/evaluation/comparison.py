@@ -138,7 +138,12 @@ class Comparison:
 
 
 def compare(reports: Mapping[str, Report], by: str) -> Comparison:
-    """Reports of one experiment by their place, each of another seed; they have the same rows."""
+    """Reports of one experiment by their place, each of another seed; they have the same rows.
+
+    Figures of a perceptual network that each seed trained for itself are left out: they have no common measure.
+    """
+    if len({row.card.get("perceptual", "") for report in reports.values() for row in report.rows}) > 1:
+        reports = {place: without_looks(report) for place, report in reports.items()}
     runs = {report.seed: place for place, report in sorted(reports.items(), key=lambda item: item[1].seed)}
     by_seed = {seed: reports[place] for seed, place in runs.items()}
     first = next(iter(by_seed.values()))
@@ -159,6 +164,10 @@ def compare(reports: Mapping[str, Report], by: str) -> Comparison:
         rows=[*single, *ranked([row for row in compared if row.num_steps > 1], RANKINGS[by])],
         pairs=[pair for figure in BETTER for a, b in combinations(single, 2) if (pair := paired(figure, a, b))],
     )
+
+
+def without_looks(report: Report) -> Report:
+    return replace(report, rows=[replace(row, perceptual_gap=None, diversity=None) for row in report.rows])
 
 
 def seedless(report: Report) -> Protocol:

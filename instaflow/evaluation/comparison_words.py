@@ -11,6 +11,9 @@ TITLES = {
     "frechet_distance_teacher": "Fréchet distance to teacher",
     "prompt_accuracy": "Prompt accuracy",
     "prompt_accuracy_unseen": "on an unseen template",
+    "pixel_gap": "Gap to teacher, pixels",
+    "perceptual_gap": "Gap to teacher, perceptual",
+    "diversity": "Diversity",
     "seconds_per_image": "Milliseconds per image",
     "straightness_relative": "Straightness, relative",
 }

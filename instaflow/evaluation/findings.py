@@ -289,6 +289,23 @@ def averaging(report: Report) -> list[str]:
     return found
 
 
+def diversity(report: Report) -> list[str]:
+    """Whether the images of one prompt are as varied as the teacher's."""
+    best, teacher = result(report), reference(report)
+    if not best or not teacher or best is teacher or best.diversity is None or teacher.diversity is None:
+        return []
+    sides = (
+        f"Two images of one prompt look {number(best.diversity)} apart as {named(best.label)} draws them, and "
+        f"{number(teacher.diversity)} as {named(teacher.label)} does (mean, from different noise)"
+    )
+    verdicts = (
+        "it is less varied: look for what is no longer drawn.",
+        "it is as varied.",
+        "it is more varied.",
+    )
+    return [f"{sides}; {verdicts[1 + comparison(best.diversity, teacher.diversity)]}"]
+
+
 def gaps(report: Report) -> list[str]:
     """How typical the worst gaps are."""
     shown = report.gaps
@@ -335,6 +352,22 @@ def memory(report: Report) -> list[str]:
 def training_samples(report: Report, model: str) -> int:
     """Training samples seen after the teacher, by all stages on the way to `model`."""
     return sum(s.samples or 0 for s in _road(report, model) if s.kind in ("reflow", "distill"))
+
+
+def device_hours(report: Report, model: str) -> float | None:
+    """Hours times devices after the teacher, of all stages on the way to `model`, couplings too.
+
+    None where a stage does not tell both, or there is no way.
+    """
+    road = _road(report, model)
+    spent = [s.seconds * s.processes / 3600 for s in road if s.seconds is not None and s.processes]
+    return sum(spent) if road and len(spent) == len(road) else None
+
+
+def devices(report: Report) -> list[str]:
+    """What the stages after the teacher were computed on, each once."""
+    made = [stage.hardware for stage in report.stages if stage.kind not in ("teacher", "evaluate")]
+    return [name for name in dict.fromkeys(made) if name]
 
 
 def total_seconds(report: Report) -> float | None:

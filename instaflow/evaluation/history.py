@@ -14,7 +14,7 @@ def stages_so_far(stage: StageFolder) -> list[Stage]:
         folder = stage.run / name
         if name != stage.name and (folder / "done.json").is_file():
             record = json.loads((folder / "stage.json").read_text())
-            settings = record["settings"]
+            settings, mark = record["settings"], json.loads((folder / "done.json").read_text())
             parents = [settings[key] for key in ("model", "init", "teacher", "couplings") if settings.get(key)]
             sections = (("regression", "couplings"), ("gan", "real"))
             parents += [settings[section][key] for section, key in sections if settings.get(section)]
@@ -25,7 +25,9 @@ def stages_so_far(stage: StageFolder) -> list[Stage]:
                     method=settings.get("method", "instaflow"),
                     description=description(settings),
                     parents=[parent for parent in dict.fromkeys(parents) if parent in stage.stage_names],
-                    seconds=json.loads((folder / "done.json").read_text())["seconds"],
+                    seconds=mark["seconds"],
+                    processes=mark.get("processes"),
+                    hardware=mark.get("hardware", ""),
                     samples=samples_of(settings),
                 )
             )

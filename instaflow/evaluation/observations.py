@@ -1,7 +1,7 @@
 """What was seen of many samples, kept batch by batch on disk: processes share the work, and a killed one goes on."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +59,12 @@ class Observations:
             raise DataError(f"'{file}' is damaged", "Delete it: the same command makes it anew")
         found: dict[str, np.ndarray] = load(content)
         return found
+
+    def at(self, places: Sequence[int], name: str) -> np.ndarray:
+        """The entries of an array at these places [len(places), ...]. Raises DataError for a batch that is damaged."""
+        needed = {place // self.batch_size for place in places}
+        read = {index: self.read(self.batches[index])[name] for index in needed}
+        return np.stack([read[place // self.batch_size][place % self.batch_size] for place in places])
 
     def joined(self) -> dict[str, np.ndarray]:
         """All batches, in order."""

@@ -166,7 +166,7 @@ def _quality(report: Report, colours: Colours) -> str:
     card = report.protocol
     against = [text for text in (card.samples, card.features, card.weights and f"weights: {card.weights}") if text]
     caption = (
-        "Axes are logarithmic, but for training samples; lower is better; models with a single number of steps are set "
+        "Axes are logarithmic, but for the cost; lower is better; models with a single number of steps are set "
         "apart sideways. A "
         "Fréchet distance shrinks as the samples grow: compare within this page only."
     )
@@ -180,9 +180,13 @@ def _quality(report: Report, colours: Colours) -> str:
         for plot in quality_plots(report.rows, report.floors, colours, card.judged)
     )
     names = list(dict.fromkeys(row.label for row in report.rows))
-    samples = {row.model: findings.training_samples(report, row.model) for row in report.rows}
-    cost = cost_plot(report.rows, samples, colours)
-    plots += f'<figure class="panel">{cost}</figure>' if cost else ""
+    costs = [cost_plot(report.rows, spent, unit, colours) for unit, spent in _costs(report).items()]
+    plots += "".join(f'<figure class="panel">{cost}</figure>' for cost in costs if cost)
+    if costs[1]:
+        caption += (
+            " Device-hours, or minutes: of all stages on the way to a model, those that make its couplings too; a "
+            f"device is a GPU or, without one, the processor: here {' and '.join(findings.devices(report))}."
+        )
     sweeps = "".join(
         f'<figure class="panel"><h3>{escape(name)}</h3>{plot}</figure>'
         for name, plot in sweep_plots(report.rows, colours, card.judged)
@@ -201,8 +205,19 @@ def _quality(report: Report, colours: Colours) -> str:
         f'<div class="two">{sweeps}</div><p class="small soft">{sweeping}</p>' if sweeps else "",
         figure(f'<div class="scroll">{rows_table(report, colours)}</div>', best),
         paragraph(findings.accuracy(report)),
+        paragraph(findings.diversity(report)),
         paragraph(findings.averaging(report)),
     )
+
+
+def _costs(report: Report) -> dict[str, dict[str, float | None]]:
+    """What each model cost after the teacher, by unit: training samples, then time."""
+    models = dict.fromkeys(row.model for row in report.rows)
+    hours = {model: findings.device_hours(report, model) for model in models}
+    short = max((spent for spent in hours.values() if spent), default=0.0) < 1
+    time = {model: spent and spent * (60 if short else 1) for model, spent in hours.items()}
+    samples: dict[str, float | None] = {model: findings.training_samples(report, model) for model in models}
+    return {"training samples": samples, f"device-{'minutes' if short else 'hours'}": time}
 
 
 def _gaps(report: Report, colours: Colours) -> str:
@@ -348,6 +363,7 @@ def protocol_entries(card: Protocol, floors: Mapping[str, str]) -> list[tuple[st
         ("Reference: real", card.reference_real),
         ("Reference: teacher", card.reference_teacher),
         ("Prompt accuracy", card.reader),
+        ("Perceptual distance", card.perceptual),
         ("Straightness", card.straightness),
         ("Time per image", card.timing),
         ("Weights", card.weights),

@@ -50,11 +50,14 @@ def quality_plots(rows: Sequence[Row], floors: Floors, colours: Colours, judged:
     return [plot for plot in plots if plot]
 
 
-def cost_plot(rows: Sequence[Row], samples: Mapping[str, int], colours: Colours) -> str:
-    """Fréchet distance against training samples seen after the teacher, one point a model: at its fewest steps."""
+def cost_plot(rows: Sequence[Row], costs: Mapping[str, float | None], unit: str, colours: Colours) -> str:
+    """Fréchet distance against what a model cost after the teacher, in some unit, one point each: at its fewest steps.
+
+    A model without a cost is left out.
+    """
     fewest: dict[str, Row] = {}
     for row in rows:
-        if samples.get(row.model) and row.frechet_distance_real and row.weights == "ema":
+        if costs.get(row.model) and row.frechet_distance_real and row.weights == "ema":
             before = fewest.get(row.label)
             fewest[row.label] = row if before is None or row.num_steps < before.num_steps else before
     if len(fewest) < 2:
@@ -63,16 +66,16 @@ def cost_plot(rows: Sequence[Row], samples: Mapping[str, int], colours: Colours)
         Series(
             name=label,
             colour=colours[label],
-            points=[(samples[row.model], row.frechet_distance_real or 0.0)],
+            points=[(costs[row.model] or 0.0, row.frechet_distance_real or 0.0)],
             look="marked",
             titles=[f"{label}, {steps(row.num_steps)}: {number(row.frechet_distance_real)}"],
         )
         for label, row in fewest.items()
     ]
     points = [point for one in series for point in one.points]
-    x = axis_over([x for x, _ in points], "training samples after the teacher", zero=True)
+    x = axis_over([x for x, _ in points], f"{unit} after the teacher", zero=True)
     y = axis_over([y for _, y in points], "Fréchet distance to the real images", log=True)
-    return chart(series, x=x, y=y, title="Quality against the cost of training")
+    return chart(series, x=x, y=y, title=f"Quality against {unit}")
 
 
 def sweep_plots(rows: Sequence[Row], colours: Colours, judged: str = "prompts") -> list[tuple[str, str]]:

@@ -42,6 +42,9 @@ class Row:
     precision: float | None = None
     recall: float | None = None
     clip_score: float | None = None
+    pixel_gap: float | None = None  # to the reference's images of the same noise, the mean RMS difference of pixels
+    perceptual_gap: float | None = None  # the same by a perceptual network
+    diversity: float | None = None  # the mean perceptual distance of two images of one prompt from different noise
     swept: bool = False  # one of several guidance scales of its model
     card: Mapping[str, Any] = field(default_factory=dict)  # its protocol card: see `card.Card`
 
@@ -71,6 +74,8 @@ class Stage:
     parents: Sequence[str] = ()
     seconds: float | None = None
     samples: int | None = None  # couplings made, training samples seen, or images evaluated
+    processes: int | None = None  # each with a device of its own: a GPU or, without one, the processor
+    hardware: str = ""  # which device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +229,7 @@ class Protocol:
     reference_teacher: str = ""  # "2,000 images of teacher at 25 steps, guidance 2"
     reader: str = ""  # "an SVC trained on ... reads each image"
     judged: str = "prompts"  # what a prompt accuracy is the share of: "named cells"
+    perceptual: str = ""  # "LPIPS 0.1 on AlexNet, weights 7be5be79; gaps of 2,000 images of a row, ..."
     straightness: str = ""  # "256 noises, 100 Euler steps of the guided velocity"
     timing: str = ""  # "batch 100, float32, 2 CPU cores, text encoder and decoder included"
     weights: str = ""  # "EMA"

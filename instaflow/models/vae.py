@@ -44,14 +44,21 @@ def vae_in(found: Path) -> Any:
 
 def load_tiny(folder: Path, *, device: torch.device) -> Any:
     """An AutoencoderTiny, which decodes a large VAE's latents with far less memory. Raises DataError."""
+    return load_alone(AutoencoderTiny, folder, "decoder", device)
+
+
+def load_autoencoder(folder: Path, *, device: torch.device) -> Any:
+    """The AutoencoderKL in a folder of its own, such as a pipeline's `vae`. Raises DataError."""
+    return load_alone(AutoencoderKL, folder, "autoencoder", device)
+
+
+def load_alone(kind: Any, folder: Path, what: str, device: torch.device) -> Any:
     try:
-        tiny: Any = AutoencoderTiny.from_pretrained(
-            str(folder), use_safetensors=True, low_cpu_mem_usage=False, local_files_only=True
-        )
+        vae = kind.from_pretrained(str(folder), use_safetensors=True, low_cpu_mem_usage=False, local_files_only=True)
     except Exception as error:  # diffusers and safetensors each raise their own kinds
         reason = reason_of(error)
-        raise DataError(f"The decoder '{folder}' cannot be loaded: {reason}", "Restore its files") from error
-    return tiny.float().to(device).requires_grad_(False).eval()
+        raise DataError(f"The {what} '{folder}' cannot be loaded: {reason}", "Restore its files") from error
+    return vae.float().to(device).requires_grad_(False).eval()
 
 
 @torch.no_grad()

@@ -55,6 +55,9 @@ def row(model: str, num_steps: int, real: float | None, teacher: float | None, a
         straightness=None if straight is None else 130 * straight,
         straightness_relative=straight,
         prompt_accuracy_unseen=accuracy,
+        pixel_gap=None if teacher is None else 0.3 * teacher,
+        perceptual_gap=None if teacher is None else 0.7 * teacher,
+        diversity={"teacher": 0.36, "student": 0.3}.get(model, 0.35),
         card={**CARD, "model": model, "num_steps": num_steps},
     )
 
@@ -68,13 +71,16 @@ ROWS = [
     row("student", 1, 0.312, 0.071, 0.9925),
     row("direct", 1, 0.378, 0.084, 0.991),
 ]
+ON_TWO = {"processes": 2, "hardware": "a GPU"}
 STAGES = [
     Stage(name="teacher", kind="teacher", seconds=158.0, samples=640_000),
-    Stage(name="pairs", kind="couple", description="25 steps", parents=["teacher"], seconds=41.0, samples=4096),
-    Stage(name="2rf", kind="reflow", parents=["teacher", "pairs"], seconds=78.0, samples=320_000),
-    Stage(name="pairs2", kind="couple", parents=["2rf"], seconds=22.0, samples=4096),
-    Stage(name="student", kind="distill", parents=["2rf", "pairs2"], seconds=66.0, samples=260_000),
-    Stage(name="direct", kind="distill", parents=["teacher", "pairs"], seconds=139.0, samples=580_000),
+    Stage(
+        name="pairs", kind="couple", description="25 steps", parents=["teacher"], seconds=41.0, **ON_TWO, samples=4096
+    ),
+    Stage(name="2rf", kind="reflow", parents=["teacher", "pairs"], seconds=78.0, **ON_TWO, samples=320_000),
+    Stage(name="pairs2", kind="couple", parents=["2rf"], seconds=22.0, **ON_TWO, samples=4096),
+    Stage(name="student", kind="distill", parents=["2rf", "pairs2"], seconds=66.0, **ON_TWO, samples=260_000),
+    Stage(name="direct", kind="distill", parents=["teacher", "pairs"], seconds=139.0, **ON_TWO, samples=580_000),
     Stage(name="report", kind="evaluate", parents=["teacher", "2rf", "student", "direct"], seconds=47.0),
 ]
 

@@ -70,8 +70,3 @@ def pixels(side: int) -> Extractor:
         return adaptive_avg_pool2d(images.float(), side).flatten(1)
 
     return Extractor("pixels", "pixels", f"means over {side}×{side} cells", 3 * side**2, "", extract)
-
-
-def in_floats(images: Tensor) -> Tensor:
-    """Images in [-1, 1], float32, of uint8."""
-    return images.float() / 127.5 - 1

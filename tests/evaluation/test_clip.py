@@ -10,9 +10,9 @@ from PIL import Image
 from instaflow.errors import DataError
 from instaflow.evaluation import clip
 from instaflow.evaluation.clip import load_clip
-from instaflow.evaluation.features import exactly
+from instaflow.evaluation.features import exactly, in_floats
 from instaflow.weights import WEIGHTS
-from tests.evaluation.stand_ins import OWN, TINY, in_floats, tiny_clip
+from tests.evaluation.stand_ins import OWN, TINY, tiny_clip
 
 CPU = torch.device("cpu")
 PROMPTS = ["a cat", "two dogs on a sofa", "words " * 100 + "cut off"]

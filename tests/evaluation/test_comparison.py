@@ -193,3 +193,14 @@ def test_a_pair_is_of_the_figure_that_was_asked_for():
     pairs = {figure: comparison.pair(figure, student, direct) for figure in BETTER}
     assert all(pair is None or pair.figure == figure for figure, pair in pairs.items())
     assert len([pair for pair in pairs.values() if pair]) > 1
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_figures_of_networks_that_each_seed_trained_are_left_out(same):
+    found = {}
+    for seed, (place, report) in enumerate(reports().items()):
+        network = "one for all" if same else f"that of seed {seed}"
+        found[place] = replace(report, rows=[replace(r, card={**r.card, "perceptual": network}) for r in report.rows])
+    figures = row_of(compare(found, "real"), "student").figures
+    assert figures["pixel_gap"].count == len(SEEDS)
+    assert figures["perceptual_gap"].count == figures["diversity"].count == (len(SEEDS) if same else 0)

@@ -185,3 +185,26 @@ def test_the_nearest_one_step_model_is_named_where_it_is_another():
     text = told(findings.headline(with_distance("direct", 0.2)))
     assert "Of all one-step models `direct` comes nearest: 0.200." in text
     assert "comes nearest" not in told(findings.headline(with_distance("direct", 0.31)))  # as good as the same
+
+
+def test_hours_are_those_of_all_devices_and_of_all_stages_after_the_teacher():
+    report = full_report()
+    expected = {"student": 41 + 78 + 22 + 66, "direct": 41 + 139, "2rf": 41 + 78}
+    for model, seconds in expected.items():
+        assert findings.device_hours(report, model) == pytest.approx(2 * seconds / 3600)
+    assert findings.device_hours(report, "teacher") is None  # which is where the count begins
+    unknown = [replace(stage, processes=None) if stage.name == "pairs2" else stage for stage in report.stages]
+    report = replace(report, stages=unknown)
+    assert findings.device_hours(report, "student") is None and findings.device_hours(report, "direct")
+
+
+@pytest.mark.parametrize(
+    ("student", "verdict"),
+    [(0.30, "it is less varied: look for what"), (0.35, "it is as varied."), (0.41, "it is more varied.")],
+)
+def test_a_collapsed_student_is_told(student, verdict):
+    report = replace(full_report(), rows=changed("student", 1, diversity=student))
+    text = told(findings.diversity(report))
+    assert f"look {number(student)} apart as `student` draws them, and 0.360 as `teacher` does" in text
+    assert verdict in text
+    assert findings.diversity(replace(report, rows=changed("student", 1, diversity=None))) == []

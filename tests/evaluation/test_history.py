@@ -70,6 +70,14 @@ def test_a_matched_model_is_of_its_own_kind_and_names_its_terms_and_parents(tmp_
     assert description(settings) == said
 
 
+def test_devices_are_told_where_a_stage_kept_them(tmp_path):
+    stages = folders(write(tmp_path), run=tmp_path / "run")
+    mark_done(stages["teacher"])
+    mark_done(stages["pairs"], processes=3, hardware="a GPU")
+    told = {stage.name: (stage.processes, stage.hardware) for stage in stages_so_far(stages["report"])}
+    assert told == {"teacher": (None, ""), "pairs": (3, "a GPU")}
+
+
 def test_samples_are_counted_in_whole_batches():
     phases = [{"samples": 100, "global_batch_size": 64}, {"samples": 128, "global_batch_size": 64}]
     assert samples_of({"phases": phases}) == 64 + 128

@@ -11,8 +11,9 @@ from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from instaflow.errors import DataError
+from instaflow.evaluation.features import in_floats
 from instaflow.evaluation.inception import inception, load_layers
-from tests.evaluation.stand_ins import in_floats, write_inception
+from tests.evaluation.stand_ins import write_inception
 
 CPU = torch.device("cpu")
 

@@ -80,14 +80,15 @@ def test_a_key_tells_subjects_and_protocols_apart_and_no_circumstances():
     card = Card(**CARD)
     keys = {Card(**{**CARD, name: "other"}).key() for name in CARD}
     same = {Card(**{**CARD, name: "other"}).key() for name in ("model", "batch_size", "processes", "hardware")}
-    same.add(Card(**CARD, versions={"torch": "3"}).key())
+    same |= {Card(**CARD, versions={"torch": "3"}).key(), Card(**CARD, perceptual="other", diversity="other").key()}
     assert same == {card.key()} and len(keys) == len(CARD) - 3
 
 
 def test_cards_compare_where_their_protocols_are_the_same():
     assert difference(CARD, {**CARD, "model": "other", "num_steps": 4, "hardware": "other"}) is None
-    for name in ("num_samples", "seed", "features", "reference", "dtype", "judge"):
-        assert difference(CARD, {**CARD, name: "other"}) == (name, CARD.get(name), "other")
+    assert difference(CARD, {**CARD, "perceptual": ""}) is None  # which an earlier version's cards lack
+    for name in ("num_samples", "seed", "features", "reference", "dtype", "judge", "perceptual", "diversity"):
+        assert difference(CARD, {**CARD, name: "other"}) == (name, CARD.get(name, ""), "other")
     check_alike([("a", CARD), ("b", {**CARD, "model": "b"})])
     with pytest.raises(ConfigError, match="a and b were measured by different protocols"):
         check_alike([("a", CARD), ("b", {**CARD, "seed": 1.5})])

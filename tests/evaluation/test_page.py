@@ -265,8 +265,15 @@ def test_a_sweep_that_nobody_reads_is_drawn_against_clip_score():
 
 def test_quality_stands_against_the_cost_of_training():
     report = full_report()
-    assert "Quality against the cost of training" in page(report)
-    assert "Quality against the cost of training" not in page(replace(report, stages=[]))
+    shown = page(report)
+    assert "Quality against training samples" in shown and "Quality against device-minutes" in shown
+    assert "here a GPU." in shown
+    longer = [replace(stage, seconds=4000 * (stage.seconds or 0)) for stage in report.stages]
+    assert "Quality against device-hours" in page(replace(report, stages=longer))
+    bare = page(replace(report, stages=[]))
+    assert "Quality against training samples" not in bare and "Quality against device" not in bare
+    unknown = page(replace(report, stages=[replace(stage, processes=None) for stage in report.stages]))
+    assert "Quality against training samples" in unknown and "Quality against device" not in unknown
 
 
 def test_the_report_as_markdown_has_every_row_and_the_card():

@@ -3,7 +3,7 @@ import torch
 
 from instaflow.errors import DataError
 from instaflow.models.loading import load_model
-from instaflow.models.vae import decoded, load_vae
+from instaflow.models.vae import decoded, encoded, load_autoencoder, load_vae
 from tests.models.made import write_model
 
 CPU = torch.device("cpu")
@@ -23,3 +23,13 @@ def test_a_vae_that_cannot_be_loaded_is_an_error(tmp_path):
     (folder / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"no weights")
     with pytest.raises(DataError, match=r"The VAE of '.*' cannot be loaded"):
         load_vae(str(folder), device=CPU)
+
+
+def test_an_autoencoder_in_a_folder_of_its_own_encodes_as_the_pipeline_s_does(tmp_path):
+    folder = write_model(tmp_path / "model")
+    alone = load_autoencoder(folder / "vae", device=CPU)
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    assert torch.equal(encoded(alone, images), encoded(load_vae(str(folder), device=CPU), images))
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(DataError, match=r"The autoencoder '.*' cannot be loaded"):
+        load_autoencoder(folder / "vae", device=CPU)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from instaflow.config import load_experiment
@@ -16,6 +17,7 @@ from instaflow.evaluation.image_protocol import PRESETS
 from instaflow.evaluation.observations import Observations
 from instaflow.interruption import Stop
 from instaflow.rundir import stage_folders
+from instaflow.training.perceptual import load_network, save_network, small_layers, write_tiny_network
 from instaflow.weights import WEIGHTS
 from pipelines.experiment import run_all
 from pipelines.plan import Plan
@@ -24,6 +26,7 @@ from tests.evaluation.stand_ins import tiny_clip, write_inception
 from tests.models.made import write_flow, write_model
 from tests.pipelines.runs import torchrun
 from tests.training.made import StopAt
+from tests.training.test_perceptual import write_backbone
 
 TEXT = """
 run: unused
@@ -127,9 +130,9 @@ def test_a_model_more_is_all_that_is_sampled_anew(config, done, tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_two_processes_come_to_the_figures_of_one(config, done, tmp_path):
-    torchrun(2, "evaluate", config, "--run-dir", tmp_path / "run")
-    assert rows(tmp_path / "run") == rows(done)
+def test_two_processes_come_to_the_figures_of_one(config, looked, eye, tmp_path):
+    torchrun(2, "evaluate", config, "--run-dir", tmp_path / "run", "--set", eye)
+    assert rows(tmp_path / "run") == rows(looked)
     assert json.loads((tmp_path / "run" / "report" / "report.json").read_text())["rows"][0]["card"]["processes"] == 2
 
 
@@ -167,6 +170,130 @@ def test_a_report_has_strips_neighbours_and_markdown(done):
     content = json.loads((done / "report" / "report.json").read_text())
     assert content["neighbours"]["median"] > 0 and len(content["neighbours"]["shown"]) == 10
     assert (done / "report" / "report.md").read_text().count("\n| ") == 2 + 3
+
+
+# --- as images look ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def eye(tmp_path_factory) -> str:
+    """The setting of a small perceptual network in a folder."""
+    folder = tmp_path_factory.mktemp("eye") / "perceptual"
+    write_tiny_network(folder)
+    return f"stages.report.perceptual={{network: {folder}}}"
+
+
+@pytest.fixture(scope="module")
+def other_eye(tmp_path_factory) -> str:
+    """That of one with other weights."""
+    folder = tmp_path_factory.mktemp("eye") / "other"
+    torch.manual_seed(1)
+    save_network(folder, small_layers((3, 8, 8), (1, 2)), (3, 8, 8), (1, 2))
+    return f"stages.report.perceptual={{network: {folder}}}"
+
+
+@pytest.fixture(scope="module")
+def looked(config, done, eye, tmp_path_factory) -> Path:
+    """The run that is done, measured once more by a perceptual network as well."""
+    run = tmp_path_factory.mktemp("looked") / "run"
+    shutil.copytree(done, run)
+    run_all(load_experiment(config, [eye], run=str(run)), Stop())
+    return run
+
+
+def test_gaps_and_diversity_are_measured_of_the_images_that_are_there(done, looked):
+    teacher, blurred, flow = rows(looked)
+    assert teacher["pixel_gap"] == teacher["perceptual_gap"] == 0
+    for row in (blurred, flow):
+        assert row["pixel_gap"] > 0 and row["perceptual_gap"] > 0
+    assert len({row["diversity"] for row in rows(looked)}) == 3 and all(row["diversity"] > 0 for row in rows(looked))
+    new = {"perceptual_gap": None, "diversity": None}
+    assert [row | new for row in rows(looked)] == rows(done)  # whose images they are
+    for folder in (done / "report" / "observed").iterdir():
+        for file in folder.iterdir():
+            again = looked / "report" / "observed" / folder.name / file.name
+            assert file.suffix == ".json" or again.stat().st_mtime_ns == file.stat().st_mtime_ns
+
+
+def test_the_figures_are_those_of_the_kept_images(looked, eye):
+    network = load_network(Path(eye.partition("network: ")[2].rstrip("}")))
+    folders = [file.parent for file in (looked / "report" / "observed").glob("*/card.json")]
+    images = {}
+    for folder in folders:
+        if folder.name.endswith("-70"):
+            card = json.loads((folder / "card.json").read_text())
+            images[card["model"], card["num_steps"]] = Observations(folder, 70, 16).joined()["images"]
+    as_floats = {key: torch.from_numpy(found).permute(0, 3, 1, 2) / 127.5 - 1 for key, found in images.items()}
+    features = {key: network(found) for key, found in as_floats.items()}
+    steps = {(row["model"], row["num_steps"]): row for row in rows(looked)}
+    [reference] = [key for key in steps if key[1] == 3]
+    for key, row in steps.items():
+        expected = network.distance(features[key], features[reference]).mean()
+        assert row["perceptual_gap"] == pytest.approx(float(expected), rel=1e-4, abs=1e-8)
+        expected = (as_floats[key] - as_floats[reference]).square().mean((1, 2, 3)).sqrt().mean()
+        assert row["pixel_gap"] == pytest.approx(float(expected), rel=1e-4, abs=1e-8)
+
+
+def test_the_card_and_the_page_say_by_which_network(looked):
+    found = json.loads((looked / "report" / "report.json").read_text())
+    [said] = {(row["card"]["perceptual"], row["card"]["diversity"]) for row in found["rows"]}
+    assert re.fullmatch(
+        "LPIPS' distance over a small classifier's layers, which count alike, weights [0-9a-f]{8}", said[0]
+    )
+    assert re.fullmatch(r"4 images of each of \d+ prompts", said[1])
+    page = (looked / "report" / "report.html").read_text()
+    assert "Gap to teacher, perceptual" in page and "Diversity" in page
+    assert "perceptual | diversity" in (looked / "report" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("calls", [4, 16])
+def test_what_was_stopped_while_it_looked_goes_on_to_the_same_figures(config, done, looked, eye, tmp_path, calls):
+    run = tmp_path / "run"
+    shutil.copytree(done, run)
+    with pytest.raises(Interrupted, match="Stage 'report' stopped"):
+        run_all(load_experiment(config, [eye], run=str(run)), StopAt(calls))
+    run_all(load_experiment(config, [eye], run=str(run)), Stop())
+    assert rows(run) == rows(looked)
+
+
+def test_another_network_looks_anew_at_the_same_images(config, looked, other_eye, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(looked, run)
+    before = {file: file.stat().st_mtime_ns for file in (run / "report" / "observed").rglob("*.observed")}
+    run_all(load_experiment(config, [other_eye], run=str(run)), Stop())
+    assert all(file.stat().st_mtime_ns == time for file, time in before.items())
+    for ours, theirs in zip(rows(run)[1:], rows(looked)[1:], strict=True):
+        assert ours["perceptual_gap"] != theirs["perceptual_gap"] and ours["diversity"] != theirs["diversity"]
+        assert ours["pixel_gap"] == theirs["pixel_gap"]
+
+
+def test_a_figure_of_another_network_never_stands_beside(config, looked, other_eye, tmp_path):
+    beside = f"stages.report.beside=[{looked / 'report' / 'report.json'}]"
+    for setting in ("stages.report.perceptual=null", other_eye):
+        with pytest.raises(ConfigError, match="different protocols: 'perceptual' is"):
+            run_all(load_experiment(config, [setting, beside], run=str(tmp_path / "run")), Stop())
+
+
+@pytest.mark.parametrize(
+    ("perceptual", "said"),
+    [
+        ("{network: nowhere}", "'nowhere', which is no stage of this experiment and no folder"),
+        ("{network: EMPTY}", "is no perceptual network: it lacks config.json and model.safetensors"),
+        ("{network: alex, weights: nowhere.pth}", "no file 'nowhere.pth', the weights of the network 'alex'"),
+        ("{network: alex}", "network 'alex' needs weights"),
+        ("{network: EMPTY, crop: 4}", "perceptual.crop goes with training"),
+        ("{network: EMPTY, decoder: EMPTY}", "perceptual.decoder goes with training"),
+    ],
+)
+def test_a_perceptual_network_that_is_not_there_is_named(config, tmp_path, perceptual, said):
+    (tmp_path / "empty").mkdir()
+    setting = perceptual.replace("EMPTY", str(tmp_path / "empty"))
+    with pytest.raises(InstaFlowError, match=said):
+        run_all(load_experiment(config, [f"stages.report.perceptual={setting}"], run=str(tmp_path / "run")), Stop())
+    assert not (tmp_path / "run" / "report" / "observed").exists()
+
+
+# --- the papers' protocols --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +355,67 @@ def test_the_plan_knows_what_is_kept(config, coco, judged):
     assert 0.98 * kept < planned < kept
 
 
+@pytest.mark.parametrize("kind", ["pixels", "classifier", "autoencoder"])
+def test_what_data_without_a_pretrained_network_is_measured_in(config, coco, judged, folders, tmp_path, kind):
+    features = f"features={folders[kind]}"
+    run_all(load_experiment(config, of_coco(config, coco, features, "clip=null"), run=str(tmp_path / "run")), Stop())
+    found = json.loads((tmp_path / "run" / "report" / "report.json").read_text())["rows"]
+    told = {
+        "pixels": r"pixels in \[-1, 1\], 192 dimensions; means over 8×8 cells",
+        "classifier": "a classifier's last layer, averaged over places, weights [0-9a-f]{8}, 8 dimensions; no resize",
+        "autoencoder": "an autoencoder's mean latents over 4×4 cells, weights [0-9a-f]{8}, 64 dimensions; no resize",
+    }
+    for row in found:
+        assert re.fullmatch(told[kind], row["card"]["features"])
+        assert row["frechet_distance_real"] > 0 and row["clip_score"] is None
+    beside = f"beside=[{judged / 'report' / 'report.json'}]"
+    with pytest.raises(ConfigError, match="different protocols: 'features' is"):
+        run_all(load_experiment(config, of_coco(config, coco, features, beside), run=str(tmp_path / "other")), Stop())
+
+
+@pytest.fixture(scope="module")
+def folders(config, tmp_path_factory) -> dict[str, str]:
+    """What `features` may be, beside Inception."""
+    classifier = tmp_path_factory.mktemp("classifier") / "perceptual"
+    write_tiny_network(classifier)
+    vae = Path(config).parent / "teacher" / "vae"
+    return {"pixels": "pixels", "classifier": str(classifier), "autoencoder": str(vae)}
+
+
+def test_a_folder_that_changed_is_another_extractor(config, coco, folders, tmp_path):
+    folder = tmp_path / "perceptual"
+    shutil.copytree(folders["classifier"], folder)
+
+    def stage():
+        changes = of_coco(config, coco, f"features={folder}")
+        return stage_folders(load_experiment(config, changes, run=str(tmp_path / "run")))["report"]
+
+    stage().folder.mkdir(parents=True)
+    stage().begin()
+    assert stage().changes() == []
+    moved = f"stages.report.features={shutil.copytree(folder, tmp_path / 'moved')}"
+    changes = [*of_coco(config, coco), moved]
+    assert stage_folders(load_experiment(config, changes, run=str(tmp_path / "run")))["report"].changes() == []
+    (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
+    [change] = stage().changes()
+    assert change.startswith("'features (content)' was ")
+
+
+@pytest.mark.slow
+def test_captions_that_stand_once_are_drawn_from_more_noise(config, coco, tmp_path):
+    """By LPIPS proper, on AlexNet."""
+    weights = write_backbone(tmp_path / "alex.pth", "alex")
+    perceptual = f"perceptual={{network: alex, weights: {weights}}}"
+    changes = of_coco(config, coco, "features=pixels", "clip=null", perceptual, "num_samples=4")
+    run = tmp_path / "run"
+    run_all(load_experiment(config, changes, run=str(run)), Stop())
+    for row in rows(run):
+        assert row["diversity"] > 0 and (row["perceptual_gap"] == 0) == (row["num_steps"] == 3)
+    card = json.loads((run / "report" / "report.json").read_text())["rows"][0]["card"]
+    assert card["perceptual"].startswith("LPIPS 0.1 on AlexNet, weights ")
+    assert card["diversity"] == "4 images of each of 4 prompts"
+
+
 def test_another_resize_is_another_protocol(config, coco, judged, tmp_path):
     beside = f"beside=[{judged / 'report' / 'report.json'}]"
     changed = of_coco(config, coco, "features=inception-clean-fid", beside)
@@ -259,6 +447,8 @@ def test_other_real_images_in_the_same_folder_are_noticed(config, coco, judged):
         ("protocol=imagenet64-50k", "asks for classes"),
         ("captions=null", "needs a file of them"),
         ("real=null", "needs the folder of the real images"),
+        ("features=nowhere", "'stages.report.features' names '.*nowhere', which is no folder here"),
+        ("features=.", "is neither a classifier nor an autoencoder: it has no config.json"),
     ],
 )
 def test_what_is_missing_is_named(config, coco, tmp_path, change, said):
