@@ -188,6 +188,19 @@ def as_the_leader_sees(value: bool) -> bool:
     return bool(said.item())
 
 
+def as_any_sees(value: bool) -> bool:
+    """Whether any process of a launch says so, in all of them."""
+    if world().size == 1:
+        return value
+    import torch
+    import torch.distributed as dist
+
+    join()
+    said = torch.tensor([float(value)])  # on the CPU, whatever the backend
+    dist.all_reduce(said)
+    return bool(said.item())
+
+
 def leave() -> bool:
     """Take the connections down at a program's end; whether there were other processes to be connected to."""
     import sys
