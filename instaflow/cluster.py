@@ -32,7 +32,7 @@ class Resources(Section):
     """Of each node, such as 64G."""
     time: Word | None = None
     """The limit of one job, such as 8:00:00 or 2-12:00:00. A stage may take longer: its job is then queued again."""
-    notice: PositiveInt = 300
+    notice: Annotated[int, Field(ge=1, le=65535)] = 300
     """Seconds before the limit at which a stage is told to save and to leave, so that its job is queued again."""
     array: PositiveInt = 1
     """Of a couple stage: the jobs that share its shards, in a Slurm array. Other stages have one job."""

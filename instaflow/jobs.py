@@ -13,6 +13,8 @@ STARTS = "Job {} starts on {}"
 ENDS = "Job {} ends with exit code {}"
 """The first and the last line of a job's turn in its log."""
 TAIL = 1 << 16  # bytes of a log that are looked at
+TIMED_OUT = 124
+"""What counts as the exit code of a turn that Slurm ended at the time limit, as of one that `timeout` does."""
 AGAIN = (75, 138)
 """Exit codes after which a job is queued again: told to stop, and saved; or told so before it could listen."""
 
@@ -33,6 +35,8 @@ class Turn:
 
     exit_code: int | None
     """None as long as it runs, and if it was killed."""
+    is_cancelled: bool
+    """Whether Slurm ended it, to requeue it or for good."""
     reason: str
     """Where it failed: the error that it printed, in one line."""
     written: float
@@ -61,12 +65,17 @@ def turn_of(log: Path) -> Turn:
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
     start = re.compile(STARTS.format(r"\d+", ".*"))
     first = max((place for place, line in enumerate(lines) if start.fullmatch(line)), default=0)
-    exit_code, said = None, []
+    exit_code, is_cancelled, said = None, False, []
     for line in filter(None, lines[first:]):
         if end := re.fullmatch(ENDS.format(r"\d+", r"(\d+)"), line):
             exit_code = int(end[1])
-        elif not line.startswith(("srun: ", "slurmstepd")):
+        elif re.search(r"\*\*\* JOB \d+ ON .* CANCELLED AT ", line):
+            is_cancelled = True
+            if "DUE TO TIME LIMIT" in line:
+                exit_code = exit_code or TIMED_OUT
+                said.append("Error: the job came to its time limit before the stage had saved")
+        elif not line.startswith(("srun: ", "slurmstepd")) or "oom" in line:
             said.append(line)
     errors = [line.removeprefix("Error: ") for line in said if line.startswith("Error: ")]
     reason = (errors or said or [""])[-1]
-    return Turn(exit_code, reason, log.stat().st_mtime)
+    return Turn(exit_code, is_cancelled, reason, log.stat().st_mtime)

@@ -104,8 +104,10 @@ def state_of(run: Path, name: str, job: str | None) -> tuple[str, str]:
     failed = [turn for turn in last if turn.exit_code not in (None, 0, *AGAIN)]
     if failed:
         return "failed", failed[0].reason
-    if any(turn.exit_code is None for turn in last):
+    if any(turn.exit_code is None and not turn.is_cancelled for turn in last):
         return ("running" if state in ("waiting", "unfinished") else state), reason
+    if any(turn.exit_code is None for turn in last):
+        return "interrupted", ""
     return ("interrupted" if any(turn.exit_code for turn in last) else state), reason
 
 

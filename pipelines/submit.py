@@ -213,6 +213,7 @@ def submit(experiment: Experiment, jobs: dict[str, Job], folder: Path) -> None:
         except InstaFlowError as error:
             if numbers := [entry.job for entry in submitted.values() if entry.job]:
                 slurm("scancel", *numbers)
+                (folder / "jobs.json").unlink()
             error.message = f"Stage '{name}' was not submitted: {error.message}"
             error.hint = "No stage is: change what the experiment's `cluster` or the profile asks for"
             raise

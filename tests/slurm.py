@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -64,6 +64,11 @@ class Slurm:
     def states(self) -> list[str]:
         """The nodes' states."""
         return self.type("sinfo", "--Node", "--noheader", "--format=%T").split()
+
+    def empty(self) -> None:
+        """Cancel every job, and wait until all have ended."""
+        self.type("scancel", "--me")
+        wait_until(lambda: not self.type("squeue", "--noheader").strip(), self)
 
     def start(self, name: str, *words: str, core: int | None = None) -> None:
         """Start a daemon, on one core alone if it is said which: so are then all that it starts."""
@@ -132,17 +137,18 @@ def started(folder: Path) -> Iterator[Slurm]:
         wait_until(lambda: slurm.states() == ["idle", "idle"], slurm)
         yield slurm
     finally:
-        if "slurmctld" in slurm.daemons:
-            subprocess.run(["scancel", "--me"], env=slurm.environment, timeout=60)
-            wait_until(lambda: not slurm.type("squeue", "--noheader").strip(), slurm)
-        for daemon in reversed(slurm.daemons.values()):
-            daemon.terminate()
-        for daemon in slurm.daemons.values():
-            try:
-                daemon.wait(10)
-            except subprocess.TimeoutExpired:
-                daemon.kill()
-                daemon.wait()
+        try:
+            if "slurmctld" in slurm.daemons:
+                slurm.empty()
+        finally:
+            for daemon in reversed(slurm.daemons.values()):
+                daemon.terminate()
+            for daemon in slurm.daemons.values():
+                try:
+                    daemon.wait(10)
+                except subprocess.TimeoutExpired:
+                    daemon.kill()
+                    daemon.wait()
 
 
 def free_ports(count: int) -> list[int]:
@@ -155,7 +161,7 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def wait_until(ready, slurm: Slurm, seconds: float = 60) -> None:
+def wait_until(ready: Callable[[], bool], slurm: Slurm, seconds: float = 60) -> None:
     """Wait until `ready()`, for which a command of Slurm's may fail as well. Fails with the logs."""
     deadline = time.monotonic() + seconds
     while True:
@@ -165,4 +171,4 @@ def wait_until(ready, slurm: Slurm, seconds: float = 60) -> None:
         except AssertionError:
             pass
         assert time.monotonic() < deadline, slurm.logs()
-        time.sleep(0.1)
+        time.sleep(0.3)

@@ -40,11 +40,18 @@ stages:
 
 
 @pytest.fixture(scope="module")
-def slurm(tmp_path_factory):
+def cluster(tmp_path_factory):
     if reason := missing():
         pytest.skip(reason)
-    with started(tmp_path_factory.mktemp("slurm") / "two") as cluster:
-        yield cluster
+    with started(tmp_path_factory.mktemp("slurm") / "two") as slurm:
+        yield slurm
+
+
+@pytest.fixture
+def slurm(cluster):
+    """The cluster, which a test leaves without jobs."""
+    yield cluster
+    cluster.empty()
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +62,7 @@ def config(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def local(slurm, config, tmp_path_factory) -> Path:
+def local(cluster, config, tmp_path_factory) -> Path:
     """The whole experiment by `instaflow run`, on one core as each node has it."""
     run = tmp_path_factory.mktemp("local") / "run"
     core = str(min(os.sched_getaffinity(0)))
@@ -126,31 +133,43 @@ def test_a_chain_over_two_nodes_makes_what_one_machine_makes(slurm, config, loca
     assert re.findall(r"starts on (.*)", log(run, "2rf")) == ["node[1-2]"]
     assert len(hashes(run)) == 6 and hashes(run) == hashes(local)
     here, there = (read_stats(place / "2rf" / "stats.jsonl") for place in (local, run))
-    assert [line["loss"] for line in there] == pytest.approx([line["loss"] for line in here], rel=1e-3)
+    assert [line["loss"] for line in there] == pytest.approx([line["loss"] for line in here], rel=1e-5)
     assert (run / "report" / "report.html").exists()
+
+
+def test_what_slurm_refuses_leaves_nothing_submitted(slurm, config, tmp_path):
+    run = tmp_path / "run"
+    refused = typed(slurm, "submit", config, "--run-dir", run, "--set", "cluster.stages.2rf.partition=none", expect=1)
+    assert "Error: Stage '2rf' was not submitted: sbatch failed: " in refused and "Hint: No stage is: " in refused
+    until(slurm, run, lambda: ended(slurm))
+    assert not (run / "jobs" / "jobs.json").exists()
 
 
 def test_a_training_that_is_preempted_or_at_its_limit_goes_on(slurm, config, local, tmp_path):
     run = begun(local, tmp_path, "teacher", "pairs")
-    changes = ["stages.2rf.phases.0.samples=40000", "cluster.stages.2rf.time=0:01:00", "cluster.stages.2rf.notice=1"]
+    changes = ["stages.2rf.phases.0.samples=40000", "cluster.stages.2rf.notice=20"]
     typed(slurm, "submit", config, "--run-dir", run, *(word for change in changes for word in ("--set", change)))
     job = jobs(run)["2rf"]
     until(slurm, run, lambda: len(samples(run)) > 1)
+    told = typed(slurm, "status", run, expect=75)
+    assert re.search(r"2rf      running      [\d,]+ of 40,000 samples, [\d,.]+/s, .* left; job", told)
     slurm.type("scontrol", "requeue", job)
     until(slurm, run, lambda: slurm.job(job)["JobState"] == "PENDING")
     preempted = samples(run)[-1]
     assert "2rf      interrupted" in typed(slurm, "status", run, expect=75)
     assert "stopped at" in log(run, "2rf") and "(SIGTERM)" in log(run, "2rf")
     until(slurm, run, lambda: samples(run)[-1] > preempted)  # in its second turn
-    until(slurm, run, lambda: f"Job {job} ends with exit code 75" in log(run, "2rf"))
-    assert "(SIGUSR1)" in log(run, "2rf")
+    _, minutes, seconds = map(int, slurm.job(job)["RunTime"].split(":"))
+    slurm.type("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes + (2 if seconds > 30 else 1)}")
+    end = f"Job {job} ends with exit code 75"
+    until(slurm, run, lambda: end in log(run, "2rf").partition("(SIGUSR1)")[2])
+    until(slurm, run, lambda: slurm.job(job)["JobState"] == "PENDING")
+    slurm.type("scontrol", "update", f"JobId={job}", "TimeLimit=10")
     stopped = samples(run)[-1]
     until(slurm, run, lambda: samples(run)[-1] > stopped)  # in its third
-    told = typed(slurm, "status", run, expect=75)
-    assert re.search(r"2rf      running      [\d,]+ of 40,000 samples, [\d,.]+/s, .* left; job", told)
     slurm.type("scancel", job)
     until(slurm, run, lambda: ended(slurm))  # with what waited for it
-    assert log(run, "2rf").count("starts on node[1-2]") >= 3
+    assert log(run, "2rf").count("starts on node[1-2]") == 3
     assert samples(run) == list(range(samples(run)[0], samples(run)[-1] + 1, samples(run)[0]))  # none lost, none twice
     told = typed(slurm, "status", run, expect=75)
     assert "2rf      interrupted" in told and "report   waiting      for '2rf'" in told

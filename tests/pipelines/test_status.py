@@ -106,6 +106,11 @@ Job 11 ends with exit code {code}
         ("Error: it is too large\nHint: make it smaller", 1, "failed job 11 | it is too large"),
         ("Traceback\nRuntimeError: odd", 1, "failed job 11 | RuntimeError: odd"),
         ("teacher: 4/8 samples", 137, "failed job 11 | teacher: 4/8 samples"),
+        (
+            "slurmstepd: error: Detected 1 oom-kill event(s)",
+            137,
+            "failed job 11 | slurmstepd: error: Detected 1 oom-kill event(s)",
+        ),
         ("Stopped: told to", 75, "interrupted job 11"),
         ("", 138, "interrupted job 11"),
     ],
@@ -116,6 +121,26 @@ def test_a_job_s_log_tells_how_it_ended(stages, lines, printed, code, told):
     found = lines(1 if "failed" in told else 75)
     assert found["teacher"] == told
     assert found["pairs"] == f"waiting for 'teacher'{', which failed' if 'failed' in told else ''}; job 12"
+
+
+@pytest.mark.parametrize(
+    ("why", "told"),
+    [
+        (" DUE TO TIME LIMIT", "failed job 11 | the job came to its time limit before the stage had saved"),
+        ("", "interrupted job 11"),
+        (" DUE TO JOB REQUEUE", "interrupted job 11"),
+    ],
+)
+def test_a_job_that_slurm_ends_is_told_so_by_its_log(stages, lines, why, told):
+    folder = submit(stages, teacher="11")
+    begin(stages["teacher"])
+    grow_old(stages["teacher"].folder / "state.json", 5)
+    cancelled = f"slurmstepd: error: *** JOB 11 ON n1 CANCELLED AT 2026-01-01T00:00:00{why} ***\n"
+    (folder / "teacher-11.log").write_text(f"Job 11 starts on n1\n{cancelled}")
+    found = lines(1 if "failed" in told else 75)["teacher"]
+    assert found.replace("0 of 16 samples; ", "") == told
+    (folder / "teacher-11.log").write_text(f"Job 11 starts on n1\n{cancelled}Job 11 starts on n2\n")
+    assert lines(75)["teacher"] == "running 0 of 16 samples; job 11"
 
 
 def test_of_an_array_one_job_s_failure_counts_whatever_the_others_say(stages, lines):
