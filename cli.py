@@ -300,6 +300,52 @@ def rehearse(config: str, overrides: tuple[str, ...], run_dir: str | None) -> No
 
 
 @cli.command()
+@config_options
+@click.option("--run-dir", metavar="DIR", help="Write the run here instead of the file's `run`.")
+@click.option(
+    "--profile", metavar="FILE", help="A YAML file with settings of the cluster; those of CONFIG come before them."
+)
+@click.option("--dry-run", is_flag=True, help="Print the scripts, and submit and write nothing.")
+def submit(config: str, overrides: tuple[str, ...], run_dir: str | None, profile: str | None, dry_run: bool) -> None:
+    """Submit an experiment to Slurm, each stage a job after those it builds on.
+
+    What jobs ask for is said in the experiment's section `cluster`, or in a profile of the same form. Couple stages may
+    be arrays; a stage that a time limit or a preemption stops is saved, and its job queued again. Stages that are done
+    are left out. The scripts are kept in RUN/jobs. `instaflow run` is the same chain on this machine.
+
+    \b
+        instaflow submit digits --dry-run
+        instaflow submit sd15-instaflow --set cluster.partition=gpu --set cluster.account=me
+    """
+    from instaflow.config import load_experiment
+
+    experiment = load_experiment(config, overrides, run_dir)
+    from pipelines.submit import run as submit_all
+
+    submit_all(experiment, profile, dry_run=dry_run)
+
+
+@cli.command()
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+def status(folder: Path) -> None:
+    """Tell how far a run is, from its files alone.
+
+    A line for each stage: its state, progress, rate, time left and job; below it why it failed. Of a run that was not
+    submitted, the stages that have begun.
+
+    Exit codes: 0 all done, 1 a stage failed, 75 not done yet.
+
+    \b
+        instaflow status runs/digits
+    """
+    from pipelines.status import run as tell
+
+    lines, code = tell(folder)
+    click.echo("\n".join(lines))
+    sys.exit(code)
+
+
+@cli.command()
 @click.argument("model")
 @click.option("--prompt", "prompts", metavar="TEXT", multiple=True, required=True, help="May be given several times.")
 @click.option("--num-steps", type=click.IntRange(1, 1000), help="Network steps an image; the model knows its default.")

@@ -11,15 +11,17 @@ from typing import Any, Literal
 
 from pydantic.fields import FieldInfo
 
+from instaflow.cluster import Cluster
 from instaflow.methods import KINDS, METHODS, TEACHERS
 from instaflow.sections import Section
 from instaflow.stages import NetworkStage, TrainingStage
 
 INTRODUCTION = """# Settings
 
-Every key of an experiment file, by the stage that takes it; this page is made from the code. A key without a default
-must be given, and one that the stage does not know is an error. `instaflow run CONFIG --dry-run` prints a file with
-every default spelled out, and `--set stages.NAME.KEY=VALUE` changes any of them for one run.
+Every key of an experiment file, by the stage that takes it, and last what is asked of a cluster; this page is made from
+the code. A key without a default must be given, and one that the stage does not know is an error. `instaflow run CONFIG
+--dry-run` prints a file with every default spelled out, and `--set stages.NAME.KEY=VALUE` changes any of them for one
+run.
 """
 TITLES = {
     "EvaluatedModel": "models (one of them)",
@@ -37,6 +39,7 @@ TITLES = {
     "RealCouplings": "real",
     "Reference": "reference",
     "Regression": "regression",
+    "Resources": "cluster",
 }
 
 
@@ -56,7 +59,7 @@ def page() -> str:
     for schema in stages.values():
         sections |= within(schema)
     mappings = sorted((TITLES[name], schema) for name, schema in sections.items())
-    chapters = [chapter(title, schema) for title, schema in [*stages.items(), *mappings]]
+    chapters = [chapter(title, schema) for title, schema in [*stages.items(), *mappings, ("cluster", Cluster)]]
     return "\n".join([INTRODUCTION, *chapters])
 
 
@@ -110,6 +113,8 @@ def takes(annotation: Any) -> str:
         return " or ".join(dict.fromkeys("`null`" if part is type(None) else takes(part) for part in inner))
     if origin is tuple:
         return "two numbers"
+    if origin is dict:
+        return f"mapping of {takes(inner[1])}"
     if origin is not None:
         return f"list of {takes(inner[0])}"
     if issubclass(annotation, Section):

@@ -5,7 +5,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
@@ -13,6 +13,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
+from instaflow.cluster import Cluster, Resources
 from instaflow.dialect import Dumper, parse_yaml
 from instaflow.errors import ConfigError
 from instaflow.files import is_utf8
@@ -37,6 +38,8 @@ class Experiment:
     stages: dict[str, Stage]
     overrides: tuple[str, ...] = ()
     """What `--set` changed; commands in hints repeat it too."""
+    cluster: Cluster = field(default_factory=Cluster)
+    """What its stages ask of a cluster."""
 
     def stage_parents(self, name: str) -> list[str]:
         """The stages that `name` builds on, in the file's order."""
@@ -59,7 +62,10 @@ class Experiment:
     def resolved(self) -> str:
         """The whole experiment as YAML, every default spelled out."""
         stages = {name: in_story_order(stage) for name, stage in self.stages.items()}
-        tree = {"run": self.run, "seed": self.seed, "stages": stages}
+        tree: dict[str, Any] = {"run": self.run, "seed": self.seed}
+        if cluster := self.cluster.model_dump(mode="json", exclude_unset=True):
+            tree["cluster"] = cluster
+        tree["stages"] = stages
         return yaml.dump(tree, Dumper=Dumper, sort_keys=False, width=100, allow_unicode=True)
 
 
@@ -81,9 +87,10 @@ def load_experiment(source: str, overrides: Sequence[str] = (), run: str | None 
     tree = parse_yaml(read_text(path), f"'{source}'")
     if not isinstance(tree, dict):
         raise ConfigError(f"'{source}' is not an experiment: a mapping with 'run', 'seed' and 'stages' is expected")
+    tree.setdefault("cluster", {})
     for override in overrides:
         apply_override(tree, override)
-    check_keys(tree, ("run", "seed", "stages"), source)
+    check_keys(tree, ("run", "seed", "cluster", "stages"), source)
     folder, seed, stages = tree.get("run") if run is None else run, tree.get("seed", 0), tree.get("stages")
     if not isinstance(folder, str) or not folder:
         said = "is missing: the folder that the run is written to" if not folder else f"must be text, not {folder!r}"
@@ -99,7 +106,8 @@ def load_experiment(source: str, overrides: Sequence[str] = (), run: str | None 
     parsed = {name: locate_sources(stage, path.parent) for name, stage in parsed.items()}
     for name, stage in parsed.items():
         check_parents(name, stage, parsed)
-    return Experiment(source=source, run=folder, seed=seed, stages=in_order(parsed), overrides=tuple(overrides))
+    cluster = parse_cluster(tree["cluster"], "cluster", parsed)
+    return Experiment(source, folder, seed, in_order(parsed), tuple(overrides), cluster)
 
 
 def find_config(source: str) -> Path:
@@ -199,6 +207,38 @@ def parse_stage(name: str, settings: Any) -> Stage:
         return schema.model_validate(settings)
     except ValidationError as error:
         raise ConfigError(describe(error, where)) from error
+
+
+def parse_cluster(settings: Any, where: str, stages: Mapping[str, Stage]) -> Cluster:
+    """A checked section `cluster`, or a profile. Raises ConfigError, which names the key by its path after `where`."""
+    if not isinstance(settings, dict):
+        said = "is empty: it" if settings is None else f"is {settings!r}, and"
+        raise ConfigError(f"'{where}' {said} must be a mapping of settings")
+    check_keys(settings, Cluster.model_fields, where)
+    own_settings = settings.get("stages")
+    for name, own in own_settings.items() if isinstance(own_settings, dict) else ():
+        if isinstance(own, dict):
+            check_keys(own, Resources.model_fields, f"{where}.stages.{name}")
+    try:
+        cluster = Cluster.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError(describe(error, where)) from error
+    for name, own in cluster.stages.items():
+        if name not in {*stages, *KINDS}:
+            message = f"'{where}.stages.{name}' is neither a stage of this experiment nor a kind of stages"
+            raise ConfigError(message, nearest(name, [*stages, *KINDS]))
+        kind: str = stages[name].kind if name in stages else name  # type: ignore[attr-defined]
+        if kind != "couple" and own.array > 1:
+            raise ConfigError(f"'{where}.stages.{name}.array': only couple stages share their work in an array")
+    return cluster
+
+
+def load_profile(source: str, stages: Mapping[str, Stage]) -> Cluster:
+    """A file of the same form as the section `cluster` of an experiment. Raises ConfigError."""
+    path = Path(source)
+    if not path.is_file():
+        raise ConfigError(f"No profile '{source}'", "Give the path of a YAML file with settings such as partition")
+    return parse_cluster(parse_yaml(read_text(path), f"'{source}'"), source, stages)
 
 
 def check_nested_keys(

@@ -1,9 +1,14 @@
-"""Being told to stop: the first SIGINT or SIGTERM asks, a second SIGINT insists."""
+"""Being told to stop: the first SIGINT, SIGTERM or SIGUSR1 asks, a second SIGINT insists.
+
+SIGUSR1 is what a batch system is asked to send some time before a job's limit.
+"""
 
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Stop:
@@ -18,7 +23,7 @@ class Stop:
 
 @contextmanager
 def listening() -> Iterator[Stop]:
-    """A Stop that hears SIGINT and SIGTERM while the block runs."""
+    """A Stop that hears SIGINT, SIGTERM and SIGUSR1 while the block runs."""
     stop = Stop()
     heard: set[int] = set()
 
@@ -28,7 +33,7 @@ def listening() -> Iterator[Stop]:
         heard.add(number)
         stop.signal = stop.signal or signal.Signals(number).name
 
-    before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, hear) for number in SIGNALS}
     try:
         yield stop
     finally:

@@ -194,6 +194,19 @@ def numbers_of_the_leader(*numbers: int) -> list[int]:
     return found
 
 
+def as_any_sees(value: bool) -> bool:
+    """Whether any process of a launch says so, in all of them."""
+    if world().size == 1:
+        return value
+    import torch
+    import torch.distributed as dist
+
+    join()
+    said = torch.tensor([float(value)])  # on the CPU, whatever the backend
+    dist.all_reduce(said)
+    return bool(said.item())
+
+
 def leave() -> bool:
     """Take the connections down at a program's end; whether there were other processes to be connected to."""
     import sys

@@ -227,8 +227,9 @@ def run_stage(stage: StageFolder, stop: Stop) -> bool:
     A couple stage's folder is shared with other commands that work on it; any other stage's is held by one.
     """
     place = world.world()
-    if stop():
-        raise Interrupted(f"Stopped before stage '{stage.name}' ({stop.signal})", f"To go on: {stage.command()}")
+    if world.as_any_sees(stop()):
+        why = stop.signal or "another process was told to"
+        raise Interrupted(f"Stopped before stage '{stage.name}' ({why})", f"To go on: {stage.command()}")
     if world.as_the_leader_sees(stage.is_done()):
         stage.check_identity()
         changes = stage.changes() if stage.stage.remade else []

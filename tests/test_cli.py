@@ -50,7 +50,20 @@ def examples(name: str) -> list[str]:
 
 def test_the_table_holds_the_promised_commands_in_the_data_s_order():
     assert [name for name in COMMANDS if name in STAGES] == list(STAGES)
-    others = {"run", "sample", "compare", "plan", "rehearse", "toy", "verify", "repair", "inspect", "weights"}
+    others = {
+        "run",
+        "sample",
+        "compare",
+        "plan",
+        "rehearse",
+        "toy",
+        "verify",
+        "repair",
+        "inspect",
+        "weights",
+        "submit",
+        "status",
+    }
     assert {*others, *STAGES} <= set(COMMANDS)
 
 
@@ -473,7 +486,7 @@ def start(*, stubborn: bool = False, **variables: str) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_ends_in_75_and_the_way_to_go_on(number):
     process = start()
     process.send_signal(number)
@@ -571,6 +584,16 @@ def test_compare_prints_the_ranking_and_writes_the_page(typed, tmp_path):
     assert out.startswith("small: 3 seeds (0, 1, 2)\n") and out.endswith(f"The page: {tmp_path}/out/compare.html\n")
     assert mistake(typed("compare", runs[0]))[0] == f"Only one run was given: '{runs[0]}'"
     assert typed("compare", *runs, "--by", "colour")[0] == 2
+
+
+def test_submitting_and_the_status_load_no_torch(tmp_path, run):
+    config = write(tmp_path)
+    mark_done(folders(config, run=run)["teacher"])
+    loaded = loaded_by(
+        f"cli.cli(['submit', {config!r}, '--dry-run'], standalone_mode=False)\n"
+        f"try:\n    cli.cli(['status', {str(run)!r}], standalone_mode=False)\nexcept SystemExit:\n    pass"
+    )
+    assert not loaded & {"torch", "diffusers", "transformers", "deepspeed"}
 
 
 def test_compare_loads_no_torch(tmp_path):

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from instaflow.interruption import listening
+from instaflow.interruption import SIGNALS, listening
 
 SCRIPT = """
 import sys, time
@@ -62,7 +62,7 @@ def worker():
     worker.process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_the_first_signal_asks(worker, number):
     assert worker.tell("before") == "before False None"
     worker.send(number)
@@ -101,9 +101,9 @@ def test_after_the_block_a_signal_ends_the_process_as_ever(worker):
 
 
 def test_the_handlers_come_back_even_after_an_error():
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(number) for number in SIGNALS]
     with pytest.raises(RuntimeError), listening() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop()
         raise RuntimeError
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(number) for number in SIGNALS] == before

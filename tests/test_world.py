@@ -1,4 +1,5 @@
 import os
+import socket
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ from instaflow.errors import InstaFlowError
 from instaflow.world import (
     Worker,
     World,
+    as_any_sees,
     as_the_leader_sees,
     barrier,
     first_node,
@@ -76,6 +78,27 @@ def test_a_barrier_alone_returns():
     barrier()
     assert as_the_leader_sees(True) is True
     assert as_the_leader_sees(False) is False
+    assert (as_any_sees(True), as_any_sees(False)) == (True, False)
+
+
+def test_what_one_process_of_several_sees_all_hear_of():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    code = (
+        "from instaflow.world import as_any_sees, leave, world\n"
+        "print(as_any_sees(world().rank == 1), as_any_sees(False)); leave()"
+    )
+    asked = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **variables, "RANK": str(rank)},
+        )
+        for rank in (0, 1)
+    ]
+    assert [process.communicate(timeout=120)[0] for process in asked] == ["True False\n"] * 2
 
 
 # --- workers --------------------------------------------------------------------------------------------------------

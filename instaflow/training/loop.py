@@ -30,7 +30,7 @@ from instaflow.training.draws import draws
 from instaflow.training.engine import Engine
 from instaflow.training.figures import Figures, LossByTime, Means
 from instaflow.training.trackers import Trackers
-from instaflow.world import World, barrier, world
+from instaflow.world import as_any_sees, barrier, world
 
 LOG_LINES = 200  # in stats.jsonl, for one training run
 
@@ -196,7 +196,7 @@ def train(job: Job, folder: StageFolder, stop: Stop) -> Trained:
                 job.begin(span.phase)
             log_every = max(1, (span.end - span.start) // size * len(spans) // LOG_LINES) * size
             while position < span.end:
-                if told_to_stop(stop, place):
+                if as_any_sees(stop()):  # all leave at the same step
                     save()
                     why = stop.signal or "another process was told to"
                     raise Interrupted(
@@ -289,15 +289,6 @@ def take_gradient(
         dist.all_reduce(mean)
         mean /= place.size
     return float(mean)
-
-
-def told_to_stop(stop: Stop, place: World) -> bool:
-    """Whether any process was told to stop: all of them leave at the same step."""
-    if place.size == 1:
-        return stop()
-    told = torch.tensor([float(stop())])
-    dist.all_reduce(told)
-    return bool(told.item())
 
 
 def fail(label: str, found: str, position: int, samples: str, checkpoints: Path) -> None:

@@ -1,0 +1,174 @@
+"""The scripts of a chain of jobs, where there is no Slurm; tests/pipelines/test_slurm.py runs them on one."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.experiments import folders, mark_done, write
+
+CLUSTER = """
+cluster:
+  partition: gpu
+  account: me
+  nodes: 2
+  gpus: 2
+  cpus: 6
+  memory: 64G
+  time: 1-00:00:00
+  stages:
+    couple: {nodes: 1, gpus: 4, array: 8}
+    evaluate: {nodes: 1, gpus: 1}
+"""
+
+
+@pytest.fixture
+def submitted(typed, tmp_path):
+    """`instaflow submit --dry-run` of a small experiment; returns its scripts by their stages' names."""
+
+    def dry_run(*words: str, cluster: str = CLUSTER) -> dict[str, str]:
+        small = write(tmp_path)
+        config = write(tmp_path, cluster + Path(small).read_text(), "with-cluster.yaml")
+        code, out, err = typed("submit", config, "--run-dir", tmp_path / "run", "--dry-run", *words)
+        assert code == 0, err
+        parts = re.split(r"^# --- (.*)\n", out, flags=re.MULTILINE)
+        return {Path(path).stem: text for path, text in zip(parts[1::2], parts[2::2], strict=True)}
+
+    return dry_run
+
+
+def options(script: str) -> set[str]:
+    return {line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")}
+
+
+def words_of(script: str) -> str:
+    """The one command that starts the stage."""
+    (found,) = re.findall(r"^srun (?:.*\\\n)*.*", script, flags=re.MULTILINE)
+    return re.sub(r" \\\n +", " ", found)
+
+
+def test_each_stage_has_a_script_that_asks_for_what_the_experiment_says(submitted, tmp_path):
+    scripts = submitted()
+    assert list(scripts) == ["teacher", "pairs", "2rf", "student", "report"]
+    log = tmp_path / "run" / "jobs"
+    common = {"--partition=gpu", "--account=me", "--cpus-per-task=6", "--mem=64G", "--time=1-00:00:00"}
+    common |= {"--signal=USR1@300", "--requeue", "--open-mode=append", f"--chdir={Path.cwd()}"}
+    assert options(scripts["2rf"]) == common | {
+        "--job-name=run-2rf",
+        f"--output={log}/2rf-%j.log",
+        "--nodes=2",
+        "--ntasks-per-node=2",
+        "--gpus-per-node=2",
+    }
+    assert options(scripts["pairs"]) == common | {
+        "--job-name=run-pairs",
+        f"--output={log}/pairs-%j.log",  # of one shard: there is nothing to share
+        "--nodes=1",
+        "--ntasks-per-node=4",
+        "--gpus-per-node=4",
+    }
+    assert not log.exists()
+
+
+def test_a_couple_stage_is_an_array_of_workers_with_a_gpu_for_each_task(submitted, tmp_path):
+    pairs = submitted("--set", "stages.pairs.records_per_shard=2")["pairs"]
+    assert {"--array=0-3", f"--output={tmp_path}/run/jobs/pairs-%A_%a.log"} < options(pairs)  # four shards
+    assert words_of(pairs).startswith("srun --kill-on-bad-exit=0 --wait=0 --cpus-per-task=6 --gpus-per-task=1 ")
+    assert "scontrol requeue ${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID\n" in pairs
+
+
+def test_a_script_runs_the_stage_s_own_command(submitted, tmp_path):
+    program = Path(sys.executable).with_name("instaflow")
+    begin = str(program) if program.exists() else f"{sys.executable} -m cli"
+    end = f"{tmp_path}/run/jobs/experiment.yaml --stage"
+    assert words_of(submitted()["2rf"]).endswith(f"--wait=60 --cpus-per-task=6 {begin} reflow {end} 2rf")
+
+
+def test_lines_modules_and_variables_come_before_the_command_in_this_order(submitted):
+    script = submitted(
+        cluster="cluster: {lines: ['#SBATCH --constraint=a100', ulimit -n 4096], modules: [cuda, gcc/12],"
+        " environment: {HF_HOME: /data/it's, EMPTY: ''}}"
+    )["teacher"]
+    said = "#SBATCH --constraint=a100\nulimit -n 4096\nmodule load cuda gcc/12\n"
+    assert f"{said}export HF_HOME='/data/it'\"'\"'s'\nexport EMPTY=''\n\n" in script
+    assert script.index("#SBATCH --requeue") < script.index(said) < script.index("srun ")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            "container: nvcr.io#nvidia/pytorch:26.01-py3, mounts: [/data, '/a:/b']",
+            "--container-image=nvcr.io#nvidia/pytorch:26.01-py3 --container-mounts={here}:{here},{run}:{run},"
+            "/data:/data,/a:/b --container-workdir={here} instaflow teacher",
+        ),
+        (
+            "container: /images/it.sif, mounts: [/data]",
+            "apptainer exec --nv --bind={here},{run},/data --pwd={here} /images/it.sif instaflow teacher",
+        ),
+        ("container: /images/it.sif, gpus: 0", "apptainer exec --bind={here},{run} --pwd={here} /images/it.sif insta"),
+    ],
+)
+def test_a_container_sees_the_run_and_the_folder_that_it_is_called_in(submitted, tmp_path, settings, words):
+    said = words_of(submitted(cluster=f"cluster: {{{settings}}}")["teacher"]).replace("'", "")
+    assert words.format(here=Path.cwd(), run=tmp_path / "run") in said
+
+
+def test_the_shell_reads_every_script(submitted):
+    for script in submitted("--set", "cluster.environment={A: 'x $y `z` \"'}").values():
+        assert subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True).stderr == ""
+
+
+@pytest.mark.parametrize(("code", "again"), [(0, False), (1, False), (75, True), (138, True), (143, False)])
+def test_a_job_that_was_told_to_stop_queues_itself_again(submitted, tmp_path, code, again):
+    """With stand-ins for Slurm's two commands, which a script calls on its node."""
+    (tmp_path / "bin").mkdir()
+    for name, does in {"srun": f"exit {code}", "scontrol": 'echo "scontrol $@"'}.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    variables = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1"}
+    done = subprocess.run(["bash"], input=submitted()["2rf"], text=True, capture_output=True, env=variables)
+    assert done.returncode == code
+    assert done.stdout.splitlines() == [
+        "Job 7 starts on n1",
+        f"Job 7 ends with exit code {code}",
+        *(["scontrol requeue 7"] if again else []),
+    ]
+
+
+def test_what_is_done_is_left_out(submitted, typed, tmp_path):
+    stages = folders(write(tmp_path), run=tmp_path / "run")
+    for stage in ("teacher", "pairs"):
+        mark_done(stages[stage])
+    assert list(submitted()) == ["2rf", "student", "report"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("cluster.time=0:05:00", "Stage 'teacher' has a time of 0:05:00, and a notice of 300 s before its end"),
+        ("cluster.nodes=3", "'stages.teacher.autoencoder_phases.0': global_batch_size is 4, which 6 processes with"),
+        ("stages.pairs.prompts=none.txt", "The file '{folder}/none.txt' does not exist"),
+    ],
+)
+def test_what_could_not_run_is_refused_before_anything_is_submitted(typed, tmp_path, change, message):
+    config = write(tmp_path, CLUSTER + Path(write(tmp_path)).read_text(), "with-cluster.yaml")
+    code, _, err = typed("submit", config, "--run-dir", tmp_path / "run", "--set", change)
+    assert code == 1 and err.startswith(f"Error: {message.format(folder=tmp_path)}")
+
+
+def test_a_stage_may_not_take_the_jobs_folder(typed, tmp_path):
+    config = write(
+        tmp_path, Path(write(tmp_path)).read_text().replace("  pairs:", "  jobs:").replace(": pairs", ": jobs")
+    )
+    code, _, err = typed("submit", config, "--run-dir", tmp_path / "run")
+    assert code == 1 and err.startswith("Error: 'stages.jobs': the jobs' own files go into a folder of that name")
+
+
+def test_without_slurm_the_error_names_the_way_that_needs_none(typed, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, _, err = typed("submit", write(tmp_path), "--run-dir", tmp_path / "run", "--set", "cluster.gpus=0")
+    assert code == 1 and "There is no Slurm here" in err and "`instaflow run`" in err
+    assert not (tmp_path / "run").exists()
