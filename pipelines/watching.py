@@ -34,8 +34,7 @@ from instaflow.models.device import device, set_up_cpu
 from instaflow.rundir import StageFolder, append_stats, locked, read_json, read_stats, stage_folders
 from instaflow.sections import EvaluatedModel
 from instaflow.stages import NetworkStage
-from instaflow.training.loop import told_to_stop
-from instaflow.world import as_the_leader_sees, hardware, numbers_of_the_leader, world
+from instaflow.world import as_any_sees, as_the_leader_sees, hardware, numbers_of_the_leader, world
 from pipelines.evaluate import Measure, protocol_words, subjects_of, versions
 from pipelines.experiment import check_inputs, say
 from pipelines.exporting import scheduler_of, settings_of
@@ -160,7 +159,7 @@ class Watch:
             say(f"{self.stage.name}: {', '.join(counts)}; {self.folder / 'watch.html'}")
 
     def rest(self, stop: Stop) -> None:
-        if told_to_stop(stop, world()):
+        if as_any_sees(stop()):
             raise Interrupted(f"Stage '{self.stage.name}' watches no longer ({stop.signal or 'another process'})")
         time.sleep(POLL)
 
