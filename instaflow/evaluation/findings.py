@@ -298,12 +298,8 @@ def diversity(report: Report) -> list[str]:
         f"Two images of one prompt look {number(best.diversity)} apart as {named(best.label)} draws them, and "
         f"{number(teacher.diversity)} as {named(teacher.label)} does (mean, from different noise)"
     )
-    verdicts = (
-        "it is less varied: look for what is no longer drawn.",
-        "it is as varied.",
-        "it is more varied.",
-    )
-    return [f"{sides}; {verdicts[1 + comparison(best.diversity, teacher.diversity)]}"]
+    verdicts = ("is less varied: look for what it no longer draws", "is as varied", "is more varied")
+    return [f"{sides}; {named(best.label)} {verdicts[1 + comparison(best.diversity, teacher.diversity)]}."]
 
 
 def gaps(report: Report) -> list[str]:

@@ -19,7 +19,7 @@ COLUMNS: Sequence[tuple[str, Callable[[Row], str]]] = (
     ("recall", lambda row: percent(row.recall)),
     ("CLIP score", lambda row: number(row.clip_score)),
     ("gap to teacher, pixels", lambda row: number(row.pixel_gap)),
-    ("perceptual", lambda row: number(row.perceptual_gap)),
+    ("gap to teacher, perceptual", lambda row: number(row.perceptual_gap)),
     ("diversity", lambda row: number(row.diversity)),
     ("S(Z), relative", lambda row: number(row.straightness_relative)),
     ("time an image", lambda row: duration(row.seconds_per_image)),

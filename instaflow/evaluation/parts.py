@@ -16,6 +16,7 @@ from instaflow.evaluation.report import Gallery, Gaps, Neighbours, Picture, Repo
 from instaflow.evaluation.svg import marker
 from instaflow.evaluation.wording import duration, number, percent, steps
 
+MANY = 9  # columns; a table of more is set smaller
 LARGEST = 256  # pixels; larger images are reduced to it, and stored as JPEG
 COUNTED = {"couple": "couplings", "evaluate": "images"}  # what a stage's samples are; of others, training samples
 
@@ -167,8 +168,8 @@ def rows_table(report: Report, colours: Colours) -> str:
         _numbers("Gap to teacher, pixels", [row.pixel_gap for row in rows]),
         _numbers("Gap to teacher, perceptual", [row.perceptual_gap for row in rows]),
         ("Diversity", [number(row.diversity) for row in rows], None),
-        ("Straightness S(Z)", _once_a_model(rows, [row.straightness for row in rows]), None),
-        ("relative", _once_a_model(rows, [row.straightness_relative for row in rows]), None),
+        ("S(Z)", _once_a_model(rows, [row.straightness for row in rows]), None),
+        ("S(Z), relative", _once_a_model(rows, [row.straightness_relative for row in rows]), None),
         ("Time per image", [duration(row.seconds_per_image) for row in rows], None),
     ]
     columns = [column for column in columns if any(text not in ("", "–") for text in column[1])]
@@ -185,7 +186,8 @@ def rows_table(report: Report, colours: Colours) -> str:
         name = f"{sign(colours[row.label])}{escape(row.label)}" if row.label != before else ""
         lines.append(f'<tr class="{style}"><td>{name}</td>{"".join(cells)}</tr>')
         before = row.label
-    return f"<table><thead><tr><th>Model</th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    many = ' class="many"' if len(columns) > MANY else ""
+    return f"<table{many}><thead><tr><th>Model</th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
 def _once_a_model(rows: Sequence[Row], values: list[float | None]) -> list[str]:

@@ -200,11 +200,11 @@ def test_hours_are_those_of_all_devices_and_of_all_stages_after_the_teacher():
 
 @pytest.mark.parametrize(
     ("student", "verdict"),
-    [(0.30, "it is less varied: look for what"), (0.35, "it is as varied."), (0.41, "it is more varied.")],
+    [(0.30, "is less varied: look for what"), (0.35, "is as varied."), (0.41, "is more varied.")],
 )
 def test_a_collapsed_student_is_told(student, verdict):
     report = replace(full_report(), rows=changed("student", 1, diversity=student))
     text = told(findings.diversity(report))
     assert f"look {number(student)} apart as `student` draws them, and 0.360 as `teacher` does" in text
-    assert verdict in text
+    assert f"; `student` {verdict}" in text
     assert findings.diversity(replace(report, rows=changed("student", 1, diversity=None))) == []

@@ -117,6 +117,13 @@ def test_counts_become_a_thousandth_and_never_too_few(tmp_path):
     assert digits["report"].num_samples == 128
 
 
+def test_an_evaluation_looks_by_a_tiny_network_in_place_of_one_that_is_not_made_here(tmp_path):
+    change = "stages.report.perceptual={network: alex, weights: nowhere.pth}"
+    made = rehearsal_of(load_experiment("digits", [change]), tmp_path)
+    assert made.settings["report"]["perceptual"] == {"network": str(tmp_path / ".tiny" / "perceptual")}
+    assert made.perceptual and "report: a tiny random perceptual network in place of 'alex'" in made.changes
+
+
 def test_what_is_small_already_stays(tmp_path):
     text = TEXT.replace(
         "3rf: {kind: reflow, init: FLOW, couplings: OTHER", "3rf: {kind: reflow, init: 2rf, couplings: pairs"
