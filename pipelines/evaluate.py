@@ -234,7 +234,7 @@ def protocol_words(
     if looks:  # a network that the experiment itself trains is another one with each seed
         own = settings.perceptual.network in stage.stage_names
         network = f"{looks.perception.words} of '{settings.perceptual.network}'" if own else str(looks.perception)
-        looked = f"{network}; gaps of {looks.kept:,} images of a row, diversity of {looks}"
+        looked = f"{network}; diversity of {looks}"
     unseen = int(protocol.unseen.sum())
     return Protocol(
         samples=f"{settings.count:,} prompts"
@@ -243,7 +243,8 @@ def protocol_words(
         features=protocol.features_in_words,
         reference_real=protocol.reference_in_words,
         reference_teacher=f"the images of {reference.label} at {reference.subject.num_steps} steps, "
-        f"guidance {reference.subject.guidance_scale:g}, for the same prompts and noise"
+        f"guidance {reference.subject.guidance_scale:g}, for the same prompts and noise; gaps to them are of the first "
+        f"{len(reference.images):,} of a row"
         if reference
         else "",
         reader=protocol.reader_in_words,

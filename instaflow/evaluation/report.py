@@ -229,7 +229,7 @@ class Protocol:
     reference_teacher: str = ""  # "2,000 images of teacher at 25 steps, guidance 2"
     reader: str = ""  # "an SVC trained on ... reads each image"
     judged: str = "prompts"  # what a prompt accuracy is the share of: "named cells"
-    perceptual: str = ""  # "LPIPS 0.1 on AlexNet, weights 7be5be79; gaps of 2,000 images of a row, ..."
+    perceptual: str = ""  # "LPIPS 0.1 on AlexNet, weights 7be5be79; diversity of 4 images of each of 100 prompts"
     straightness: str = ""  # "256 noises, 100 Euler steps of the guided velocity"
     timing: str = ""  # "batch 100, float32, 2 CPU cores, text encoder and decoder included"
     weights: str = ""  # "EMA"

@@ -518,9 +518,8 @@ def test_paths_are_followed_on_the_grid_that_was_asked_for(config, done, tmp_pat
 def test_few_kept_images_will_do_and_more_are_made_anew(config, done, tmp_path, kept):
     run = tmp_path / "run"
     run_all(load_experiment(config, [f"stages.report.compared_samples={kept}"], run=str(run)), Stop())
-    for ours, theirs in zip(rows(run), rows(done), strict=True):  # whose gap is that of 70 images
-        assert {**ours, "pixel_gap": None} == {**theirs, "pixel_gap": None}
-        assert (ours["pixel_gap"] == theirs["pixel_gap"]) == (ours["num_steps"] == 3)
+    some, whole = ([row | {"pixel_gap": None} for row in rows(place)] for place in (run, done))
+    assert some == whole  # but for what is measured of the kept ones alone
     run_all(load_experiment(config, run=str(run)), Stop())
     assert rows(run) == rows(done)
 
