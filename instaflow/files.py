@@ -129,6 +129,17 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sealed(content: bytes) -> bytes:
+    """Content behind its SHA-256, by which `opened` knows that it is as it was written."""
+    return hashlib.sha256(content).digest() + content
+
+
+def opened(file: bytes) -> bytes | None:
+    """What `sealed` sealed; None where it was torn or changed."""
+    digest, content = file[: hashlib.sha256().digest_size], file[hashlib.sha256().digest_size :]
+    return content if content and hashlib.sha256(content).digest() == digest else None
+
+
 def fingerprint_of(folder: Path) -> str:
     """Hex SHA-256 over every file below `folder`, by relative name and content; hidden files do not count."""
     digest = hashlib.sha256()

@@ -417,7 +417,7 @@ class EvaluateStage(Stage):
     captions: str | None = None
     """Of a protocol of captions: COCO's JSON, or any file of prompts, of which the first are taken."""
     captions_seed: NonNegativeInt = 0
-    """Of coco2014-30k: which of COCO's captions."""
+    """Of coco2014-30k, where captions are COCO's JSON: which of them."""
     real: str | None = None
     """The folder of the real images, such as COCO's val2017."""
     features: Annotated[str, Field(min_length=1)] = "inception"
@@ -435,7 +435,7 @@ class EvaluateStage(Stage):
     """Each with its numbers of steps."""
     reference: Reference
     """Whose images those of the same noise and prompt are compared with: one of the models."""
-    num_samples: Annotated[int, Field(ge=2)] | None = None
+    num_samples: Annotated[int, Field(ge=4)] | None = None
     """Images of each model at each number of steps; by default the protocol's own, 2,000 of digits."""
     batch_size: PositiveInt | None = None
     """Images made at a time; by default 250 digits, or 16 others."""
@@ -457,6 +457,11 @@ class EvaluateStage(Stage):
     def packages(self) -> dict[str, str]:
         """As a training stage's."""
         return perceptual_package(self.perceptual)
+
+    @property
+    def draws_captions(self) -> bool:
+        """Whether captions are drawn from COCO's by `captions_seed`; else those of a file are taken in order."""
+        return self.protocol == "coco2014-30k" and str(self.captions).lower().endswith(".json")
 
     @property
     def of_images(self) -> bool:
@@ -500,6 +505,8 @@ class EvaluateStage(Stage):
             raise ValueError(f"captions: protocol {self.protocol} asks for classes")
         if not by_class and self.captions is None:
             raise ValueError(f"captions: protocol {self.protocol} needs a file of them")
+        if self.captions_seed and not self.draws_captions:
+            raise ValueError("captions_seed draws from COCO's own JSON, for protocol coco2014-30k; here none are drawn")
         return self
 
     def files(self) -> dict[str, str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from instaflow.errors import ConfigError
 from instaflow.evaluation import findings
 from instaflow.evaluation.card import Card, check_alike, prompts_hash
 from instaflow.evaluation.frechet import Gaussian, frechet_distance
@@ -38,7 +39,10 @@ from pipelines.showing import gallery, gaps, neighbours, profile_of, strips, tra
 
 KERNEL_SUBSET = 1000
 """Samples in one of the kernel distance's, where there are as many."""
-LIBRARIES = ("torch", "diffusers", "transformers", "deepspeed", "numpy", "scikit-learn")
+LIBRARIES = (
+    *("torch", "torchvision", "diffusers", "transformers", "deepspeed", "numpy", "scikit-learn"),
+    *("torch-fidelity", "open_clip_torch", "pillow"),
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class Measure:
             diversity=None if m.own is None else float(m.own.mean()),
             seconds_per_image=m.seconds,
             swept=m.subject.swept,
-            card=asdict(m.subject.card),
+            card=m.subject.told_card(),
         )
 
 
@@ -99,6 +103,8 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     place = next(i for i, s in enumerate(subjects) if (s.entry.model, s.entry.weights, s.num_steps) == wanted)
     if looks:
         subjects = [looks.of(subject, subjects[place]) for subject in subjects]
+    if world().leads:  # first: an image that cannot be read is told before hours of sampling
+        protocol.reference_features()
     observe(stage, stop, protocol, subjects, subjects[place], looks)
     if not world().leads:
         return str
@@ -238,6 +244,7 @@ def protocol_words(
     unseen = int(protocol.unseen.sum())
     return Protocol(
         samples=f"{settings.count:,} prompts"
+        + (f", drawn from COCO's captions by seed {settings.captions_seed}" if settings.draws_captions else "")
         + (f", {unseen:,} of them in words that no training stage saw together" if unseen else ""),
         noise=f"Philox, keyed by seed {stage.seed} and 'evaluate': no training stage saw it; the same for every model",
         features=protocol.features_in_words,
@@ -250,9 +257,8 @@ def protocol_words(
         reader=protocol.reader_in_words,
         judged=protocol.judged,
         perceptual=looked,
-        straightness=f"{min(settings.straightness_samples, settings.count)} noises, "
-        f"{settings.straightness_steps} Euler steps of the guided velocity",
-        timing=f"batches of {settings.batch}, text encoder and decoder included, {hardware()}",
+        straightness=straightness_in_words(stage),
+        timing=timing_in_words(stage),
         weights="their moving average (EMA); raw, as the optimizer left them, where a name says so",
     )
 
@@ -270,16 +276,35 @@ def evaluation_stage(stage: StageFolder, images: int) -> Stage:
 
 
 def rows_beside(stage: StageFolder, subject: Subject) -> list[Row]:
-    """The rows of reports that were made before. Raises ConfigError where their protocol is another one."""
+    """The rows of reports that were made before, without the figures that go by this one's own circumstances.
+
+    Raises ConfigError where their protocol is another one, DataError where one is no report.
+    """
     found = []
-    for place in stage.stage.beside:
-        report = read_report(Path(place))
-        name = Path(place).resolve().parent.parent.name
+    for place in map(Path, stage.stage.beside):
+        if place.resolve() == (stage.folder / "report.json").resolve():
+            raise ConfigError(f"'{place}', given beside this report, is this report", "Leave it out of 'beside'")
+        report = read_report(place, "Name the report.json of an earlier evaluation, or leave it out of 'beside'")
+        name = place.resolve().parent.parent.name
         for row in report.rows:
             check_alike([(f"'{subject.label}'", asdict(subject.card)), (f"'{row.model}' in '{place}'", row.card)])
-            row = replace(row, model=f"{name}/{row.model}")
-            found.append(replace(row, frechet_distance_teacher=None, pixel_gap=None, perceptual_gap=None))
+            row = replace(row, model=f"{name}/{row.model}", beside=True, frechet_distance_teacher=None)
+            row = replace(row, pixel_gap=None, perceptual_gap=None)  # they were to another teacher
+            if report.protocol.straightness != straightness_in_words(stage):
+                row = replace(row, straightness=None, straightness_relative=None)
+            if report.protocol.timing != timing_in_words(stage):
+                row = replace(row, seconds_per_image=None)
+            found.append(row)
     return found
+
+
+def straightness_in_words(stage: StageFolder) -> str:
+    noises = min(stage.stage.straightness_samples, stage.stage.count)
+    return f"{noises} noises, {stage.stage.straightness_steps} Euler steps of the guided velocity"
+
+
+def timing_in_words(stage: StageFolder) -> str:
+    return f"batches of {stage.stage.batch}, text encoder and decoder included, {hardware()}"
 
 
 def versions() -> dict[str, str]:

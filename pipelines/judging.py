@@ -12,7 +12,7 @@ from instaflow.digits.images import SIZE
 from instaflow.digits.networks import PIXELS
 from instaflow.digits.protocol import PROTOCOLS, ClassProtocol, DigitsProtocol, UnpromptedProtocol
 from instaflow.digits.tokenizer import MAX_LENGTH
-from instaflow.errors import InstaFlowError
+from instaflow.errors import ConfigError, InstaFlowError
 from instaflow.evaluation.clip import load_clip
 from instaflow.evaluation.features import Extractor, autoencoder, classifier, pixels
 from instaflow.evaluation.image_protocol import PRESETS, ImageProtocol, captions_of, classes_in_turn
@@ -35,6 +35,9 @@ from instaflow.weights import find, hash_of
 from instaflow.world import world
 
 LPIPS = {"alex": "AlexNet", "vgg": "VGG16"}
+
+FEWEST = 4
+"""Real images: each has its third neighbour among the others."""
 
 
 class Judging(Protocol):
@@ -62,7 +65,7 @@ class Judging(Protocol):
         """A row's figures beside those of its features."""
 
     def reference_features(self) -> np.ndarray:
-        """Of the real images [N, D]."""
+        """Of the real images [N, D]. Raises DataError for one that can't be read."""
 
     def round_trip_features(self, model: Any) -> np.ndarray | None:
         """Of the real images through a model's autoencoder."""
@@ -173,6 +176,11 @@ def of_images(stage: StageFolder) -> ImageProtocol:
     extractor = extractor_of(settings.features, settings.features_folder)
     with Progress(f"{stage.name}: real images hashed", total=0, unit="images", quiet=not world().leads) as progress:
         real = RealImages.of(Path(settings.real), progress.update)
+    if len(real) < FEWEST:
+        raise ConfigError(
+            f"'{settings.real}' holds {len(real)} images; precision and recall want at least {FEWEST}",
+            "Name the folder of all real images",
+        )
     return ImageProtocol(preset, prompts, real, extractor, clip, settings.clip_prefix, settings.batch)
 
 

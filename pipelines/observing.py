@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from instaflow.couplings.noise import coupled_noise
 from instaflow.digits.protocol import distances
 from instaflow.errors import Interrupted
-from instaflow.evaluation.card import Card
+from instaflow.evaluation.card import CIRCUMSTANCES, Card
 from instaflow.evaluation.features import in_bytes
 from instaflow.evaluation.observations import Observations, Observed
 from instaflow.evaluation.perception import IMAGES, Perception
@@ -55,6 +56,11 @@ class Subject:
     @property
     def guidance_scale(self) -> float:
         return self.card.guidance_scale
+
+    def told_card(self) -> dict[str, Any]:
+        """The card, with the circumstances that its images were made in, which may be those of an earlier command."""
+        begun = self.images.card()
+        return asdict(self.card) | {name: begun[name] for name in CIRCUMSTANCES if name in begun}
 
     @property
     def swept(self) -> bool:

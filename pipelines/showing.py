@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from instaflow.digits.protocol import unrelated_distance
 from instaflow.evaluation.report import (
@@ -28,6 +29,9 @@ GALLERY = 10
 STRIPS = 3
 BETWEEN = 10
 WORST = 12
+ALONE = 2000
+DISTANCES = 2**26
+"""So many are in memory at a time: 256 MB of them."""
 
 
 def gallery(protocol: Judging, measured: list[Measured], rows: list[Row]) -> Gallery:
@@ -104,10 +108,14 @@ def strips(stage: StageFolder, protocol: Judging, subject: Subject) -> list[Stri
 
 
 def neighbours(protocol: Judging, best: Measured, real: np.ndarray) -> Neighbours:
-    """The real image that is nearest to each of the model's. real: the features of the real ones [N, D]."""
-    points = torch.from_numpy(real)
-    far = torch.cdist(torch.from_numpy(best.features), points)
-    apart = torch.cdist(points, points).fill_diagonal_(torch.inf)
+    """The real image that is nearest to each of the model's. real: the features of the real ones [N, D].
+
+    How far real images are from one another is told of at most ALONE of them, evenly spaced among all.
+    """
+    points = torch.from_numpy(real).to(device())
+    far, nearest = nearest_of(torch.from_numpy(best.features).to(device()), points)
+    alone = torch.arange(0, len(points), -(-len(points) // ALONE))
+    apart, _ = nearest_of(points[alone], points, themselves=alone)
     shown = [place for place in protocol.gallery(GALLERY) if place < len(best.images)]
     return Neighbours(
         model=best.label,
@@ -115,14 +123,30 @@ def neighbours(protocol: Judging, best: Measured, real: np.ndarray) -> Neighbour
             Neighbour(
                 prompt=protocol.prompts[place],
                 image=best.images[place],
-                real=pixels(protocol.real_image(int(far[place].argmin()))[None])[0],
-                distance=float(far[place].min()),
+                real=pixels(protocol.real_image(int(nearest[place]))[None])[0],
+                distance=float(far[place]),
             )
             for place in shown
         ],
-        median=float(far.min(1).values.median()),
-        real_median=float(apart.min(1).values.median()),
+        median=float(far.median()),
+        real_median=float(apart.median()),
     )
+
+
+def nearest_of(points: Tensor, others: Tensor, *, themselves: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The distance [N] to the nearest of `others` [M, D], and its place [N], for each of `points` [N, D].
+
+    themselves: the places of the points among the others, which don't count.
+    """
+    distances, places = [], []
+    for part in torch.arange(len(points)).split(max(1, DISTANCES // len(others))):
+        far = torch.cdist(points[part], others)
+        if themselves is not None:
+            far[torch.arange(len(part)), themselves[part]] = torch.inf
+        least = far.min(1)
+        distances.append(least.values.cpu())
+        places.append(least.indices.cpu())
+    return torch.cat(distances), torch.cat(places)
 
 
 def profile_of(label: str, found: Straightness) -> StraightnessProfile:

@@ -155,6 +155,8 @@ class Watch:
                 self.score(self.courses[place], samples, stop)
         if world().leads:
             self.draw()
+            for name in ("held", "observed"):  # whatever killed watches left there
+                shutil.rmtree(self.folder / name, ignore_errors=True)
             counts = [f"{course.name} was scored at {len(self.scored(course))} checkpoints" for course in self.courses]
             say(f"{self.stage.name}: {', '.join(counts)}; {self.folder / 'watch.html'}")
 
@@ -201,6 +203,8 @@ class Watch:
             for samples in sorted(course.waiting - there - scored):
                 gone = "its checkpoint was removed before it could be scored"
                 say(f"{self.stage.name}: {course.name} at {samples:,} of {course.total:,} samples: {gone}")
+            for samples in held & scored:  # a watch was killed between the score and this
+                self.held(course, samples).unlink(missing_ok=True)
             course.waiting = there
             for samples in sorted(there, reverse=True):
                 if samples in held or hold(found[samples], self.held(course, samples)):

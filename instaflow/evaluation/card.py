@@ -83,7 +83,7 @@ def check_alike(cards: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
         if found := difference(whole, card):
             name, one, another = found
             raise ConfigError(
-                f"{first} and {who} were measured by different protocols: '{name}' is {one!r} there and {another!r} "
-                "here",
+                f"{first} and {who} were measured by different protocols: '{name}' is {one!r} of the first and "
+                f"{another!r} of the second",
                 "Their figures say nothing beside one another: measure both by one protocol",
             )

@@ -23,9 +23,14 @@ def distances(*rows: Row) -> tuple[str, list[float]] | None:
     return None
 
 
+def own_rows(report: Report) -> list[Row]:
+    """The rows of which something is said: those of this report's own models."""
+    return [row for row in report.rows if not row.beside]
+
+
 def rows_of(report: Report, kind: str) -> list[Row]:
     """The rows of one kind, fewest steps first, the nearer to its target first among equals; EMA where there is any."""
-    rows = [row for row in report.rows if row.kind == kind]
+    rows = [row for row in own_rows(report) if row.kind == kind]
     rows = [row for row in rows if row.weights == "ema"] or rows
     return sorted(rows, key=lambda row: (row.num_steps, *(found[1] if (found := distances(row)) else [math.inf])))
 
@@ -33,7 +38,7 @@ def rows_of(report: Report, kind: str) -> list[Row]:
 def reference(report: Report) -> Row | None:
     """The teacher's row that the others are measured against: no distance to itself, most steps."""
     teachers = rows_of(report, "teacher")
-    return max(teachers, key=lambda row: (row.frechet_distance_teacher is None, row.num_steps), default=None)
+    return max(teachers, key=lambda row: (not row.frechet_distance_teacher, row.num_steps), default=None)
 
 
 def result(report: Report) -> Row | None:
@@ -41,7 +46,7 @@ def result(report: Report) -> Row | None:
 
     Where nothing was reflowed, a model whose distribution was matched goes before those that are its controls.
     """
-    others = [row for row in report.rows if row.kind not in ("teacher", "flow", "student")]
+    others = [row for row in own_rows(report) if row.kind not in ("teacher", "flow", "student")]
     for kind in ("student", "dmd", *dict.fromkeys(row.kind for row in others), "flow"):
         if rows := rows_of(report, kind):
             return rows[0]
@@ -54,7 +59,7 @@ def one_step(report: Report, kind: str) -> Row | None:
 
 def best_in_one_step(report: Report) -> Row | None:
     """The nearest to its target of what was made for one step or few; None where nothing was measured."""
-    rows = [row for row in report.rows if row.num_steps == 1 and row.kind != "teacher" and distances(row)]
+    rows = [row for row in own_rows(report) if row.num_steps == 1 and row.kind != "teacher" and distances(row)]
     measured = distances(*rows) if rows else None
     return rows[int(np.argmin(measured[1]))] if measured else None
 
@@ -89,7 +94,12 @@ def headline(report: Report) -> list[str]:
         text += f"from {target}"
         if teacher and (both := distances(best, teacher)) and both[0] == target:
             text += f"; {named(teacher.label)} reaches {number(both[1][1])} in {steps(teacher.num_steps)}"
-            as_few = [row for row in rows_of(report, "teacher") if row.num_steps == best.num_steps < teacher.num_steps]
+            as_few = [
+                row
+                for row in rows_of(report, "teacher")
+                if row.num_steps == best.num_steps < teacher.num_steps
+                and (row.model, row.guidance_scale) == (teacher.model, teacher.guidance_scale)
+            ]
             text += "".join(f" and {number(both[1][1])} in {taken}" for row in as_few if (both := distances(best, row)))
         found.append(f"{text}.")
         found += nearer(report, best)
@@ -274,9 +284,11 @@ def accuracy(report: Report) -> list[str]:
 def averaging(report: Report) -> list[str]:
     """What the moving average of the weights changed, for each row that also has the raw ones."""
     found = []
-    for raw in (row for row in report.rows if row.weights == "raw"):
-        at = (raw.model, "ema", raw.num_steps)
-        own = next((row for row in report.rows if (row.model, row.weights, row.num_steps) == at), None)
+    for raw in (row for row in own_rows(report) if row.weights == "raw"):
+        averaged = (
+            row for row in own_rows(report) if row.weights == "ema" and row.guidance_scale == raw.guidance_scale
+        )
+        own = next((row for row in averaged if (row.model, row.num_steps) == (raw.model, raw.num_steps)), None)
         measured = distances(own, raw) if own else None
         if measured:
             target, (average, as_left) = measured

@@ -18,12 +18,11 @@ from instaflow.prompt_sources import Prompts
 
 @dataclass(frozen=True)
 class Preset:
-    """A published protocol. What its papers leave open is said in `note`."""
+    """A published protocol."""
 
     num_samples: int
     side: int
     """Of the images that are compared, in pixels."""
-    note: str
     classes: int = 0
     """Of a protocol that asks for classes in turn, and not for captions."""
     one_an_image: bool = False
@@ -31,11 +30,9 @@ class Preset:
 
 
 PRESETS = {
-    "coco2017-5k": Preset(
-        5000, 512, "5,000 captions of val2017, the first of each image; that is ours, the papers don't say", 0, True
-    ),
-    "coco2014-30k": Preset(30000, 256, "30,000 captions of val2014, which vary from paper to paper: compare the hash"),
-    "imagenet64-50k": Preset(50000, 64, "50 images of each class", classes=1000),
+    "coco2017-5k": Preset(5000, 512, one_an_image=True),  # which captions is ours: the papers don't say
+    "coco2014-30k": Preset(30000, 256),  # they vary from paper to paper: compare the hash
+    "imagenet64-50k": Preset(50000, 64, classes=1000),
 }
 
 
@@ -44,7 +41,7 @@ def captions_of(path: str, preset: Preset, count: int, seed: int) -> list[str]:
 
     Raises ConfigError where there are fewer.
     """
-    if Path(path).suffix == ".json":
+    if is_coco(path):
         found = coco_captions(Path(path), first_of_each=preset.one_an_image)
         found = found if preset.one_an_image else random.Random(seed).sample(found, min(count, len(found)))
     else:
@@ -55,10 +52,18 @@ def captions_of(path: str, preset: Preset, count: int, seed: int) -> list[str]:
     return found[:count]
 
 
+def is_coco(path: str) -> bool:
+    """Whether captions are in COCO's own form, by the file's name; else it is any file of prompts."""
+    return Path(path).suffix.lower() == ".json"
+
+
 def coco_captions(file: Path, *, first_of_each: bool) -> list[str]:
     """COCO's captions by image and annotation number, without white space at the ends. Raises ConfigError."""
     try:
-        annotations = json.loads(file.read_bytes())["annotations"]
+        content = json.loads(file.read_bytes())
+        if not isinstance(content, dict) or "annotations" not in content:
+            raise ValueError("it has no 'annotations'")
+        annotations = content["annotations"]
         rows = [(int(one["image_id"]), int(one["id"]), str(one["caption"])) for one in annotations]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
@@ -98,7 +103,7 @@ class ImageProtocol:
         before = f", each caption after {prefix!r}" if prefix else ""
         score = "CLIP score, the mean cosine of image and caption"
         self.reader_in_words = f"{score}: {clip}, {clip.resize}{before}" if clip else ""
-        self.reference_in_words = f"{real}; {CENTRE}, to {preset.side}×{preset.side}; {preset.note}"
+        self.reference_in_words = f"{real}; {CENTRE}, to {preset.side}×{preset.side}"
         self.size_in_words = f"to {preset.side}×{preset.side} by Pillow's Lanczos filter"
         self.image_encoding = "8 bits, as PNG keeps them"
 
@@ -118,7 +123,7 @@ class ImageProtocol:
         return {"clip_score": float(observed["scores"].mean()) if self.clip else None}
 
     def reference_features(self) -> np.ndarray:
-        """Of the real images [N, D]."""
+        """Of the real images [N, D]. Raises DataError for one that can't be read."""
         return reference_features(self.real, self.extractor, self.preset.side, self.batch_size)
 
     def real_image(self, index: int) -> Tensor:

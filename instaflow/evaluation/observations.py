@@ -1,21 +1,19 @@
 """What was seen of many samples, kept batch by batch on disk: processes share the work, and a killed one goes on."""
 
-import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load, save
 
 from instaflow.errors import DataError
-from instaflow.files import remove_leftovers, write_file, write_json
+from instaflow.files import opened, remove_leftovers, sealed, write_file, write_json
 
 Observed = Mapping[str, np.ndarray]
 """Arrays by name, an entry a sample."""
-
-
-CHECKSUM = hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True)
@@ -31,10 +29,19 @@ class Observations:
     batch_size: int
 
     def begin(self, card: Mapping[str, object]) -> None:
-        """Say what this is of, and clear what killed processes left."""
+        """Say what this is of, unless that is said already, and clear what killed processes left."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / "card.json", card)
+        if not self.card():
+            write_json(self.folder / "card.json", card)
         remove_leftovers(self.folder / "*")
+
+    def card(self) -> dict[str, Any]:
+        """The card that it was begun with; empty where there is none that can be read."""
+        try:
+            found = json.loads((self.folder / "card.json").read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     @property
     def batches(self) -> list[slice]:
@@ -49,13 +56,13 @@ class Observations:
     def write(self, batch: slice, observed: Observed) -> None:
         """Keep a batch: arrays whose first axis is the batch's samples, or fewer where not all are kept."""
         content = save({name: np.ascontiguousarray(values) for name, values in observed.items()})
-        write_file(self._file(batch), hashlib.sha256(content).digest() + content)
+        write_file(self._file(batch), sealed(content))
 
     def read(self, batch: slice) -> dict[str, np.ndarray]:
         """A batch that is here, its checksum looked at. Raises DataError for one that is damaged."""
         file = self._file(batch)
-        digest, content = split(file.read_bytes())
-        if hashlib.sha256(content).digest() != digest:
+        content = opened(file.read_bytes())
+        if content is None:
             raise DataError(f"'{file}' is damaged", "Delete it: the same command makes it anew")
         found: dict[str, np.ndarray] = load(content)
         return found
@@ -77,12 +84,6 @@ class Observations:
     def _is_sound(self, batch: slice) -> bool:
         """Whether a batch is here as it was written: by its checksum, which a torn or changed file fails."""
         try:
-            digest, content = split(self._file(batch).read_bytes())
+            return opened(self._file(batch).read_bytes()) is not None
         except OSError:
             return False
-        return hashlib.sha256(content).digest() == digest
-
-
-def split(content: bytes) -> tuple[bytes, bytes]:
-    """A file's checksum and what it is of."""
-    return content[:CHECKSUM], content[CHECKSUM:]

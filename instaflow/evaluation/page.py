@@ -225,6 +225,7 @@ def _gaps(report: Report, colours: Colours) -> str:
     if not gaps:
         return ""
     plot = gap_plot(gaps, colours)
+    read = "; below, what the reader sees in each" if any(gap.student_reading for gap in gaps.worst) else ""
     found = paragraph(["These are the worst results, not typical ones.", *findings.gaps(report)])
     caption = (
         f"Each one-step image is compared with the image of {gaps.teacher} for the same prompt and noise. A student "
@@ -236,9 +237,7 @@ def _gaps(report: Report, colours: Colours) -> str:
         beside(legend(list(gaps.distances), colours) + plot, found + paragraph([caption], "small soft"))
         if plot
         else found,
-        figure(gap_grid(gaps), f"Left {gaps.teacher}, right {gaps.student}; below, what the reader sees in each.")
-        if gaps.worst
-        else "",
+        figure(gap_grid(gaps), f"Left {gaps.teacher}, right {gaps.student}{read}.") if gaps.worst else "",
     )
 
 

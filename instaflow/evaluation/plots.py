@@ -197,7 +197,7 @@ def preview_plots(curves: Sequence[PreviewCurve], colours: Colours) -> list[str]
 def score_plots(curves: Sequence[ScoreCurve], rules: Sequence[tuple[str, Row]], colours: Colours) -> list[str]:
     """A row's figures against training samples seen, one line a curve; a set of plots for each number of steps.
 
-    rules: rows to compare with, each with its name: dashed.
+    rules: rows to compare with, each with its name: dashed; those of a curve's own model beside its steps alone.
     """
     kinds: dict[str, tuple[str, Callable[[Row], float | None]]] = {
         "Fréchet distance to the real images": ("log", lambda row: row.frechet_distance_real),
@@ -220,7 +220,9 @@ def score_plots(curves: Sequence[ScoreCurve], rules: Sequence[tuple[str, Row]], 
         points = [point for one in series for point in one.points]
         if not points:
             continue
-        lines = [(at, name) for name, row in rules if (at := _drawable(figure_of(row), form)) is not None]
+        labels = {curve.label for curve in curves}
+        beside = [(name, row) for name, row in rules if row.num_steps == count or row.label not in labels]
+        lines = [(at, name) for name, row in beside if (at := _drawable(figure_of(row), form)) is not None]
         drawn, title = [one for one in series if one.points], f"{label}, {steps(count)}" if counts[1:] else label
         x = Axis(label="training samples seen", low=0, high=max(x for x, _ in points))
         y = axis_over([y for _, y in points] + [y for y, _ in lines], title, log=form == "log")

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from torch import Tensor
 
 from instaflow.errors import ConfigError, DataError
 from instaflow.evaluation.features import Extractor
-from instaflow.files import write_file
+from instaflow.files import opened, sealed, write_file
 from instaflow.image_files import pixels_of
+from instaflow.progress import Progress
 from instaflow.prompt_files import IMAGES
 from instaflow.weights import cache
 
@@ -50,7 +50,7 @@ class RealImages:
         return len(self.files)
 
     def __str__(self) -> str:
-        return f"{len(self):,} images of '{self.folder.name}', SHA-256 {self.content[:16]}"
+        return f"{len(self):,} images, SHA-256 {self.content[:16]}"
 
     def image(self, index: int, side: int) -> Tensor:
         """[3, side, side], uint8: the middle square, by Lanczos' filter. Raises DataError where it can't be read."""
@@ -66,27 +66,23 @@ class RealImages:
             yield torch.stack([self.image(index, side) for index in range(start, min(start + size, len(self)))])
 
 
-def reference_features(
-    real: RealImages, extractor: Extractor, side: int, batch_size: int, told: Callable[[int], None] = lambda done: None
-) -> np.ndarray:
+def reference_features(real: RealImages, extractor: Extractor, side: int, batch_size: int) -> np.ndarray:
     """Features [N, D] of the images, each brought to side × side; from the cache where they are there.
 
     The cache lies in `instaflow/references` of the user's cache folder. A file is called after what its features
     come from: the images, the extractor with its weights and resize, and the size.
     """
     what = f"{real.content} {extractor} {side} {CENTRE}"
-    file = cache() / "instaflow" / "references" / f"{hashlib.sha256(what.encode()).hexdigest()[:24]}.safetensors"
-    try:
-        kept = load(file.read_bytes())["features"]
-        if kept.shape == (len(real), extractor.dimension):
-            return kept
-    except (OSError, SafetensorError, KeyError):
-        pass
+    file = cache() / "instaflow" / "references" / f"{hashlib.sha256(what.encode()).hexdigest()[:24]}.features"
+    if file.is_file() and (content := opened(file.read_bytes())):
+        kept: np.ndarray = load(content)["features"]
+        return kept
     parts: list[np.ndarray] = []
-    for images in real.batches(side, batch_size):
-        parts.append(extractor(images))
-        told(sum(map(len, parts)))
+    with Progress("real images", total=len(real), unit="images") as progress:
+        for images in real.batches(side, batch_size):
+            parts.append(extractor(images))
+            progress.update(progress.done + len(images))
     features = np.concatenate(parts)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_file(file, save({"features": features}, {"of": what}))
+    write_file(file, sealed(save({"features": features}, {"of": what})))
     return features

@@ -20,7 +20,7 @@ class Row:
     kind: "teacher", "flow" (after reflow), "student" (distilled after reflow), "direct" (distilled from the teacher
     without reflow, the control), "progressive" (its steps halved, another control), "dmd" (distributions matched) or
     any other word, which is shown as it is; `model_kind` derives it from the stages.
-    frechet_distance_teacher is None for the reference itself: the teacher row all others are measured against.
+    frechet_distance_teacher is 0 for the reference itself: the teacher row all others are measured against.
     prompt_accuracy_unseen is that of the caption template that no training stage saw.
     straightness: S(Z) = ∫ E||(Z1 - Z0) - v(Z_t, t)||² dt; straightness_relative is S(Z) / E||Z1 - Z0||².
     """
@@ -46,6 +46,7 @@ class Row:
     perceptual_gap: float | None = None  # the same by a perceptual network
     diversity: float | None = None  # the mean perceptual distance of two images of one prompt from different noise
     swept: bool = False  # one of several guidance scales of its model
+    beside: bool = False  # of an earlier report: shown beside this one's rows, and what is said is not of it
     card: Mapping[str, Any] = field(default_factory=dict)  # its protocol card: see `card.Card`
 
     @property

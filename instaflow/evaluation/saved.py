@@ -29,11 +29,16 @@ FIGURES = (
 Part = TypeVar("Part", Row, Floors, Stage, Protocol)
 
 
-def read_report(file: Path) -> Report:
-    """The report in a report.json. Raises DataError, which names the file, if it is damaged or no report."""
-    hint = f"Delete '{file.parent}' to measure anew"
+def read_report(file: Path, hint: str = "") -> Report:
+    """The report in a report.json. Raises DataError, which names the file, if it is damaged or no report.
+
+    hint: the way out, where it is not to make the stage's folder anew.
+    """
+    hint = hint or f"Delete '{file.parent}' to measure anew"
     try:
         content = json.loads(file.read_bytes())
+    except OSError as error:
+        raise DataError(f"'{file}' is no report that can be read: {error.strerror}", hint) from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"'{file}' is damaged: {error}", hint) from error
     try:

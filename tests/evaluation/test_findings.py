@@ -145,6 +145,32 @@ def test_a_student_is_compared_with_the_flow_it_came_from_and_not_with_a_better_
     assert "`3rf`" not in told(findings.reflow(report))
 
 
+def test_what_is_said_is_not_of_an_earlier_report_s_rows():
+    report = full_report()
+    far = {"frechet_distance_real": 0.01, "frechet_distance_teacher": None, "beside": True}
+    rows = [replace(row, model=f"run/{row.model}", **far) for row in ROWS]
+    both = replace(report, rows=[*rows, *report.rows, *rows])
+    assert findings.headline(both) == findings.headline(report) and findings.reference(both) == ROWS[0]
+    assert findings.best_in_one_step(both).model == "student" and findings.result(both) == findings.result(report)
+    assert "run/student" in page(both)  # shown they are
+
+
+def test_the_reference_is_the_teacher_without_a_distance_to_itself():
+    for own in (None, 0.0):
+        rows = [replace(ROWS[1], frechet_distance_teacher=own), replace(ROWS[0], frechet_distance_teacher=0.5)]
+        assert findings.reference(replace(full_report(), rows=rows)).num_steps == 4
+
+
+def test_of_a_sweep_the_reference_s_own_guidance_is_told():
+    swept = [replace(row, swept=True) for row in ROWS if row.model == "teacher"]
+    other = [replace(row, guidance_scale=6.0, frechet_distance_real=9.99) for row in swept]
+    text = told(findings.headline(replace(full_report(), rows=[*swept, *other, *ROWS[3:]])))
+    assert "reaches 0.271 in 25 steps and 6.41 in one step" in text and "9.99" not in text
+    raw = [replace(row, weights="raw", frechet_distance_real=0.28) for row in swept[:1]]
+    [said] = findings.averaging(replace(full_report(), rows=[*other, *swept, *raw]))
+    assert "0.271 with the moving average" in said
+
+
 def test_ema_rows_speak_for_a_model_that_also_has_raw_ones():
     raw = [replace(row, weights="raw", frechet_distance_real=0.1) for row in ROWS if row.model == "student"]
     best = findings.result(replace(full_report(), rows=[*raw, *ROWS]))

@@ -13,7 +13,7 @@ from instaflow.evaluation.image_protocol import PRESETS, ImageProtocol, Preset, 
 from instaflow.evaluation.references import RealImages, reference_features
 from tests.evaluation.stand_ins import pixels
 
-EACH, ANY = Preset(2, 16, "", 0, True), Preset(2, 16, "")
+EACH, ANY = Preset(2, 16, one_an_image=True), Preset(2, 16)
 
 
 @pytest.fixture
@@ -98,10 +98,12 @@ def test_references_are_computed_once_and_anew_for_other_images(folder, monkeypa
     assert len(calls) == 4
 
 
-def test_a_damaged_cache_is_made_anew(folder, tmp_path):
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+def test_a_damaged_cache_is_made_anew(folder, tmp_path, damage):
     found = reference_features(RealImages.of(folder), pixels(2), 16, batch_size=2)
-    [file] = (tmp_path / "cache" / "instaflow" / "references").glob("*.safetensors")
-    file.write_bytes(file.read_bytes()[:-9])
+    [file] = (tmp_path / "cache" / "instaflow" / "references").glob("*.features")
+    content = file.read_bytes()
+    file.write_bytes(content[:-9] if damage == "cut" else content[:-9] + bytes(9))
     assert np.array_equal(reference_features(RealImages.of(folder), pixels(2), 16, batch_size=2), found)
 
 
@@ -117,7 +119,7 @@ def test_what_is_no_folder_of_images_is_refused(folder, tmp_path):
 
 
 def test_images_are_made_small_and_rounded_before_they_are_judged(folder):
-    protocol = ImageProtocol(Preset(2, 16, "note"), ["a", "b"], RealImages.of(folder), pixels(4), None)
+    protocol = ImageProtocol(Preset(2, 16), ["a", "b"], RealImages.of(folder), pixels(4), None)
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     found = protocol.observe(images, slice(0, 2))
     in_bytes = ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
@@ -125,4 +127,4 @@ def test_images_are_made_small_and_rounded_before_they_are_judged(folder):
     expected = pixels(4)(torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2))
     assert found.keys() == {"features"} and np.array_equal(found["features"][:, 0], expected)
     assert protocol.figures(found) == {"clip_score": None}
-    assert "3 images of 'val', SHA-256" in protocol.reference_in_words and "to 16×16" in protocol.reference_in_words
+    assert "3 images, SHA-256" in protocol.reference_in_words and "to 16×16" in protocol.reference_in_words

@@ -92,7 +92,9 @@ def test_cards_compare_where_their_protocols_are_the_same():
     check_alike([("a", CARD), ("b", {**CARD, "model": "b"})])
     with pytest.raises(ConfigError, match="a and b were measured by different protocols"):
         check_alike([("a", CARD), ("b", {**CARD, "seed": 1.5})])
-    with pytest.raises(ConfigError, match="a and c were measured by different protocols: 'reference' is 'b' there"):
+    with pytest.raises(
+        ConfigError, match="a and c were measured by different protocols: 'reference' is 'b' of the first"
+    ):
         check_alike([("a", CARD), ("b", {**CARD, "model": "b"}), ("c", {**CARD, "reference": "other"})])
 
 

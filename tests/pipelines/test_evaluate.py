@@ -19,6 +19,7 @@ from instaflow.interruption import Stop
 from instaflow.rundir import stage_folders
 from instaflow.training.perceptual import load_network, save_network, small_layers, write_tiny_network
 from instaflow.weights import WEIGHTS
+from pipelines import showing
 from pipelines.experiment import run_all
 from pipelines.plan import Plan
 from tests.conftest import forbid_network
@@ -155,11 +156,60 @@ def test_rows_of_an_earlier_report_stand_beside(config, done, tmp_path):
         assert shown["model"] == f"run/{old['model']}"
         assert shown["frechet_distance_real"] == old["frechet_distance_real"]
         assert shown["frechet_distance_teacher"] is None  # of another run's teacher
+        assert shown["straightness"] == old["straightness"] and shown["beside"] and not old["beside"]
+
+
+def test_an_earlier_row_keeps_no_figure_that_was_measured_otherwise(config, done, tmp_path):
+    earlier = done / "report" / "report.json"
+    changes = [f"beside=[{earlier}]", "straightness_steps=4", "batch_size=35", "models.1.num_steps=[2]"]
+    run_all(
+        load_experiment(config, [f"stages.report.{change}" for change in changes], run=str(tmp_path / "run")), Stop()
+    )
+    found = json.loads((tmp_path / "run" / "report" / "report.json").read_text())["rows"]
+    for row in found[3:]:
+        assert row["straightness"] is None and row["straightness_relative"] is None and row["seconds_per_image"] is None
+    assert found[0]["straightness"] and all(row["seconds_per_image"] for row in found[:3])
+
+
+@pytest.mark.parametrize(
+    ("place", "said"), [("", "Is a directory"), ("report.html", "is damaged"), ("own", "is this report")]
+)
+def test_what_is_no_earlier_report_is_refused_and_nothing_is_to_be_deleted(config, done, tmp_path, place, said):
+    run = tmp_path / "run"
+    shutil.copytree(done, run)
+    beside = run / "report" / "report.json" if place == "own" else done / "report" / place
+    with pytest.raises(InstaFlowError, match=said) as caught:
+        run_all(load_experiment(config, [f"stages.report.beside=[{beside}]"], run=str(run)), Stop())
+    assert "'beside'" in caught.value.hint and "Delete" not in caught.value.hint
+
+
+def test_what_an_earlier_command_drew_keeps_its_circumstances(config, done, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(done, run)
+    for file in (run / "report" / "observed").glob("*/card.json"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "hardware": "elsewhere"}))
+    run_all(load_experiment(config, ["stages.report.models.1.num_steps=[1, 2]"], run=str(run)), Stop())
+    found = json.loads((run / "report" / "report.json").read_text())["rows"]
+    assert [row["card"]["hardware"] == "elsewhere" for row in found] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("at_a_time", [1, 50, 2**26])
+def test_the_nearest_are_found_part_by_part(monkeypatch, at_a_time):
+    monkeypatch.setattr(showing, "DISTANCES", at_a_time)
+    rng = np.random.default_rng(0)
+    points, others = (torch.from_numpy(rng.standard_normal((count, 3))) for count in (7, 11))
+    far = np.linalg.norm(points[:, None] - others[None], axis=-1)
+    found = showing.nearest_of(points, others)
+    assert np.allclose(found[0], far.min(1)) and found[1].tolist() == far.argmin(1).tolist()
+    alone = torch.tensor([2, 5, 10])
+    own = np.linalg.norm(others[alone][:, None] - others[None], axis=-1)
+    own[[0, 1, 2], alone] = np.inf
+    assert np.allclose(showing.nearest_of(others[alone], others, themselves=alone)[0], own.min(1))
 
 
 def test_a_row_of_another_protocol_is_refused_with_the_entry_that_differs(config, done, tmp_path):
     changes = [f"stages.report.beside=[{done / 'report' / 'report.json'}]", "stages.report.num_samples=64"]
-    with pytest.raises(ConfigError, match="different protocols: 'num_samples' is 64 there and 70 here"):
+    with pytest.raises(ConfigError, match="different protocols: 'num_samples' is 64 of the first and 70 of the second"):
         run_all(load_experiment(config, changes, run=str(tmp_path / "run")), Stop())
     assert not list((tmp_path / "run").rglob("*.observed"))  # before any image is made
 
@@ -343,7 +393,7 @@ def test_images_are_judged_by_inception_and_clip(judged):
         card = row["card"]
         assert card["features"].startswith("InceptionV3's pooled features (torch-fidelity), weights ")
         assert card["image_size"] == "16×16 to 8×8 by Pillow's Lanczos filter" and "8 bits" in card["image_encoding"]
-        assert card["reference"].startswith("12 images of 'val', SHA-256 ") and card["judge"].startswith("CLIP score")
+        assert card["reference"].startswith("12 images, SHA-256 ") and card["judge"].startswith("CLIP score")
     assert len({row["clip_score"] for row in found}) == 3
     page = (judged / "report" / "report.html").read_text()
     assert "CLIP score" in page and "KID" in page
@@ -446,12 +496,20 @@ def test_other_real_images_in_the_same_folder_are_noticed(config, coco, judged):
         ("num_samples=13", "holds 12 captions, and the protocol wants 13"),
         ("protocol=imagenet64-50k", "asks for classes"),
         ("captions=null", "needs a file of them"),
+        ("captions_seed=1", "here none are drawn"),
+        ("num_samples=3", "greater than or equal to 4"),
+        ("real=FEW", "holds 3 images; precision and recall want at least 4"),
         ("real=null", "needs the folder of the real images"),
         ("features=nowhere", "'stages.report.features' names '.*nowhere', which is no folder here"),
         ("features=.", "is neither a classifier nor an autoencoder: it has no config.json"),
     ],
 )
 def test_what_is_missing_is_named(config, coco, tmp_path, change, said):
+    few = tmp_path / "few"
+    few.mkdir()
+    for file in sorted(Path(coco["real"]).iterdir())[:3]:
+        shutil.copy(file, few)
+    change = change.replace("FEW", str(few))
     with pytest.raises(InstaFlowError, match=said):
         run_all(load_experiment(config, of_coco(config, coco, change), run=str(tmp_path / "run")), Stop())
 
@@ -550,8 +608,19 @@ def test_damage_to_what_was_seen_is_made_good(config, done, tmp_path):
     assert rows(run) == rows(done)
 
 
-def test_the_nearest_and_the_worst_are_just_that(done):
+def test_the_nearest_are_near(done):
     content = json.loads((done / "report" / "report.json").read_text())
     assert content["neighbours"]["shown"][0]["distance"] < 1.5 * content["neighbours"]["median"]
-    worst = [gap["distance"] for gap in content["gaps"]["worst"]] if content["gaps"] else []
-    assert worst == sorted(worst, reverse=True)
+
+
+def test_the_worst_gaps_of_a_student_come_first(config, tmp_path):
+    student = tmp_path / "student"
+    shutil.copytree(Path(config).parent / "flow", student)
+    (student / "instaflow.json").write_text((student / "instaflow.json").read_text().replace('"flow"', '"student"'))
+    changes = [f"stages.report.models.1.model={student}", "stages.report.compared_samples=30"]
+    run_all(load_experiment(config, changes, run=str(tmp_path / "run")), Stop())
+    content = json.loads((tmp_path / "run" / "report" / "report.json").read_text())
+    worst = [gap["distance"] for gap in content["gaps"]["worst"]]
+    summary = content["gaps"]["distances"][str(student)]
+    assert len(worst) == 12 and worst == sorted(worst, reverse=True) and worst[0] == summary["largest"]
+    assert summary["count"] == 30 and worst[-1] > summary["median"]
