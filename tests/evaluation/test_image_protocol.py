@@ -63,6 +63,32 @@ def test_too_few_captions_are_refused(coco):
         captions_of(coco, EACH, 3, seed=0)
 
 
+def test_the_presets_are_the_papers():
+    sizes = {name: (preset.num_samples, preset.side, preset.classes) for name, preset in PRESETS.items()}
+    assert sizes == {
+        "coco2017-5k": (5000, 512, 0),
+        "coco2014-30k": (30000, 256, 0),
+        "imagenet64-50k": (50000, 64, 1000),
+    }
+
+
+class Width:
+    """In a CLIP's place: its score is an image's width."""
+
+    def __str__(self) -> str:
+        return "width"
+
+    resize = ""
+
+    def scores(self, images, prompts, *, prefix, batch_size):
+        return np.full(len(prompts), float(images.shape[-1]))
+
+
+def test_a_clip_sees_whole_images(folder):
+    protocol = ImageProtocol(Preset(2, 16), ["a", "b"], RealImages.of(folder), pixels(4), Width())
+    assert protocol.figures(protocol.observe(torch.zeros(2, 3, 32, 32), slice(0, 2))) == {"clip_score": 32.0}
+
+
 def test_classes_are_asked_for_in_turn():
     prompts = classes_in_turn(PRESETS["imagenet64-50k"], 50_000)
     assert prompts[:2] + prompts[999:1001] == ["0", "1", "999", "0"] and len(prompts) == 50_000
@@ -96,6 +122,8 @@ def test_references_are_computed_once_and_anew_for_other_images(folder, monkeypa
     assert len(reference_features(RealImages.of(folder), extractor, 16, batch_size=2)) == 2 and len(calls) == 2
     reference_features(RealImages.of(folder), pixels(4), 16, batch_size=2)
     assert len(calls) == 4
+    reference_features(RealImages.of(folder), pixels(4), 8, batch_size=2)
+    assert len(calls) == 6
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed"])

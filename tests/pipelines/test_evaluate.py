@@ -12,9 +12,13 @@ import torch
 from PIL import Image
 
 from instaflow.config import load_experiment
+from instaflow.digits.protocol import DigitsProtocol
 from instaflow.errors import ConfigError, DataError, InstaFlowError, Interrupted
+from instaflow.evaluation.frechet import frechet_distance
 from instaflow.evaluation.image_protocol import PRESETS
+from instaflow.evaluation.kernel_distance import kernel_distance
 from instaflow.evaluation.observations import Observations
+from instaflow.evaluation.precision_recall import precision_recall
 from instaflow.interruption import Stop
 from instaflow.rundir import stage_folders
 from instaflow.training.perceptual import load_network, save_network, small_layers, write_tiny_network
@@ -91,6 +95,27 @@ def test_a_row_carries_its_card(done):
         assert row["card"]["num_samples"] == 70 and row["card"]["prompts"].startswith("70 prompts, SHA-256")
         assert row["card"]["model_content"] and row["card"]["versions"]["torch"]
     assert len({row["card"]["model_content"] for row in found}) == 2
+
+
+def test_a_row_s_figures_are_those_of_its_images(done):
+    content = json.loads((done / "report" / "report.json").read_text())
+    real = DigitsProtocol(70).reference_features()
+    assert content["floors"]["real_halves"] == pytest.approx(frechet_distance(real[::2], real[1::2]))
+    kept = {}
+    for file in (done / "report" / "observed").glob("*/card.json"):
+        if not file.parent.name.endswith("-paths"):
+            card = json.loads(file.read_text())
+            kept[card["model"], card["num_steps"]] = Observations(file.parent, 70, 16).joined()
+    for row in content["rows"]:
+        observed = kept[row["model"], row["num_steps"]]
+        features = observed["features"].reshape(70, -1)
+        manifolds = precision_recall(features, real, device=torch.device("cpu"))
+        assert (row["precision"], row["recall"]) == (manifolds.precision, manifolds.recall)
+        distance = kernel_distance(features, real, subsets=DigitsProtocol.kernel_subsets, subset_size=70)
+        assert row["kernel_distance"] == pytest.approx(distance.mean)
+        assert row["frechet_distance_real"] == pytest.approx(frechet_distance(features, real))
+        assert row["seconds_per_image"] == np.median(observed["seconds"])
+        assert row["guidance_scale"] == row["card"]["guidance_scale"]
 
 
 def test_its_rows_are_told_with_its_seconds(done):
