@@ -248,7 +248,7 @@ def test_prompts_that_yaml_1_1_would_change_stay_prompts(tmp_path):
         ("stages.report.models.1.model=teacher", "a model stands twice with the same weights"),
         ("stages.report.models.0.weights=raw", "'teacher' at 25 steps is not among the models"),
         ("stages.2rf.preview={grid: 12, images: 8}", "'stages.2rf.preview': grid (12) is more than the images (8)"),
-        ("stages.report.num_samples=1", "greater than or equal to 2, not 1"),
+        ("stages.report.num_samples=1", "greater than or equal to 4, not 1"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused(tmp_path, override, words):
