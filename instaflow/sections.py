@@ -102,9 +102,10 @@ class Regression(Section):
     loss: Literal["lpips", "l2"] = "lpips"
     """Of decoded images, or of latents."""
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Coupled samples for each sample of the matching (DMD on LAION: a half)."""
+    """Coupled samples for each sample of the matching."""
     matched: bool = False
-    """The coupled samples' distribution is matched as well (DMD on LAION)."""
+    """The coupled samples' distribution is matched as well: with a share of 1 they are half of what is matched (DMD on
+    LAION)."""
 
 
 class Gan(Section):

@@ -88,9 +88,10 @@ def contributions(report: Report, colours: Colours) -> str:
         (
             "dmd",
             "Another road: distribution matching",
-            "No image is prescribed to any noise. Two diffusion models look at the student’s images, noised again: the "
-            "teacher, which knows what images should be like, and a copy of it that is kept learning what the "
-            "student’s are like. Where they disagree, the student’s image is moved the teacher’s way.",
+            "Images are matched as a whole, not one by one. Two diffusion models look at the student’s, noised again: "
+            "the teacher, which knows what images should be like, and a copy of it that is kept learning what the "
+            "student’s are like. Where they disagree, the student’s image is moved the teacher’s way. Beside that, a "
+            "regression on couplings may hold it to the teacher’s modes.",
             findings.dmd(report),
         ),
     ]

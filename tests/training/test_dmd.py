@@ -1,6 +1,7 @@
 """Distribution matching against the KL divergence of Gaussians, and what each of its two networks leaves alone."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -150,6 +151,31 @@ def test_the_loss_asks_both_scores_at_the_same_place_and_in_the_range(view):
     torch.testing.assert_close(x, view.noised(fresh, made, timestep))
     real, fake = (expected_data(view, x, timestep, *of) for of in ((MEAN, DEVIATION), (-0.4, 1.3)))
     torch.testing.assert_close(found, matching_direction(made, real, fake), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+def test_halves_of_a_direction_are_subtracted_in_double_precision(view):
+    """What the scores' outputs mean is computed from them, bit for bit, as if nothing were rounded before the end."""
+    told = []
+    if isinstance(view, EpsilonView):  # as a folder's schedule is
+        view = replace(view, alphas_cumprod=view.alphas_cumprod.float())
+
+    def rounded(teacher):
+        def of(prompts):
+            def predict(x, timestep):
+                told.append((x, timestep, teacher(prompts)(x.double(), timestep).float()))
+                return told[-1][2]
+
+            return predict
+
+        return of
+
+    scores = {"real": rounded(knowing(view, MEAN, DEVIATION)), "fake": rounded(knowing(view, -0.4, 1.3))}
+    made, fresh = noise(64, seed=1), noise(64, seed=2)
+    found = matching(view, **scores).direction(made, fresh, ["x"] * 64, draws(0, "dmd/", 0, 64))
+    real, fake = (view.predicted_data(x.double(), timestep, output.double()) for x, timestep, output in told)
+    assert found.dtype == torch.float32 and told[0][0].dtype in (torch.float32, torch.float64)
+    assert torch.equal(found, matching_direction(made.double(), real, fake).float())
 
 
 def test_the_gradient_s_precision_near_the_last_timestep():
