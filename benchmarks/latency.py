@@ -37,11 +37,11 @@ from instaflow.digits.captions import TRAINED
 from instaflow.models.architecture import Architecture
 from instaflow.models.device import device, set_up_cpu
 from instaflow.models.drawing import Drawing
+from instaflow.models.loading import DTYPES
 from instaflow.models.samplers import flow_scheduler
 from instaflow.models.settings import ModelSettings
 from instaflow.models.text_to_image import TextToImage
 from instaflow.world import hardware
-from pipelines.couple import DTYPES
 
 PROMPTS = sorted(TRAINED)
 TEACHER_STEPS, TEACHER_GUIDANCE = 25, 7.5
