@@ -111,7 +111,7 @@ def checkpoint_positions(phases: Sequence[Phase], every: int) -> list[int]:
     """The samples seen at each checkpoint of a training that nobody stops."""
     positions, position, saved = [], 0, 0
     for phase in phases:
-        for _ in range(phase.samples // phase.global_batch_size):
+        for _ in range(phase.updates):
             position += phase.global_batch_size
             if position - saved >= every:
                 saved = position

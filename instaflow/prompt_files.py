@@ -21,6 +21,11 @@ SAMPLE = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)")
 """A webdataset member: its sample's key, and what follows the first dot of its name."""
 
 
+def is_coco(path: str) -> bool:
+    """Whether a file of captions is in COCO's own form, by its name; else it is any file of prompts."""
+    return PurePosixPath(path).suffix.lower() == ".json"
+
+
 def rows_of(file: BinaryIO, name: str, column: str | None, score_column: str | None) -> Iterator[Row]:
     """The rows of the file, whose form its `name` tells by its ending. Raises ConfigError, which names the place."""
     form = READERS.get(suffix_of(name))

@@ -38,6 +38,16 @@ class Phase(Section):
     schedule: Literal["constant", "cosine"] = "constant"
     """After the warm-up: constant, or a half cosine from the learning rate to zero at the phase's end."""
 
+    @property
+    def updates(self) -> int:
+        """Of the network: one a whole batch."""
+        return self.samples // self.global_batch_size
+
+    @property
+    def seen(self) -> int:
+        """The samples in whole batches, which are those that training sees."""
+        return self.updates * self.global_batch_size
+
     @model_validator(mode="after")
     def whole_batches(self) -> "Phase":
         if self.samples < self.global_batch_size:

@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from instaflow.prompt_files import is_coco
 from instaflow.sections import (
     BACKBONES,
     FEATURES,
@@ -81,6 +82,10 @@ class Stage(Section):
         """Each place that names a file or folder whose content decides the result, with the path found there."""
         return {}
 
+    def packages(self) -> dict[str, str]:
+        """What the settings need that only an extra installs: the package, and the setting that asks for it."""
+        return {}
+
     def identity(self) -> dict[str, Any]:
         """The settings that decide this stage's result."""
         return {key: value for key, value in self.model_dump(mode="json").items() if key not in self.free_keys}
@@ -126,7 +131,6 @@ class TrainingStage(Stage):
     """Where the figures of stats.jsonl go besides: RUN/STAGE/tensorboard, or Weights & Biases (an extra to install)."""
 
     def packages(self) -> dict[str, str]:
-        """What the settings need that only an extra installs: the package, and the setting that asks for it."""
         asked = {"wandb": "trackers: wandb"} if "wandb" in self.trackers else {}
         return asked | ({"torchao": "optimizer: adamw-8bit"} if self.optimizer == "adamw-8bit" else {})
 
@@ -455,13 +459,12 @@ class EvaluateStage(Stage):
         return models | perceptual_parent(self.perceptual)
 
     def packages(self) -> dict[str, str]:
-        """As a training stage's."""
         return perceptual_package(self.perceptual)
 
     @property
     def draws_captions(self) -> bool:
         """Whether captions are drawn from COCO's by `captions_seed`; else those of a file are taken in order."""
-        return self.protocol == "coco2014-30k" and str(self.captions).lower().endswith(".json")
+        return self.protocol == "coco2014-30k" and self.captions is not None and is_coco(self.captions)
 
     @property
     def of_images(self) -> bool:

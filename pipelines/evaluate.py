@@ -58,8 +58,8 @@ class Measure:
     """Of the reference's features."""
 
     @classmethod
-    def by(cls, protocol: Judging, reference: Measured | None) -> "Measure":
-        real = protocol.reference_features()
+    def by(cls, protocol: Judging, real: np.ndarray, reference: Measured | None) -> "Measure":
+        """real: features of the real images [N, D]."""
         taught = Gaussian.of(reference.features) if reference else None
         return cls(protocol, real, Gaussian.of(real), reference, taught)
 
@@ -103,8 +103,8 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     place = next(i for i, s in enumerate(subjects) if (s.entry.model, s.entry.weights, s.num_steps) == wanted)
     if looks:
         subjects = [looks.of(subject, subjects[place]) for subject in subjects]
-    if world().leads:  # first: an image that cannot be read is told before hours of sampling
-        protocol.reference_features()
+    # First: a real image that cannot be read is told before hours of sampling.
+    real = protocol.reference_features() if world().leads else np.empty((0, 0))
     observe(stage, stop, protocol, subjects, subjects[place], looks)
     if not world().leads:
         return str
@@ -115,7 +115,7 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     paths = {subject.label: subject.paths.joined() for subject in subjects if subject.paths}
     straight = {label: straightness(bends_of(observed)) for label, observed in paths.items()}
     stages = stages_so_far(stage)
-    measure = Measure.by(protocol, reference)
+    measure = Measure.by(protocol, real, reference)
     kinds = {
         entry.model: model_kind(entry.model, stages) if entry.model in stage.stage_names else look.kind
         for entry, look in zip(settings.models, seen, strict=True)

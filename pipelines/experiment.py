@@ -16,7 +16,7 @@ from instaflow.places import check_network, check_perceptual, find_model, kind_o
 from instaflow.prompt_sources import Prompts
 from instaflow.rundir import StageFolder, locked, stage_folders
 from instaflow.sections import BACKBONES, DIGITS, FEATURES, share_of
-from instaflow.stages import CoupleStage, EvaluateStage, FlowStage, Stage, TrainingStage
+from instaflow.stages import CoupleStage, EvaluateStage, FlowStage, Stage
 from instaflow.stores import Store
 from instaflow.weights import find
 from instaflow.world import ALONE, Worker
@@ -125,8 +125,7 @@ def check_inputs(stages: dict[str, StageFolder]) -> None:
         for parent in stage.stage.parents().values():
             if parent not in stage.stage_names and not Path(parent).is_dir():
                 find_model(parent)
-        has_packages = isinstance(stage.stage, TrainingStage | EvaluateStage)
-        for package, setting in stage.stage.packages().items() if has_packages else ():
+        for package, setting in stage.stage.packages().items():
             if importlib.util.find_spec(package) is None:
                 raise ConfigError(f"'stages.{name}': {setting} needs {package}", f"pip install {package}")
         for entry in getattr(stage.stage, "models", ()):

@@ -444,7 +444,7 @@ def check_crops(experiment: Experiment) -> None:
 
 def samples_of(phases: Sequence[Phase]) -> int:
     """The samples of all phases, in whole global batches."""
-    return sum(phase.samples // phase.global_batch_size * phase.global_batch_size for phase in phases)
+    return sum(phase.seen for phase in phases)
 
 
 def largest_share(phases: Sequence[Phase], stage: Any, gpus: int, where: str) -> int:

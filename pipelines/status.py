@@ -154,10 +154,11 @@ def couplings_made(folder: Path) -> Work | None:
 
 
 def images_seen(folder: Path, settings: EvaluateStage) -> Work:
+    """Those that rows drew; what is seen of paths, gaps and diversity lies in folders of longer names."""
     made = {}
     for file in folder.glob("observed/*/*.observed"):
         batch = re.fullmatch(r"(\d+)-(\d+)\.observed", file.name)
-        if batch and not file.parent.name.endswith("-paths"):
+        if batch and re.fullmatch(r"[0-9a-f]{16}-\d+", file.parent.name):
             made[file] = int(batch[2]) - int(batch[1])
     rows = sum(len(entry.num_steps) * len(entry.scales) for entry in settings.models)
     return of_files(made, rows * settings.count, "image")
@@ -176,7 +177,7 @@ def samples_seen(folder: Path, settings: TrainingStage) -> Work:
     """Of all trainings of a stage together; the rate is that of the one at work."""
     keys = ("autoencoder_phases", "text_phases", "phases", "perceptual_phases")
     phases = [phase for key in keys for phase in getattr(settings, key, None) or ()]
-    total = sum(phase.samples // phase.global_batch_size * phase.global_batch_size for phase in phases)
+    total = sum(phase.seen for phase in phases)
     lines = [line for line in read_stats(folder / "stats.jsonl") if "samples_seen" in line]
     seen = {line["job"]: line["samples_seen"] for line in lines}
     last = [line for line in lines if line["job"] == lines[-1]["job"]][-RECENT:]

@@ -28,7 +28,7 @@ def jobs_of(training: StageFolder) -> list[tuple[str, int]]:
     found, seen = [], 0
     for phase in training.stage.phases:
         found.append((phase.job, seen))
-        seen += phase.samples // phase.global_batch_size * phase.global_batch_size
+        seen += phase.seen
     return found
 
 
@@ -92,7 +92,6 @@ def cost_at(training: StageFolder, samples: int) -> dict[str, Any]:
     seconds = [line["seconds"] for line in lines if line.get("samples_seen", samples) <= samples - before]
     updates, left = 0, samples
     for phase in training.stage.phases:
-        size = phase.global_batch_size
-        count = min(left, phase.samples) // size
-        updates, left = updates + count, left - count * size
+        here = min(left, phase.seen)
+        updates, left = updates + here // phase.global_batch_size, left - here
     return {"updates": updates, "training_seconds": max(seconds, default=None)}

@@ -8,7 +8,6 @@ REPORT/watch/observed/       what was seen of their images, for a stopped watch 
 Nothing is written into the folder of the stage that trains.
 """
 
-import math
 import shlex
 import shutil
 import time
@@ -23,9 +22,8 @@ import torch
 from instaflow.config import Experiment
 from instaflow.errors import ConfigError, Interrupted
 from instaflow.evaluation.card import Card
-from instaflow.evaluation.history import samples_of
 from instaflow.evaluation.observations import Observations
-from instaflow.evaluation.report import Report, Row
+from instaflow.evaluation.report import Report, Row, plain
 from instaflow.evaluation.scores import FILE, WATCH, score_curves, training_of
 from instaflow.evaluation.watch_page import write_watch_page
 from instaflow.evaluation.wording import duration, named, number, percent, steps
@@ -112,7 +110,7 @@ class Course:
     @property
     def total(self) -> int:
         """Samples of the whole training."""
-        return samples_of(self.training.stage.model_dump()) or 0
+        return sum(phase.seen for phase in self.training.stage.phases)
 
 
 class Watch:
@@ -141,7 +139,7 @@ class Watch:
         ]
         self.protocol, _ = look_at_models(with_models(self.stage, origins))
         if world().leads:
-            self.measure = Measure.by(self.protocol, None)
+            self.measure = Measure.by(self.protocol, self.protocol.reference_features(), None)
             for course in self.courses:
                 self.begin(course)  # what was scored before is drawn from the first page on
         while True:
@@ -272,7 +270,7 @@ class Watch:
         observe(self.stage, stop, self.protocol, [subject])
         self.reference = Measured(subject, subject.images.joined())
         if world().leads:
-            self.measure = Measure.by(self.protocol, self.reference)
+            self.measure = Measure.by(self.protocol, self.measure.real, self.reference)
             self.compared = [self.measure.row(self.reference, seen[0].kind)]
             self.draw()
 
@@ -297,7 +295,7 @@ class Watch:
             for card, row in zip(course.cards, rows, strict=True):
                 figures = {key: value for key, value in asdict(row).items() if key != "card"}
                 line = {"samples_seen": samples, **figures, **told, "curve": card.key()}
-                append_stats(self.folder / FILE, {key: finite(value) for key, value in line.items()})
+                append_stats(self.folder / FILE, plain(line))
                 seen = f"{row.label} at {samples:,} of {course.total:,} samples, {steps(row.num_steps)}"
                 say(f"{self.stage.name}: {seen}: {in_words(row)}; {after(told)}".replace("\N{NO-BREAK SPACE}", " "))
             for subject in subjects:
@@ -357,8 +355,3 @@ def after(told: dict) -> str:
 
 def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def finite(value: object) -> object:
-    """None for a figure that is not finite, which JSON can't hold."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -13,6 +13,7 @@ from instaflow.errors import ConfigError
 from instaflow.evaluation.clip import Clip
 from instaflow.evaluation.features import Extractor, in_bytes, lanczos
 from instaflow.evaluation.references import CENTRE, RealImages, reference_features
+from instaflow.prompt_files import is_coco
 from instaflow.prompt_sources import Prompts
 
 
@@ -50,11 +51,6 @@ def captions_of(path: str, preset: Preset, count: int, seed: int) -> list[str]:
         said = f"'{path}' holds {len(found):,} captions, and the protocol wants {count:,}"
         raise ConfigError(said, "Take another file, or fewer samples, which is another protocol")
     return found[:count]
-
-
-def is_coco(path: str) -> bool:
-    """Whether captions are in COCO's own form, by the file's name; else it is any file of prompts."""
-    return Path(path).suffix.lower() == ".json"
 
 
 def coco_captions(file: Path, *, first_of_each: bool) -> list[str]:

@@ -326,7 +326,7 @@ def report_json(report: Report) -> dict[str, Any]:
         "gaps": _gaps_json(report.gaps) if report.gaps else None,
         "neighbours": _neighbours_json(report.neighbours) if report.neighbours else None,
     }
-    return _plain(content)
+    return plain(content)
 
 
 def _gaps_json(gaps: Gaps) -> dict[str, Any]:
@@ -368,15 +368,16 @@ def distance_summary(distances: Sequence[float]) -> dict[str, float]:
     }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """What JSON can hold of it; None in place of a figure that is not finite."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     if isinstance(value, np.generic):
-        return _plain(value.item())
+        return plain(value.item())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -117,9 +117,9 @@ def spans_of(phases: Sequence[Phase], micro_batch_size: int | None, processes: i
     """Where each phase begins and ends. Raises ConfigError if a global batch cannot be shared out."""
     spans: list[Span] = []
     for index, phase in enumerate(phases):
-        size, micro = phase.global_batch_size, share_of(phase, micro_batch_size, processes, f"phases.{index}")
+        micro = share_of(phase, micro_batch_size, processes, f"phases.{index}")
         start = spans[-1].end if spans else 0
-        spans.append(Span(phase, start, start + phase.samples // size * size, micro))
+        spans.append(Span(phase, start, start + phase.seen, micro))
     return spans
 
 

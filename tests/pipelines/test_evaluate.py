@@ -26,6 +26,7 @@ from instaflow.weights import WEIGHTS
 from pipelines import showing
 from pipelines.experiment import run_all
 from pipelines.plan import Plan
+from pipelines.status import work_of
 from tests.conftest import forbid_network
 from tests.evaluation.stand_ins import tiny_clip, write_inception
 from tests.models.made import write_flow, write_model
@@ -307,6 +308,12 @@ def test_the_figures_are_those_of_the_kept_images(looked, eye):
         assert row["perceptual_gap"] == pytest.approx(float(expected), rel=1e-4, abs=1e-8)
         expected = (as_floats[key] - as_floats[reference]).square().mean((1, 2, 3)).sqrt().mean()
         assert row["pixel_gap"] == pytest.approx(float(expected), rel=1e-4, abs=1e-8)
+
+
+def test_the_status_counts_the_images_of_rows_alone(looked):
+    work = work_of(looked / "report")
+    assert len({file.parent for file in looked.rglob("*.observed")}) > 3 + 1  # gaps and diversity are seen, too
+    assert work.done == work.total == sum(row["num_samples"] for row in rows(looked))
 
 
 def test_the_card_and_the_page_say_by_which_network(looked):
