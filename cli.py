@@ -307,9 +307,9 @@ def rehearse(config: str, overrides: tuple[str, ...], run_dir: str | None) -> No
 )
 @click.option("--dry-run", is_flag=True, help="Print the scripts, and submit and write nothing.")
 def submit(config: str, overrides: tuple[str, ...], run_dir: str | None, profile: str | None, dry_run: bool) -> None:
-    """Submit an experiment to Slurm, each stage a job after those it builds on.
+    """Submit an experiment to a Slurm cluster, a job a stage.
 
-    What jobs ask for is said in the experiment's section `cluster`, or in a profile of the same form. Couple stages may
+    Each comes after those it builds on. What jobs ask for is said in the experiment's section `cluster`, or in a profile of the same form. Couple stages may
     be arrays; a stage that a time limit or a preemption stops is saved, and its job queued again. Stages that are done
     are left out. The scripts are kept in RUN/jobs. `instaflow run` is the same chain on this machine.
 
