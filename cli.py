@@ -309,9 +309,10 @@ def rehearse(config: str, overrides: tuple[str, ...], run_dir: str | None) -> No
 def submit(config: str, overrides: tuple[str, ...], run_dir: str | None, profile: str | None, dry_run: bool) -> None:
     """Submit an experiment to a Slurm cluster, a job a stage.
 
-    Each comes after those it builds on. What jobs ask for is said in the experiment's section `cluster`, or in a profile of the same form. Couple stages may
-    be arrays; a stage that a time limit or a preemption stops is saved, and its job queued again. Stages that are done
-    are left out. The scripts are kept in RUN/jobs. `instaflow run` is the same chain on this machine.
+    Each comes after those it builds on. What jobs ask for is said in the experiment's section `cluster`, or in a
+    profile of the same form. Couple stages may be arrays; a stage that a time limit or a preemption stops is saved, and
+    its job queued again. Stages that are done are left out. The scripts are kept in RUN/jobs. `instaflow run` is the
+    same chain on this machine.
 
     \b
         instaflow submit digits --dry-run

@@ -82,6 +82,7 @@ th.wrap { white-space: normal; min-width: 84px; }
 th:first-child, td:first-child, .left { text-align: left; }
 thead th { border-bottom: 1px solid var(--line); }
 .many { font-size: 0.78rem; } .many th { font-size: 0.7rem; } .many th, .many td { padding: 5px 4px; }
+@media screen and (min-width: 1100px) { .panel:has(.many) { margin: 0 -48px; } }
 .many th.wrap { min-width: 44px; } .many .best { padding: 1px 4px; margin: 0 -4px; }
 tr.new td { border-top: 1px solid var(--line); }
 td svg { display: inline-block; width: 14px; height: 14px; vertical-align: -2px; margin-right: 6px; }
