@@ -404,6 +404,29 @@ def sample(
     )
 
 
+@cli.command()
+@click.argument("model")
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--to", type=click.Choice(["instaflow"]), required=True, help="The form.")
+def export(model: str, output: Path, to: str) -> None:
+    """Write a model in another form, for other programs.
+
+    MODEL is what `instaflow sample` takes. The forms:
+
+    \b
+        instaflow    for InstaFlow's own pipeline: its sign, its timesteps
+
+    Models that InstaFlow released are read as any other, by name or folder.
+
+    \b
+        instaflow export runs/digits/student/model digits-instaflow --to instaflow
+        instaflow sample XCLiu/instaflow_0_9B_from_sd_1_5 --prompt "a red bicycle"
+    """
+    from pipelines.export import run as run_export
+
+    click.echo(run_export(model, output, to))
+
+
 @cli.command("import-edm")
 @click.argument("state", metavar="STATE.safetensors", type=click.Path(dir_okay=False, path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))

@@ -29,8 +29,11 @@ SECOND_ENCODER = (
 WEIGHTS = (("unet/*.safetensors",), ("vae/*.safetensors",), ("text_encoder/*.safetensors",))
 PIXELS = "ConsistencyModelPipeline"
 """The stock pipeline that a model of pixels is: of all, it feeds a UNet2DModel as the scheduler says."""
+RELEASED = "RectifiedFlowPipeline"
+"""The pipeline that InstaFlow's released models name: a Stable Diffusion's parts, the network of another convention."""
 PIPELINES = {
     "StableDiffusionPipeline": (CONFIGURATION, WEIGHTS),
+    RELEASED: (CONFIGURATION, WEIGHTS),
     "StableDiffusionXLPipeline": (
         (*CONFIGURATION, *SECOND_ENCODER),
         (*WEIGHTS, ("text_encoder_2/*.safetensors",)),
@@ -154,6 +157,11 @@ def pipeline_class(folder: Path) -> str:
 def is_of_pixels(found: Path) -> bool:
     """Whether a model that `find_model` found is one of pixels, without latents and text."""
     return found.is_dir() and pipeline_class(found) == PIXELS
+
+
+def is_released(folder: Path) -> bool:
+    """Whether a pipeline's folder is in InstaFlow's own convention (see `instaflow.models.released`)."""
+    return (folder / "model_index.json").is_file() and pipeline_class(folder) == RELEASED
 
 
 def missing_files(folder: Path, *needed: tuple[tuple[str, ...], ...]) -> list[str]:

@@ -24,9 +24,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from instaflow.errors import DataError
+from instaflow.models.samplers import flow_scheduler
 from instaflow.models.settings import ModelSettings, read_settings
 from instaflow.models.stacked import StackedUNet
-from instaflow.places import is_of_pixels, pipeline_class
+from instaflow.places import is_of_pixels, is_released, pipeline_class
 
 Config = dict[str, Any]
 
@@ -223,7 +224,15 @@ def read_architecture(folder: Path) -> Architecture:
             *((part, "config.json") for part in ("text_encoder", *second)),
         ]
     )
+    if is_released(folder):
+        scheduler = velocity_sampler()
     return Architecture(unet, vae, tuple(encoders), scheduler, read_settings(folder))
+
+
+def velocity_sampler() -> Config:
+    """The configuration of a velocity flow's scheduler."""
+    scheduler = flow_scheduler("velocity", None)
+    return {**scheduler.config, "_class_name": type(scheduler).__name__}
 
 
 def read_config(file: Path) -> Config:

@@ -41,6 +41,14 @@ def save_model(folder: Path, *, scheduler: Any, settings: ModelSettings, **parts
     The parts are unet, vae, text_encoder and tokenizer; with text_encoder_2, tokenizer_2 and
     force_zeros_for_empty_prompt it is a StableDiffusionXLPipeline, and with the unet alone a model of pixels.
     """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    write_model(temporary, scheduler=scheduler, settings=settings, **parts)
+    replace_folder(temporary, folder)
+
+
+def write_model(folder: Path, *, scheduler: Any, settings: ModelSettings, **parts: Any) -> None:
+    """Write what `save_model` does, file by file."""
     pipeline: Any
     if "vae" not in parts:
         pipeline = ConsistencyModelPipeline(**parts, scheduler=scheduler)
@@ -55,18 +63,15 @@ def save_model(folder: Path, *, scheduler: Any, settings: ModelSettings, **parts
         if backend is not None:  # it would write down how it was last used
             backend.no_padding()
             backend.no_truncation()
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    pipeline.save_pretrained(temporary, safe_serialization=True)
-    for file in temporary.rglob("*.json"):
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    for file in folder.rglob("*.json"):
         content = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(content, dict) and LOADED_FROM & content.keys():
             write_json(file, {key: value for key, value in content.items() if key not in LOADED_FROM})
     if is_stacked(pipeline):
-        shutil.copyfile(stacked.__file__, temporary / CODE)
-    write_settings(temporary, settings)
-    write_file(temporary / "README.md", model_card(settings, pipeline))
-    replace_folder(temporary, folder)
+        shutil.copyfile(stacked.__file__, folder / CODE)
+    write_settings(folder, settings)
+    write_file(folder / "README.md", model_card(settings, pipeline))
 
 
 def model_card(settings: ModelSettings, pipeline: Any) -> str:

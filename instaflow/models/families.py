@@ -3,11 +3,12 @@
 The numbers are those of the models' own config.json files, as far as they are not the libraries' defaults.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from instaflow.errors import DataError
-from instaflow.models.architecture import Architecture, Config, read_architecture
-from instaflow.models.settings import ModelSettings
+from instaflow.models.architecture import Architecture, Config, read_architecture, velocity_sampler
+from instaflow.models.settings import FLOW, INSTAFLOW, ONE_STEP, TWO_RECTIFIED_FLOW, ModelSettings
 from instaflow.places import configured_model, is_hub_name, is_to_import
 
 SCHEDULE = {
@@ -81,6 +82,8 @@ HUB_NAMES = {
     "CompVis/stable-diffusion-v1-4": SD1,
     "runwayml/stable-diffusion-v1-5": SD1,
     "stable-diffusion-v1-5/stable-diffusion-v1-5": SD1,
+    f"XCLiu/{ONE_STEP}": replace(SD1, scheduler=velocity_sampler(), settings=INSTAFLOW),
+    f"XCLiu/{FLOW}": replace(SD1, scheduler=velocity_sampler(), settings=TWO_RECTIFIED_FLOW),
     "stabilityai/stable-diffusion-2-base": SD2,
     "stabilityai/stable-diffusion-2-1-base": SD2,
     "stabilityai/stable-diffusion-2": SD2_V,

@@ -14,10 +14,12 @@ from instaflow.errors import DataError, reason_of
 from instaflow.models.architecture import read_config
 from instaflow.models.model import Model
 from instaflow.models.pixels import PixelModel
+from instaflow.models.released import from_released
+from instaflow.models.samplers import flow_scheduler
 from instaflow.models.settings import ModelSettings, read_settings
 from instaflow.models.stacked import StackedUNet
 from instaflow.models.text_to_image import TextToImage
-from instaflow.places import configuration_of, find_model, is_of_pixels, pipeline_class
+from instaflow.places import configuration_of, find_model, is_of_pixels, is_released, pipeline_class
 
 diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.disable_progress_bar()
@@ -71,14 +73,22 @@ def load_pipeline(found: Path, dtype: torch.dtype) -> Any:
     options["low_cpu_mem_usage"] = False  # the other way needs accelerate, and leaves tensors without values
     options |= {"add_watermarker": False} if xl else {"safety_checker": None, "requires_safety_checker": False}
     if found.is_file():
-        return pipeline.from_single_file(str(found), config=str(folder), **options)
+        return as_ours(pipeline.from_single_file(str(found), config=str(folder), **options), folder)
     full = any(file for file in folder.glob("unet/*.safetensors") if ".fp16" not in file.name)
     how = {"variant": None if full else "fp16", "use_safetensors": True}
     if pipeline.load_config(str(folder))["unet"][1] == StackedUNet.__name__:  # by our code: the folder's is never run
         options["unet"] = StackedUNet.from_pretrained(
             str(folder / "unet"), torch_dtype=dtype, low_cpu_mem_usage=False, **how
         )
-    return pipeline.from_pretrained(str(folder), **how, **options)
+    return as_ours(pipeline.from_pretrained(str(folder), **how, **options), folder)
+
+
+def as_ours(pipeline: Any, folder: Path) -> Any:
+    """The pipeline, its network read from InstaFlow's convention where the folder is in that one."""
+    if is_released(folder):
+        from_released(pipeline.unet)
+        pipeline.scheduler = flow_scheduler("velocity", pipeline.scheduler)
+    return pipeline
 
 
 def check_edm(folder: Path) -> None:

@@ -9,9 +9,12 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from instaflow.errors import DataError
 from instaflow.files import write_json
+from instaflow.places import is_released
 
 FILE = "instaflow.json"
 FORMAT = 1
+ONE_STEP, FLOW = "instaflow_0_9B_from_sd_1_5", "2_rectified_flow_from_sd_1_5"
+"""What the hub calls InstaFlow-0.9B and its 2-rectified flow."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,23 @@ class ModelSettings:
     """The stages from the teacher to this model, oldest first."""
 
 
+def released(name: str, **sampled: Any) -> ModelSettings:
+    lineage = [{"stage": name, "kind": "import", "summary": "released with InstaFlow (arXiv 2309.06380)"}]
+    return ModelSettings(parametrization="velocity", lineage=lineage, **sampled)
+
+
+INSTAFLOW = released(ONE_STEP, kind="student", num_steps=1, guidance_scale=1.0)
+TWO_RECTIFIED_FLOW = released(FLOW, kind="flow", num_steps=25, guidance_scale=1.5)
+
+
 def read_settings(folder: Path) -> ModelSettings:
-    """The settings in a model folder, or those of a plain Stable Diffusion teacher. Raises DataError."""
+    """The settings in a model folder; without them, those of InstaFlow's released models or of a plain teacher.
+
+    Raises DataError.
+    """
     file = folder / FILE
     if not file.is_file():
-        return ModelSettings()
+        return released_settings(folder) if is_released(folder) else ModelSettings()
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         if content.pop("format") != FORMAT:
@@ -47,6 +62,12 @@ def read_settings(folder: Path) -> ModelSettings:
         raise damaged(file, f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise damaged(file, str(error)) from error
+
+
+def released_settings(folder: Path) -> ModelSettings:
+    """How InstaFlow's authors sample what they released: InstaFlow-0.9B in one step, others as a 2-rectified flow."""
+    one_step = any(part.endswith(ONE_STEP) for part in folder.absolute().parts)  # the hub's cache keeps the name, too
+    return INSTAFLOW if one_step else TWO_RECTIFIED_FLOW
 
 
 def damaged(file: Path, reason: str) -> DataError:
