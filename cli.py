@@ -407,24 +407,49 @@ def sample(
 @cli.command()
 @click.argument("model")
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--to", type=click.Choice(["instaflow"]), required=True, help="The form.")
-def export(model: str, output: Path, to: str) -> None:
+@click.option("--to", type=click.Choice(["diffusers", "instaflow"]), required=True, help="The form.")
+@click.option("--teacher", metavar="PLACE", help="The model it began with, if its run does not tell.")
+@click.option(
+    "--lock-guidance/--no-lock-guidance",
+    default=True,
+    help="Make stock diffusers skip guidance for a student. Locked, ControlNetModel.from_unet refuses it.",
+)
+def export(model: str, output: Path, to: str, teacher: str | None, lock_guidance: bool) -> None:
     """Write a model in another form, for other programs.
 
-    MODEL is what `instaflow sample` takes. The forms:
+    MODEL is what `instaflow sample` takes; OUTPUT is a folder, made with a model card: teacher, data, cost, figures
+    with their protocol, licence. The forms:
 
     \b
+        diffusers    a pipeline of stock diffusers, with the teacher's safety checker
         instaflow    for InstaFlow's own pipeline: its sign, its timesteps
 
     Models that InstaFlow released are read as any other, by name or folder.
 
     \b
-        instaflow export runs/digits/student/model digits-instaflow --to instaflow
-        instaflow sample XCLiu/instaflow_0_9B_from_sd_1_5 --prompt "a red bicycle"
+        instaflow export runs/digits/student/model digits-student --to diffusers
+        instaflow export XCLiu/instaflow_0_9B_from_sd_1_5 instaflow --to diffusers
     """
     from pipelines.export import run as run_export
 
-    click.echo(run_export(model, output, to))
+    for line in run_export(model, output, to, teacher=teacher, lock=lock_guidance):
+        click.echo(line)
+
+
+@cli.command()
+@click.argument("folder", metavar="MODEL", type=click.Path(path_type=Path))
+def show(folder: Path) -> None:
+    """Tell what a model is and where it comes from.
+
+    The stages from the teacher to it, with couplings, phases, hashes and seconds; the figures of reports that measured
+    it, with their protocol. Reads files alone: of a run, or of an exported folder.
+
+    \b
+        instaflow show runs/digits/student/model
+    """
+    from pipelines.show import run as run_show
+
+    click.echo(run_show(folder))
 
 
 @cli.command("import-edm")

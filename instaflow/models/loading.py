@@ -12,11 +12,12 @@ from safetensors import safe_open
 
 from instaflow.errors import DataError, reason_of
 from instaflow.models.architecture import read_config
+from instaflow.models.guidance_lock import unlock_guidance
 from instaflow.models.model import Model
 from instaflow.models.pixels import PixelModel
 from instaflow.models.released import from_released
 from instaflow.models.samplers import flow_scheduler
-from instaflow.models.settings import ModelSettings, read_settings
+from instaflow.models.settings import read_settings
 from instaflow.models.stacked import StackedUNet
 from instaflow.models.text_to_image import TextToImage
 from instaflow.places import configuration_of, find_model, is_of_pixels, is_released, pipeline_class
@@ -44,11 +45,12 @@ def load_model(place: str | Path, *, device: torch.device, dtype: torch.dtype = 
         raise DataError(
             f"The model '{place}' cannot be loaded: {reason}", "Restore its files, or make the model's stage again"
         ) from error
-    settings = read_settings(found) if found.is_dir() else ModelSettings()
+    settings = read_settings(found if found.is_dir() else configuration_of(found))
     if pixels:
         edm = PixelModel(pipeline, settings, str(place))
         edm.unet.to(device)
         return edm
+    unlock_guidance(pipeline.unet)
     model = TextToImage(pipeline, settings, str(place))
     check_network(model)
     if found.is_file():

@@ -1,35 +1,176 @@
 """`instaflow export`: each form as the programs read it that it is for."""
 
-import numpy as np
+import json
+import shutil
 
-from tests.models.made import noise, write_flow
+import numpy as np
+import pytest
+import torch
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from transformers import CLIPConfig, CLIPImageProcessor
+
+from instaflow.models.loading import load_model
+from instaflow.models.samplers import flow_scheduler
+from tests.models.made import load, noise, teacher_scheduler, write_flow, write_model, write_published, write_xl_flow
+
+PROMPT = "the digit 7"
+
+
+def write_student(folder, **changes):
+    settings = {"kind": "student", "parametrization": "velocity", "num_steps": 1, "guidance_scale": 1.0}
+    return write_model(folder, flow_scheduler("velocity", teacher_scheduler()), **(settings | changes))
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    return write_student(tmp_path_factory.mktemp("export") / "student")
+
+
+def exported(typed, model, folder, to, *options):
+    code, out, err = typed("export", model, folder, "--to", to, *options)
+    assert code == 0, err
+    return out
 
 
 def sampled(typed, model, folder):
     """The latents that `instaflow sample` makes of a model."""
     np.save(folder / "noise.npy", noise(1).numpy())
-    words = ["--prompt", "the digit 7", "--noise-in", folder / "noise.npy", "--latents-out", folder / "out.npy"]
+    words = ["--prompt", PROMPT, "--noise-in", folder / "noise.npy", "--latents-out", folder / "out.npy"]
     code, _, err = typed("sample", model, *words, "--output", folder / "out.png")
     assert code == 0, err
     return np.load(folder / "out.npy")
 
 
-def test_instaflow_and_back(typed, tmp_path):
-    student = write_flow(tmp_path / "student", "velocity")
-    code, out, _ = typed("export", student, tmp_path / "out", "--to", "instaflow")
-    assert code == 0 and out.endswith(f"{tmp_path / 'out'}: for InstaFlow's RectifiedFlowPipeline\n")
-    np.testing.assert_allclose(
-        sampled(typed, tmp_path / "out", tmp_path), sampled(typed, student, tmp_path), rtol=0, atol=1e-4
-    )
+def stock(pipeline, guidance_scale, **more):
+    pipeline.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": 1, "latents": noise(1), "output_type": "latent"}
+    return pipeline(PROMPT, guidance_scale=guidance_scale, **(options | more)).images
+
+
+def test_instaflow_and_back(typed, student, tmp_path):
+    out = exported(typed, student, tmp_path / "out", "instaflow")
+    assert out.endswith(f"{tmp_path / 'out'}: for InstaFlow's RectifiedFlowPipeline\n")
     assert "RectifiedFlowPipeline" in (tmp_path / "out" / "model_index.json").read_text()
+    back, before = sampled(typed, tmp_path / "out", tmp_path), sampled(typed, student, tmp_path)
+    np.testing.assert_allclose(back, before, rtol=0, atol=1e-5)
 
 
-def test_nothing_is_overwritten(typed, tmp_path):
-    student = write_flow(tmp_path / "student", "velocity")
+def test_nothing_is_overwritten(typed, student, tmp_path):
     code, _, err = typed("export", student, student, "--to", "instaflow")
     assert code == 1 and "is there already" in err
     code, _, err = typed("export", student, tmp_path / "no" / "out", "--to", "instaflow")
     assert code == 1 and "does not exist" in err
     code, _, err = typed("export", write_flow(tmp_path / "other", "epsilon"), tmp_path / "out", "--to", "instaflow")
     assert code == 1 and "InstaFlow's convention" in err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "student"]
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+# --- diffusers --------------------------------------------------------------------------------------------------------
+
+
+def test_stock_diffusers_skips_a_students_guidance(typed, student, tmp_path):
+    plain = StableDiffusionPipeline.from_pretrained(student)
+    right, ruined = stock(plain, 1.0), stock(plain, 7.5)
+    assert (right - ruined).abs().max() > 0.1
+    assert "whatever guidance_scale is passed" in exported(typed, student, tmp_path / "out", "diffusers")
+    locked = StableDiffusionPipeline.from_pretrained(tmp_path / "out")
+    assert torch.equal(stock(locked, 7.5), right)
+    again = load(tmp_path / "out")
+    assert again.unet.config.time_cond_proj_dim is None
+    assert again.unet.state_dict().keys() == plain.unet.state_dict().keys()
+    torch.testing.assert_close(again.sample(noise(1), [PROMPT]), right, rtol=0, atol=1e-5)
+    exported(typed, student, tmp_path / "open", "diffusers", "--no-lock-guidance")
+    assert torch.equal(stock(StableDiffusionPipeline.from_pretrained(tmp_path / "open"), 7.5), ruined)
+
+
+def test_a_flows_guidance_is_left_alone(typed, tmp_path):
+    flow = write_flow(tmp_path / "flow", "velocity")
+    exported(typed, flow, tmp_path / "out", "diffusers")
+    assert load(tmp_path / "out").settings.guidance_scale == 1.5
+    assert json.loads((tmp_path / "out" / "unet" / "config.json").read_text())["time_cond_proj_dim"] is None
+
+
+def test_xl_is_locked_too(typed, tmp_path):
+    from diffusers import StableDiffusionXLPipeline
+
+    flow = write_xl_flow(tmp_path / "xl", "velocity")
+    settings = json.loads((flow / "instaflow.json").read_text())
+    (flow / "instaflow.json").write_text(json.dumps(settings | {"kind": "student", "guidance_scale": 1.0}))
+    exported(typed, flow, tmp_path / "out", "diffusers")
+    plain, locked = (StableDiffusionXLPipeline.from_pretrained(place) for place in (flow, tmp_path / "out"))
+    assert torch.equal(stock(locked, 7.5), stock(plain, 1.0))
+
+
+def test_a_lora_does_to_the_locked_student_what_it_does_to_the_plain_one(typed, student, tmp_path):
+    donor = StableDiffusionPipeline.from_pretrained(student)
+    donor.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(donor.unet))
+    StableDiffusionPipeline.save_lora_weights(tmp_path / "lora", unet_lora_layers=layers)
+    exported(typed, student, tmp_path / "out", "diffusers")
+    plain, locked = (StableDiffusionPipeline.from_pretrained(place) for place in (student, tmp_path / "out"))
+    before = stock(plain, 1.0)
+    for pipeline in (plain, locked):
+        pipeline.load_lora_weights(tmp_path / "lora")
+    assert torch.equal(stock(locked, 7.5), stock(plain, 1.0))
+    assert (stock(plain, 1.0) - before).abs().max() > 1e-3
+
+
+def test_a_controlnet_of_the_teacher_is_attached(typed, student, tmp_path):
+    teacher = StableDiffusionPipeline.from_pretrained(write_published(tmp_path / "teacher", "sd1"))
+    torch.manual_seed(0)
+    control = ControlNetModel.from_unet(teacher.unet, conditioning_embedding_out_channels=(4, 8))
+    for block in (*control.controlnet_down_blocks, control.controlnet_mid_block):
+        torch.nn.init.normal_(block.weight, std=0.1)  # zero before they are trained
+    exported(typed, student, tmp_path / "out", "diffusers")
+    image, made = torch.rand(1, 3, 16, 16), []
+    for place, scale in ((student, 1.0), (tmp_path / "out", 7.5)):
+        pipeline = StableDiffusionControlNetPipeline.from_pretrained(place, controlnet=control, safety_checker=None)
+        made.append(stock(pipeline, scale, image=image))
+    assert torch.equal(*made)
+    assert (made[0] - stock(StableDiffusionPipeline.from_pretrained(student), 1.0)).abs().max() > 1e-3
+
+
+def write_checked(folder):
+    """A Stable Diffusion 1 with a safety checker, as the hub has it."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(vision_config={**sizes, "image_size": 16, "patch_size": 8}, text_config=sizes, projection_dim=8)
+    write_published(folder, "sd1")
+    torch.manual_seed(0)
+    StableDiffusionSafetyChecker(config).save_pretrained(folder / "safety_checker")
+    size = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
+    CLIPImageProcessor(**size).save_pretrained(folder / "feature_extractor")
+    index = json.loads((folder / "model_index.json").read_text()) | {
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "requires_safety_checker": True,
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "README.md").write_text("---\nlicense: openrail++\n---\n# A teacher\n")
+    return folder
+
+
+@pytest.mark.parametrize("to", ["diffusers", "instaflow"])
+def test_the_teachers_safety_checker_and_licence_are_kept(typed, student, tmp_path, to):
+    teacher = write_checked(tmp_path / "teacher")
+    out = exported(typed, student, tmp_path / "out", to, "--teacher", teacher)
+    assert "safety checker is kept" in out
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "\nlicense: openrail++\n" in card and "safety checker is kept" in card
+    assert str(tmp_path) not in card and "safety_checker=None" not in card
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "out")
+    assert isinstance(pipeline.safety_checker, StableDiffusionSafetyChecker)
+    pipeline.set_progress_bar_config(disable=True)
+    found = pipeline(PROMPT, num_inference_steps=1, latents=noise(1), output_type="np").nsfw_content_detected
+    assert len(found) == 1 and found[0] in (True, False)
+    load_model(tmp_path / "out", device=torch.device("cpu"))  # without it
+
+
+def test_a_safety_checker_that_is_not_here_is_told(typed, student, tmp_path):
+    teacher = write_checked(tmp_path / "teacher")
+    shutil.rmtree(teacher / "safety_checker")
+    out = exported(typed, student, tmp_path / "out", "diffusers", "--teacher", teacher)
+    assert "is not on this machine, and left out" in out and "hf download" in out

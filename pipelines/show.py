@@ -1,0 +1,28 @@
+"""What a model is and where it comes from, in words: what `instaflow show` does."""
+
+from pathlib import Path
+
+from instaflow.errors import DataError
+from instaflow.models.settings import ModelSettings, read_settings
+from instaflow.places import check_folder
+from instaflow.provenance import provenance_of, told
+
+
+def run(folder: Path) -> str:
+    """Markdown on the model in a folder; no weights are loaded. Raises DataError."""
+    if not folder.is_dir():
+        raise DataError(f"There is no folder '{folder}'", "Name a model's folder, such as runs/digits/student/model")
+    check_folder(folder)
+    settings = read_settings(folder)
+    found = provenance_of(folder, settings.lineage)
+    licence = [f"The teacher's licence: {found.licence}."] if found.licence else []
+    return "\n\n".join([f"# {folder}", in_words(settings), *licence, told(found)])
+
+
+def in_words(settings: ModelSettings) -> str:
+    """How a model is read and sampled, in a line."""
+    what = {"teacher": "A teacher", "flow": "A rectified flow", "student": "A student"}[settings.kind]
+    steps = f"{settings.num_steps} step{'s' if settings.num_steps > 1 else ''}"
+    guidance = f"guidance {settings.guidance_scale:g}" if settings.guidance_scale > 1 else "no guidance"
+    weights = "moving average of the weights" if settings.weights == "ema" else "raw weights"
+    return f"{what}: parametrization {settings.parametrization}, {steps}, {guidance}, {weights}."

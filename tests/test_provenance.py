@@ -1,0 +1,122 @@
+"""Where a model comes from, read from a run's files."""
+
+import json
+
+import pytest
+
+from instaflow.errors import DataError
+from instaflow.files import fingerprint_of
+from instaflow.provenance import FILE, licence_of, provenance_of, read_provenance, told, write_provenance
+
+HUB = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+PHASE = {"samples": 6400, "global_batch_size": 64, "learning_rate": 1e-5, "loss": "l2"}
+LINEAGE = [
+    {"stage": "pairs", "kind": "couple", "summary": "100 couplings"},
+    {"stage": "student", "kind": "distill", "summary": "one-step student"},
+]
+
+
+def write_stage(run, name, settings, parents, seconds=10.0, content=None, **identity):
+    folder = run / name
+    folder.mkdir(parents=True, exist_ok=True)
+    identity |= {f"{key} (content)": value for key, value in parents.items()}
+    (folder / "stage.json").write_text(json.dumps({"identity": identity, "settings": settings}))
+    done = {"fingerprint": content or f"{name}-content", "seconds": seconds, "hardware": "a GPU"}
+    (folder / "done.json").write_text(json.dumps(done))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Couplings of a hub's model, and a student of both."""
+    run = tmp_path / "run"
+    write_stage(run, "pairs", {"kind": "couple", "model": HUB}, {"model": f"{HUB}@abc"}, prompts="0123456789abcdef0123")
+    for weights in ("model", "model-raw"):
+        (run / "student" / weights).mkdir(parents=True)
+        (run / "student" / weights / "weights").write_text(weights)
+    settings = {"kind": "distill", "init": HUB, "couplings": "pairs", "phases": [PHASE]}
+    parents = {"init": f"{HUB}@abc", "couplings": "pairs-content"}
+    write_stage(run, "student", settings, parents, 7200.0, fingerprint_of(run / "student" / "model"))
+    return run
+
+
+def write_report(run, name="report", **changes):
+    card = {"model_content": fingerprint_of(run / "student" / "model"), "num_samples": 2000, "seed": 0} | changes
+    row = {"weights": "ema", "num_steps": 1, "guidance_scale": 1.0, "frechet_distance_real": 13.1, "card": card}
+    (run / name).mkdir()
+    (run / name / "report.json").write_text(json.dumps({"rows": [row, row | {"weights": "raw"}]}))
+
+
+def test_the_way_from_the_teacher_is_told(run):
+    write_report(run)
+    found = provenance_of(run / "student" / "model", LINEAGE)
+    assert [(origin.name, origin.kind, origin.content) for origin in found.origins] == [
+        (HUB, "model", f"{HUB}@abc"),
+        ("pairs", "couple", "pairs-content"),
+        ("student", "distill", fingerprint_of(run / "student" / "model")),
+    ]
+    assert (found.teacher, found.licence) == (HUB, "creativeml-openrail-m")
+    assert len(found.figures) == 1
+    text = told(found)
+    for words in (
+        "100 couplings",
+        "prompts 0123456789abcdef;",
+        "phase 1: 6,400 samples, batch 64, learning rate 1e-05, l2",
+        "7,200 s on a GPU",
+        "In all 7,210 s",
+        "1 step, no guidance: Fréchet distance to real images 13.100",
+        "num_samples 2000; seed 0",
+    ):
+        assert words in text, text
+
+
+def test_figures_are_of_this_very_model(run):
+    write_report(run, model_content="another")
+    assert not provenance_of(run / "student" / "model", LINEAGE).figures
+    write_report(run, "second")
+    assert len(provenance_of(run / "student" / "model", LINEAGE).figures) == 1
+    assert len(provenance_of(run / "student" / "model-raw", LINEAGE).figures) == 1
+    (run / "student" / "model" / "weights").write_text("changed")
+    assert not provenance_of(run / "student" / "model", LINEAGE).figures
+
+
+def test_a_parent_that_was_made_anew_is_not_taken_for_the_old_one(run):
+    write_stage(run, "pairs", {"kind": "couple", "model": HUB}, {"model": f"{HUB}@abc"}, content="other couplings")
+    origins = provenance_of(run / "student" / "model", LINEAGE).origins
+    (pairs,) = (origin for origin in origins if origin.name == "pairs")
+    assert pairs.content == "pairs-content" and "made anew" in pairs.summary and pairs.seconds is None
+
+
+def test_elsewhere_the_lineage_is_all(tmp_path):
+    (tmp_path / "model").mkdir()
+    found = provenance_of(tmp_path / "model", LINEAGE)
+    assert [origin.summary for origin in found.origins] == ["100 couplings", "one-step student"]
+    assert "In all" not in told(found)
+
+
+def test_an_export_carries_it_and_no_place_on_this_machine(run, tmp_path):
+    found = provenance_of(run / "student" / "model", LINEAGE)
+    (tmp_path / "out").mkdir()
+    write_provenance(tmp_path / "out", found)
+    assert provenance_of(tmp_path / "out", []) == found
+    local = {"kind": "distill", "init": str(tmp_path / "teacher"), "couplings": "pairs"}
+    write_stage(run, "student", local, {"init": "teacher-content", "couplings": "pairs-content"})
+    found = provenance_of(run / "student" / "model", LINEAGE)
+    write_provenance(tmp_path / "out", found)
+    assert found.teacher == str(tmp_path / "teacher")
+    assert str(tmp_path) not in (tmp_path / "out" / FILE).read_text()
+    assert read_provenance(tmp_path / "out" / FILE).origins[0].name == "teacher"
+
+
+def test_a_damaged_file_is_told(tmp_path):
+    for text in ("", "[]", '{"origins": [{"colour": "blue"}]}'):
+        (tmp_path / FILE).write_text(text)
+        with pytest.raises(DataError, match="is damaged"):
+            provenance_of(tmp_path, [])
+
+
+def test_licences(tmp_path):
+    assert licence_of("stabilityai/stable-diffusion-2-1") == "openrail++"
+    assert licence_of("XCLiu/instaflow_0_9B_from_sd_1_5") == "cc-by-nc-4.0"
+    assert licence_of("owner/unknown") == licence_of("") == licence_of(str(tmp_path)) == ""
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# A model\nlicense: other\n")
+    assert licence_of(str(tmp_path)) == "mit"
