@@ -407,7 +407,7 @@ def sample(
 @cli.command()
 @click.argument("model")
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--to", type=click.Choice(["diffusers", "instaflow"]), required=True, help="The form.")
+@click.option("--to", type=click.Choice(["diffusers", "instaflow", "single-file"]), required=True, help="The form.")
 @click.option("--teacher", metavar="PLACE", help="The model it began with, if its run does not tell.")
 @click.option(
     "--lock-guidance/--no-lock-guidance",
@@ -423,6 +423,7 @@ def export(model: str, output: Path, to: str, teacher: str | None, lock_guidance
     \b
         diffusers    a pipeline of stock diffusers, with the teacher's safety checker
         instaflow    for InstaFlow's own pipeline: its sign, its timesteps
+        single-file  one .safetensors under Stable Diffusion's original names, and its configuration beside it
 
     Models that InstaFlow released are read as any other, by name or folder.
 

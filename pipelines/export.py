@@ -13,8 +13,16 @@ from instaflow.models.loading import load_model
 from instaflow.models.model import Model
 from instaflow.models.released import write_released
 from instaflow.models.safety import has_checker, keep_checker, names_checker
-from instaflow.places import find_model, is_hub_name
+from instaflow.models.single_file import write_single_file
+from instaflow.places import find_model, is_hub_name, pipeline_class
 from instaflow.provenance import Provenance, licence_of, provenance_of, told, write_provenance
+
+SAMPLED = {
+    "velocity": "The file cannot say how it is sampled: by Euler's method for a flow that answers noise - data at "
+    "timesteps of 1000 times the noise level (shift 1).",
+    "epsilon": "The file cannot say how it is sampled: by DDIM at trailing timesteps.",
+}
+"""What a user interface has to be told of a flow or a student, by parametrization."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,33 @@ def to_instaflow(model: Model, folder: Path, request: Request) -> list[str]:
     return ["for InstaFlow's RectifiedFlowPipeline", *checker]
 
 
-FORMATS = {"diffusers": to_diffusers, "instaflow": to_instaflow}
+def to_single_file(model: Model, folder: Path, request: Request) -> list[str]:
+    """NAME.safetensors under the original code's names, and NAME/, the configuration without weights."""
+    name = request.output.name
+    file, configuration = folder / f"{name}.safetensors", folder / name
+    folder.mkdir()
+    write_single_file(model, file)
+    write_model(configuration, **model.parts, scheduler=model.scheduler, settings=model.settings)
+    for weights in configuration.rglob("*.safetensors"):
+        weights.unlink()
+    (configuration / "README.md").unlink()
+    kind = pipeline_class(configuration)
+    settings = model.settings
+    scale = settings.guidance_scale if settings.guidance_scale > 1 else 1.0
+    write_card(
+        folder,
+        "A Stable Diffusion in one file",
+        f"""from diffusers import {kind}
+
+pipeline = {kind}.from_single_file("{name}.safetensors", config="{name}")
+image = pipeline("a prompt", num_inference_steps={settings.num_steps}, guidance_scale={scale}).images[0]""",
+    )
+    notes = [] if settings.kind == "teacher" else [SAMPLED[settings.parametrization]]
+    describe(folder, request, notes)
+    return [f"{file.name}, and its configuration in {name}/", *notes]
+
+
+FORMATS = {"diffusers": to_diffusers, "instaflow": to_instaflow, "single-file": to_single_file}
 """What writes a model into a folder that isn't there yet, and says what it wrote, in lines."""
 
 
@@ -95,6 +129,12 @@ def keep_safety(folder: Path, request: Request) -> list[str]:
                 "'safety_checker/*.json' 'feature_extractor/*'"
             ]
     return []
+
+
+def write_card(folder: Path, title: str, code: str) -> None:
+    """A model card's beginning, which `describe` completes."""
+    head = "---\nlibrary_name: diffusers\npipeline_tag: text-to-image\n---\n"
+    write_file(folder / "README.md", f"{head}# {title}\n\n```python\n{code}\n```\n")
 
 
 def describe(folder: Path, request: Request, notes: list[str]) -> None:

@@ -6,7 +6,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from diffusers import (
+    ControlNetModel,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
@@ -95,8 +100,6 @@ def test_a_flows_guidance_is_left_alone(typed, tmp_path):
 
 
 def test_xl_is_locked_too(typed, tmp_path):
-    from diffusers import StableDiffusionXLPipeline
-
     flow = write_xl_flow(tmp_path / "xl", "velocity")
     settings = json.loads((flow / "instaflow.json").read_text())
     (flow / "instaflow.json").write_text(json.dumps(settings | {"kind": "student", "guidance_scale": 1.0}))
@@ -174,3 +177,23 @@ def test_a_safety_checker_that_is_not_here_is_told(typed, student, tmp_path):
     shutil.rmtree(teacher / "safety_checker")
     out = exported(typed, student, tmp_path / "out", "diffusers", "--teacher", teacher)
     assert "is not on this machine, and left out" in out and "hf download" in out
+
+
+# --- one file ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["student", "sd2", "xl"])
+def test_one_file_gives_the_same_images(typed, student, tmp_path, family):
+    place = {
+        "student": lambda: student,
+        "sd2": lambda: write_published(tmp_path / "sd2", "sd2-v"),
+        "xl": lambda: write_xl_flow(tmp_path / "xl", "velocity"),
+    }[family]()
+    exported(typed, place, tmp_path / "one", "single-file")
+    file = tmp_path / "one" / "one.safetensors"
+    kind = StableDiffusionXLPipeline if family == "xl" else StableDiffusionPipeline
+    whole = kind.from_pretrained(place)
+    pipeline = kind.from_single_file(str(file), config=str(tmp_path / "one" / "one"), local_files_only=True)
+    assert torch.equal(stock(pipeline, 1.5, output_type="pt"), stock(whole, 1.5, output_type="pt"))
+    assert load(file).settings == load(place).settings
+    assert f'from_single_file("{file.name}"' in (tmp_path / "one" / "README.md").read_text()
