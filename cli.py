@@ -407,14 +407,35 @@ def sample(
 @cli.command()
 @click.argument("model")
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--to", type=click.Choice(["diffusers", "instaflow", "single-file"]), required=True, help="The form.")
+@click.option(
+    "--to",
+    type=click.Choice(["diffusers", "instaflow", "single-file", "lora", "delta"]),
+    required=True,
+    help="The form.",
+)
 @click.option("--teacher", metavar="PLACE", help="The model it began with, if its run does not tell.")
 @click.option(
     "--lock-guidance/--no-lock-guidance",
     default=True,
     help="Make stock diffusers skip guidance for a student. Locked, ControlNetModel.from_unet refuses it.",
 )
-def export(model: str, output: Path, to: str, teacher: str | None, lock_guidance: bool) -> None:
+@click.option("--rank", type=click.IntRange(1), default=64, show_default=True, help="Of the LoRA.")
+@click.option(
+    "--add",
+    metavar="PLACE",
+    help="Add a delta, or the difference of a fine-tuned model to the teacher, to MODEL before.",
+)
+@click.option("--strength", type=float, default=1.0, show_default=True, help="So many times is that added.")
+def export(
+    model: str,
+    output: Path,
+    to: str,
+    teacher: str | None,
+    lock_guidance: bool,
+    rank: int,
+    add: str | None,
+    strength: float,
+) -> None:
     """Write a model in another form, for other programs.
 
     MODEL is what `instaflow sample` takes; OUTPUT is a folder, made with a model card: teacher, data, cost, figures
@@ -424,16 +445,21 @@ def export(model: str, output: Path, to: str, teacher: str | None, lock_guidance
         diffusers    a pipeline of stock diffusers, with the teacher's safety checker
         instaflow    for InstaFlow's own pipeline: its sign, its timesteps
         single-file  one .safetensors under Stable Diffusion's original names, and its configuration beside it
+        lora         the difference to the teacher as a LoRA, with what its rank leaves out
+        delta        the difference itself
 
     Models that InstaFlow released are read as any other, by name or folder.
 
     \b
         instaflow export runs/digits/student/model digits-student --to diffusers
         instaflow export XCLiu/instaflow_0_9B_from_sd_1_5 instaflow --to diffusers
+        instaflow export runs/mine/student/model styled --to diffusers --add Lykon/dreamshaper-7
     """
     from pipelines.export import run as run_export
 
-    for line in run_export(model, output, to, teacher=teacher, lock=lock_guidance):
+    for line in run_export(
+        model, output, to, teacher=teacher, lock=lock_guidance, rank=rank, added=add, strength=strength
+    ):
         click.echo(line)
 
 

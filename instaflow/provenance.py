@@ -63,7 +63,7 @@ class Provenance:
     figures: list[dict[str, Any]] = field(default_factory=list)
     """The rows of reports that measured this very model."""
     teacher: str = ""
-    """The place of the first model from elsewhere, on this machine or the hub."""
+    """The place of what it began with: a model from elsewhere, on this machine or the hub, or a teacher stage's."""
     licence: str = ""
     """Its licence, as the hub spells it."""
 
@@ -89,7 +89,7 @@ def provenance_of(folder: Path, lineage: list[dict[str, Any]]) -> Provenance:
     weights = "raw" if folder.name == "model-raw" else "ema"
     made = read_json(stage / "done.json")["fingerprint"] if (stage / "done.json").is_file() else ""
     measured = weights == "raw" or content == made  # not where the folder was changed since
-    teacher = places[0] if places else ""
+    teacher = places[0] if places else next((str(place) for place in teachers_among(stage.parent, origins)), "")
     return Provenance(
         origins=origins,
         figures=list(rows_of(stage.parent, made, weights)) if measured else [],
@@ -128,6 +128,13 @@ def stages_behind(stage: Path, content: str, summaries: Mapping[str, str], place
         seconds=done.get("seconds"),
         hardware=done.get("hardware", ""),
     )
+
+
+def teachers_among(run: Path, origins: list[Origin]) -> Iterator[Path]:
+    """The models that a run's teacher stages made."""
+    for origin in origins:
+        if origin.kind == "teacher" and (run / origin.name / "model").is_dir():
+            yield run / origin.name / "model"
 
 
 def setting(settings: Mapping[str, Any], key: str) -> Any:

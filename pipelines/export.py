@@ -1,21 +1,28 @@
 """A model in another form, for other programs: what `instaflow export` does."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from instaflow.errors import ConfigError, DataError
-from instaflow.files import replace_folder, write_file
+import diffusers
+from safetensors.torch import load_file, save_file
+
+from instaflow.errors import ConfigError, DataError, reason_of
+from instaflow.files import fingerprint_of, replace_folder, write_file
+from instaflow.models.architecture import read_config
 from instaflow.models.device import device, set_up_cpu
+from instaflow.models.difference import DELTA, LORA, add, difference, low_rank, weights_of
 from instaflow.models.export import write_model
 from instaflow.models.guidance_lock import lock_guidance
 from instaflow.models.loading import load_model
 from instaflow.models.model import Model
 from instaflow.models.released import write_released
 from instaflow.models.safety import has_checker, keep_checker, names_checker
+from instaflow.models.settings import read_settings, write_settings
 from instaflow.models.single_file import write_single_file
-from instaflow.places import find_model, is_hub_name, pipeline_class
-from instaflow.provenance import Provenance, licence_of, provenance_of, told, write_provenance
+from instaflow.places import find_model, is_hub_name, model_fingerprint, pipeline_class
+from instaflow.provenance import Origin, Provenance, licence_of, provenance_of, told, write_provenance
 
 SAMPLED = {
     "velocity": "The file cannot say how it is sampled: by Euler's method for a flow that answers noise - data at "
@@ -32,15 +39,36 @@ class Request:
     place: str
     output: Path
     lock_guidance: bool
+    rank: int
     provenance: Provenance
     teacher: str
     """The model that it began with; empty where that is not known."""
 
+    def load_teacher(self, why: str) -> Model:
+        """Raises ConfigError where it is not known."""
+        if not self.teacher:
+            raise ConfigError(
+                f"{why} asks for the teacher of '{self.place}', which its folder does not tell",
+                "Name it: --teacher PLACE",
+            )
+        return load_model(self.teacher, device=device())
 
-def run(place: str, output: Path, to: str, *, teacher: str | None, lock: bool) -> list[str]:
+
+def run(
+    place: str,
+    output: Path,
+    to: str,
+    *,
+    teacher: str | None,
+    lock: bool,
+    rank: int,
+    added: str | None,
+    strength: float,
+) -> list[str]:
     """Write the model at `place` into the folder `output`; returns lines on what was written.
 
-    Raises ConfigError or DataError.
+    added: a delta's folder, or a model whose difference to the teacher is added, times `strength`. Raises ConfigError
+    or DataError.
     """
     if output.exists():
         raise ConfigError(f"'{output}' is there already", "Choose another name, or delete it")
@@ -49,7 +77,9 @@ def run(place: str, output: Path, to: str, *, teacher: str | None, lock: bool) -
     set_up_cpu()
     model = load_model(place, device=device())
     found = provenance_of(Path(place), model.settings.lineage)
-    request = Request(place, output, lock, found, teacher or found.teacher)
+    request = Request(place, output, lock, rank, found, teacher or found.teacher)
+    if added:
+        request = transplant(model, request, added, strength)
     temporary = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -58,6 +88,33 @@ def run(place: str, output: Path, to: str, *, teacher: str | None, lock: bool) -
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return [f"{output}: {said[0]}", *said[1:]]
+
+
+def transplant(model: Model, request: Request, added: str, strength: float) -> Request:
+    """Add a difference to a model, in place; returns the request with that told.
+
+    A difference that a flow or a student is makes the model one, sampled as it is.
+    """
+    folder = Path(added)
+    if (folder / DELTA).is_file():
+        delta, settings = load_delta(folder), read_settings(folder)
+        scheduler = load_scheduler(folder)
+    else:
+        other = load_model(added, device=device())
+        delta, settings = difference(other, request.load_teacher("'--add' of a model")), other.settings
+        scheduler = other.scheduler
+    add(model, delta, added, strength)
+    what = f"W + {strength:g} (W of {folder.name} - W of its teacher)"
+    entry = {"stage": folder.name, "kind": "added", "summary": what}
+    base = model.settings
+    if settings.kind != "teacher":
+        base, model.scheduler = settings, scheduler
+    lineage = [*model.settings.lineage, *(base.lineage if base is settings else []), entry]
+    model.settings = replace(base, lineage=lineage)
+    content = fingerprint_of(folder) if folder.is_dir() else model_fingerprint(added)
+    origin = Origin(name=folder.name, kind="added", content=content, summary=what)
+    told = replace(request.provenance, origins=[*request.provenance.origins, origin], figures=[])  # of another model
+    return replace(request, provenance=told)
 
 
 def to_diffusers(model: Model, folder: Path, request: Request) -> list[str]:
@@ -106,7 +163,54 @@ image = pipeline("a prompt", num_inference_steps={settings.num_steps}, guidance_
     return [f"{file.name}, and its configuration in {name}/", *notes]
 
 
-FORMATS = {"diffusers": to_diffusers, "instaflow": to_instaflow, "single-file": to_single_file}
+def to_delta(model: Model, folder: Path, request: Request) -> list[str]:
+    """W - W_teacher, and the sampler that goes with the sum."""
+    delta = difference(model, request.load_teacher("'--to delta'"))
+    write_difference(model, folder, DELTA, delta)
+    name = request.output.name
+    write_card(
+        folder,
+        "The difference of a model to its teacher",
+        f"""# on the command line: instaflow export TEACHER OUTPUT --to diffusers --add {name}
+from safetensors.torch import load_file
+
+for key, change in load_file("{DELTA}").items():  # key: PART.NAME
+    part, _, name = key.partition(".")
+    getattr(pipeline, part).get_parameter(name).data += change""",
+    )
+    describe(folder, request, [])
+    many = sum(change.numel() for change in delta.values())
+    return [f"{DELTA}: {len(delta)} of {len(weights_of(model))} weights differ, {many:,} numbers"]
+
+
+def to_lora(model: Model, folder: Path, request: Request) -> list[str]:
+    """A LoRA for the teacher, and the sampler that goes with both."""
+    found = low_rank(difference(model, request.load_teacher("'--to lora'")), request.rank)
+    write_difference(model, folder, LORA, found.weights)
+    sampler, settings = type(model.scheduler).__name__, model.settings
+    scale = settings.guidance_scale if settings.guidance_scale > 1 else 1.0
+    write_card(
+        folder,
+        "A LoRA for its teacher",
+        f"""from diffusers import {sampler}
+
+pipeline.load_lora_weights(".")  # a pipeline of the teacher
+pipeline.scheduler = {sampler}.from_pretrained(".", subfolder="scheduler")
+image = pipeline("a prompt", num_inference_steps={settings.num_steps}, guidance_scale={scale}).images[0]""",
+    )
+    error = f"Rank {request.rank} leaves out {found.error:.2%} of the U-Net's difference to its teacher"
+    notes = [f"{error}, {found.left_out:.2%} in biases and normalizations (root of the squares, relative)."]
+    describe(folder, request, notes)
+    return [LORA, *notes]
+
+
+FORMATS = {
+    "diffusers": to_diffusers,
+    "instaflow": to_instaflow,
+    "single-file": to_single_file,
+    "lora": to_lora,
+    "delta": to_delta,
+}
 """What writes a model into a folder that isn't there yet, and says what it wrote, in lines."""
 
 
@@ -131,6 +235,31 @@ def keep_safety(folder: Path, request: Request) -> list[str]:
     return []
 
 
+def write_difference(model: Model, folder: Path, name: str, weights: dict[str, Any]) -> None:
+    """The file, with the sampler and the settings of the model that it makes of its teacher."""
+    folder.mkdir()
+    save_file({key: value.cpu().contiguous() for key, value in weights.items()}, folder / name, {"format": "pt"})
+    model.scheduler.save_pretrained(folder / "scheduler")
+    write_settings(folder, model.settings)
+
+
+def load_delta(folder: Path) -> dict[str, Any]:
+    """Raises DataError."""
+    try:
+        return load_file(folder / DELTA)
+    except Exception as error:  # safetensors raises its own kinds
+        raise DataError(f"'{folder / DELTA}' cannot be read: {reason_of(error)}", "Export the delta again") from error
+
+
+def load_scheduler(folder: Path) -> Any:
+    """The scheduler in a delta's folder. Raises DataError."""
+    config = read_config(folder / "scheduler" / "scheduler_config.json")
+    kind = getattr(diffusers, str(config.get("_class_name")), None)
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+        raise DataError(f"'{folder}' names no scheduler of diffusers", "Export the delta again")
+    return kind.from_config(config)
+
+
 def write_card(folder: Path, title: str, code: str) -> None:
     """A model card's beginning, which `describe` completes."""
     head = "---\nlibrary_name: diffusers\npipeline_tag: text-to-image\n---\n"
@@ -147,7 +276,7 @@ def describe(folder: Path, request: Request, notes: list[str]) -> None:
     if licence:
         text = text.replace("---\n", f"---\nlicense: {licence}\n", 1)
         notes = [*notes, f"The licence is the teacher's: {licence}. Its terms go with the weights."]
-    elif request.teacher:
+    elif any(origin.kind == "model" for origin in request.provenance.origins):
         notes = [*notes, f"The licence is that of the teacher, '{Path(request.teacher).name}', which says more."]
     parts = [text, *notes, *([told(request.provenance)] if request.provenance.origins else [])]
     write_file(card, "\n\n".join(parts) + "\n")

@@ -1,6 +1,7 @@
 """`instaflow export`: each form as the programs read it that it is for."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from diffusers import (
     ControlNetModel,
+    DPMSolverMultistepScheduler,
     StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
@@ -18,6 +20,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from transformers import CLIPConfig, CLIPImageProcessor
 
+from instaflow.models.export import save_model
 from instaflow.models.loading import load_model
 from instaflow.models.samplers import flow_scheduler
 from tests.models.made import load, noise, teacher_scheduler, write_flow, write_model, write_published, write_xl_flow
@@ -25,9 +28,11 @@ from tests.models.made import load, noise, teacher_scheduler, write_flow, write_
 PROMPT = "the digit 7"
 
 
-def write_student(folder, **changes):
-    settings = {"kind": "student", "parametrization": "velocity", "num_steps": 1, "guidance_scale": 1.0}
-    return write_model(folder, flow_scheduler("velocity", teacher_scheduler()), **(settings | changes))
+STUDENT = {"kind": "student", "parametrization": "velocity", "num_steps": 1, "guidance_scale": 1.0}
+
+
+def write_student(folder):
+    return write_model(folder, flow_scheduler("velocity", teacher_scheduler()), **STUDENT)
 
 
 @pytest.fixture(scope="module")
@@ -197,3 +202,73 @@ def test_one_file_gives_the_same_images(typed, student, tmp_path, family):
     assert torch.equal(stock(pipeline, 1.5, output_type="pt"), stock(whole, 1.5, output_type="pt"))
     assert load(file).settings == load(place).settings
     assert f'from_single_file("{file.name}"' in (tmp_path / "one" / "README.md").read_text()
+
+
+# --- differences ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    """A teacher, a student that training made of it, and a fine-tuned model of it."""
+    place = tmp_path_factory.mktemp("family")
+    for name, write in (("teacher", write_model), ("student", write_student), ("finetune", write_model)):
+        other = load(write(place / name))
+        if name == "teacher":
+            continue
+        torch.manual_seed(len(name))
+        for part in (other.unet, other.text_encoder) if name == "finetune" else (other.unet,):
+            for key, weight in part.named_parameters():
+                if key.endswith("weight") and weight.ndim in (2, 4):
+                    weight.add_(0.05 * torch.randn_like(weight))
+        save_model(place / name, **other.parts, scheduler=other.scheduler, settings=other.settings)
+    return place
+
+
+def test_a_lora_makes_the_teacher_the_student(typed, family, tmp_path):
+    out = exported(typed, family / "student", tmp_path / "lora", "lora", "--teacher", family / "teacher")
+    assert "Rank 64 leaves out 0.00%" in out
+    pipeline = StableDiffusionPipeline.from_pretrained(family / "teacher")
+    pipeline.load_lora_weights(tmp_path / "lora")
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_pretrained(tmp_path / "lora", subfolder="scheduler")
+    whole = stock(StableDiffusionPipeline.from_pretrained(family / "student"), 1.0)
+    torch.testing.assert_close(stock(pipeline, 1.0), whole, rtol=0, atol=1e-4)
+    out = exported(typed, family / "student", tmp_path / "one", "lora", "--teacher", family / "teacher", "--rank", 2)
+    error = float(re.search(r"Rank 2 leaves out ([\d.]+)%", out)[1])
+    assert 20 < error < 100
+    assert f"{error}" in (tmp_path / "one" / "README.md").read_text()
+
+
+def test_a_delta_and_the_way_back(typed, family, tmp_path):
+    out = exported(typed, family / "student", tmp_path / "delta", "delta", "--teacher", family / "teacher")
+    assert "weights differ" in out
+    exported(typed, family / "teacher", tmp_path / "back", "diffusers", "--add", tmp_path / "delta")
+    back, student = load(tmp_path / "back"), load(family / "student")
+    assert (back.settings.kind, back.settings.num_steps) == ("student", 1)
+    assert back.scheduler.config == student.scheduler.config
+    made = [model.sample(noise(1), [PROMPT]) for model in (back, student)]
+    torch.testing.assert_close(*made, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_a_fine_tuned_teacher_is_transplanted(typed, family, tmp_path, strength):
+    options = ["--add", family / "finetune", "--teacher", family / "teacher", "--strength", strength]
+    exported(typed, family / "student", tmp_path / "out", "diffusers", *options)
+    models = {name: load(family / name) for name in ("teacher", "student", "finetune")}
+    out = load(tmp_path / "out")
+    for part in ("unet", "text_encoder", "vae"):
+        w = {name: getattr(model, part).state_dict() for name, model in models.items()}
+        for key, value in getattr(out, part).state_dict().items():
+            wanted = w["student"][key] + strength * (w["finetune"][key] - w["teacher"][key])
+            torch.testing.assert_close(value, wanted, rtol=0, atol=1e-6)
+    assert out.settings.kind == "student"
+    assert out.settings.lineage[-1]["summary"] == f"W + {strength:g} (W of finetune - W of its teacher)"
+
+
+def test_the_teacher_is_asked_for(typed, family, tmp_path):
+    for to in ("lora", "delta"):
+        code, _, err = typed("export", family / "student", tmp_path / "out", "--to", to)
+        assert code == 1 and "--teacher PLACE" in err
+    torch.save({}, tmp_path / "delta.safetensors")  # no safetensors, a pickle
+    code, _, err = typed("export", family / "student", tmp_path / "out", "--to", "diffusers", "--add", tmp_path)
+    assert code == 1 and "cannot be read" in err
+    assert not (tmp_path / "out").exists()
