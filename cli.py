@@ -409,7 +409,7 @@ def sample(
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option(
     "--to",
-    type=click.Choice(["diffusers", "instaflow", "single-file", "lora", "delta"]),
+    type=click.Choice(["diffusers", "instaflow", "single-file", "onnx", "lora", "delta"]),
     required=True,
     help="The form.",
 )
@@ -445,6 +445,7 @@ def export(
         diffusers    a pipeline of stock diffusers, with the teacher's safety checker
         instaflow    for InstaFlow's own pipeline: its sign, its timesteps
         single-file  one .safetensors under Stable Diffusion's original names, and its configuration beside it
+        onnx         graphs for onnxruntime, which have to agree with PyTorch (pip install 'instaflow[onnx]')
         lora         the difference to the teacher as a LoRA, with what its rank leaves out
         delta        the difference itself
 

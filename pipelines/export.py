@@ -17,6 +17,7 @@ from instaflow.models.export import write_model
 from instaflow.models.guidance_lock import lock_guidance
 from instaflow.models.loading import load_model
 from instaflow.models.model import Model
+from instaflow.models.onnx_graphs import PIPELINE, write_onnx
 from instaflow.models.released import write_released
 from instaflow.models.safety import has_checker, keep_checker, names_checker
 from instaflow.models.settings import read_settings, write_settings
@@ -204,10 +205,31 @@ image = pipeline("a prompt", num_inference_steps={settings.num_steps}, guidance_
     return [LORA, *notes]
 
 
+def to_onnx(model: Model, folder: Path, request: Request) -> list[str]:
+    """Graphs for onnxruntime, as stock diffusers reads them."""
+    far = write_onnx(model, folder)
+    steps, scale = model.settings.num_steps, max(model.settings.guidance_scale, 1.0)
+    height, width = (8 * side for side in model.latent_shape[1:])  # of an image that a VAE of factor 8 would make
+    write_card(
+        folder,
+        "A Stable Diffusion as ONNX graphs",
+        f"""from diffusers import {PIPELINE}
+
+pipeline = {PIPELINE}.from_pretrained(".", provider="CPUExecutionProvider")
+image = pipeline(
+    "a prompt", height={height}, width={width}, num_inference_steps={steps}, guidance_scale={scale}
+).images[0]""",
+    )
+    notes = [f"onnxruntime's U-Net is within {far:.1e} of PyTorch's, relative to its largest output."]
+    describe(folder, request, notes)
+    return ["graphs for onnxruntime", *notes]
+
+
 FORMATS = {
     "diffusers": to_diffusers,
     "instaflow": to_instaflow,
     "single-file": to_single_file,
+    "onnx": to_onnx,
     "lora": to_lora,
     "delta": to_delta,
 }

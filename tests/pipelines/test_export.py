@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from diffusers import (
     ControlNetModel,
     DPMSolverMultistepScheduler,
+    OnnxStableDiffusionPipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
@@ -272,3 +274,28 @@ def test_the_teacher_is_asked_for(typed, family, tmp_path):
     code, _, err = typed("export", family / "student", tmp_path / "out", "--to", "diffusers", "--add", tmp_path)
     assert code == 1 and "cannot be read" in err
     assert not (tmp_path / "out").exists()
+
+
+# --- ONNX -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_onnxruntime_makes_the_same_images(typed, tmp_path):
+    flow = write_flow(tmp_path / "flow", "velocity")
+    out = exported(typed, flow, tmp_path / "onnx", "onnx")
+    assert float(re.search(r"within ([\d.e-]+) of PyTorch's", out)[1]) < 1e-4
+    pipeline = OnnxStableDiffusionPipeline.from_pretrained(tmp_path / "onnx", provider="CPUExecutionProvider")
+    sizes = {"height": 64, "width": 64}  # eight times the latent's, whatever the VAE makes of it
+    made = stock(pipeline, 1.5, num_inference_steps=4, latents=noise(1).numpy(), output_type="np", **sizes)
+    model = load(flow)
+    images = model.decode(model.sample(noise(1), [PROMPT], num_steps=4, guidance_scale=1.5))
+    np.testing.assert_allclose(made, images.permute(0, 2, 3, 1).numpy() / 2 + 0.5, rtol=0, atol=1e-4)
+
+
+def test_onnx_is_an_extra(typed, student, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    code, _, err = typed("export", student, tmp_path / "out", "--to", "onnx")
+    assert code == 1 and "'onnxscript', which is not installed" in err and "instaflow[onnx]" in err
+    monkeypatch.undo()
+    code, _, err = typed("export", write_xl_flow(tmp_path / "xl", "velocity"), tmp_path / "out", "--to", "onnx")
+    assert code == 1 and "is no Stable Diffusion 1 or 2" in err
