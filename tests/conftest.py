@@ -1,5 +1,6 @@
-"""What several test files share: a typed command, one whole digits run, and one with its counts cut to a tenth."""
+"""How the tests share the cores, and what several files share: a typed command, the digits runs, whole and small."""
 
+import os
 import socket
 import sys
 from pathlib import Path
@@ -9,16 +10,43 @@ import pytest
 import cli
 from tests.pipelines.runs import CONFIG, cut_to_a_tenth, instaflow
 
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # its cores are its own: busy threads on shared ones wait and wait
+    number, count = int(worker.removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[number % count % len(cores) :: count])
+
+LONGEST = (
+    "pipelines/test_digits.py",
+    "pipelines/test_evaluate.py",
+    "pipelines/test_slurm.py",
+    "pipelines/test_dmd.py",
+    "training/test_zero.py",
+    "pipelines/test_resuming.py",
+)
+"""The files that take minutes, the longest first."""
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One for each core, 3 GiB of memory and file, at most eight; none, but this process, for one file."""
+    named = {argument.partition("::")[0] for argument in config.args}
+    files = len(named) if all(name.endswith(".py") for name in named) else 8
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    count = min(len(os.sched_getaffinity(0)), memory // (3 * 2**30), files, 8)
+    return count if count > 1 else 0
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Commands first: they take connections down at their end, and after that DeepSpeed can't go on in one process."""
-    items.sort(key=lambda item: "typed" not in getattr(item, "fixturenames", ()) and item.path.name != "test_cli.py")
+    """The longest files first, so that none of them is what the other workers wait for."""
+    tests = Path(__file__).parent
+    places = {tests / file: place for place, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture
 def typed(monkeypatch, capsys):
     """Type a command; returns its exit code, output and errors."""
     monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr("instaflow.world.leave", lambda: False)  # DeepSpeed can't go on in a process that has
 
     def run(*words: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["instaflow", *map(str, words)])

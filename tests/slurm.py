@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tests.ports import free_port
+
 PROGRAMS = ("taskset", "munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "sinfo", "scontrol", "scancel")
 NODES = ("node1", "node2")
 CONF = """
@@ -122,7 +124,10 @@ def started(folder: Path) -> Iterator[Slurm]:
     (folder / "munge.key").write_bytes(os.urandom(128))
     (folder / "munge.key").chmod(0o600)
     conf = CONF.format(
-        host=socket.gethostname(), ports=free_ports(3), user=pwd.getpwuid(os.getuid()).pw_name, folder=folder
+        host=socket.gethostname(),
+        ports=[free_port() for _ in range(3)],
+        user=pwd.getpwuid(os.getuid()).pw_name,
+        folder=folder,
     )
     (folder / "slurm.conf").write_text(conf)
     slurm = Slurm(folder)
@@ -149,16 +154,6 @@ def started(folder: Path) -> Iterator[Slurm]:
                 except subprocess.TimeoutExpired:
                     daemon.kill()
                     daemon.wait()
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def wait_until(ready: Callable[[], bool], slurm: Slurm, seconds: float = 60) -> None:

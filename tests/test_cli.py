@@ -2,7 +2,6 @@ import errno
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from pipelines import experiment
 from tests.compared import make_runs
 from tests.couplings.made import make_couplings, manifest_of
 from tests.experiments import PHASE, SMALL, folders, mark_done, write
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = cli.cli.commands
@@ -622,10 +622,8 @@ cli.main()
 
 @pytest.mark.parametrize(("code", "processes"), [(0, 2), (75, 2), (75, 1)])
 def test_processes_of_several_end_without_the_interpreters_own_end(code, processes):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes), "LOCAL_RANK": "0"}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    place |= {"WORLD_SIZE": str(processes), "LOCAL_RANK": "0"}
     started = [
         subprocess.Popen(
             [sys.executable, "-c", ENDED.format(code=code)],

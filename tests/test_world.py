@@ -1,5 +1,4 @@
 import os
-import socket
 import subprocess
 import sys
 
@@ -18,6 +17,7 @@ from instaflow.world import (
     worker,
     world,
 )
+from tests.ports import free_port
 
 LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -82,9 +82,7 @@ def test_a_barrier_alone_returns():
 
 
 def test_what_one_process_of_several_sees_all_hear_of():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     code = (
         "from instaflow.world import as_any_sees, leave, world\n"
         "print(as_any_sees(world().rank == 1), as_any_sees(False)); leave()"

@@ -17,8 +17,13 @@ class Gaussian:
 
     @cached_property
     def root(self) -> np.ndarray:
-        """The covariance's symmetric square root [D, D]: of 2,048 features it takes seconds."""
-        return symmetric_root(self.covariance)
+        """R [D, rank] with R Rᵀ = C, the covariance; eigenvalues within rounding of 0 count as 0.
+
+        Of 2,048 features it takes seconds.
+        """
+        values, vectors = np.linalg.eigh(self.covariance)
+        positive = values > values[-1] * len(values) * np.finfo(np.float64).eps
+        return vectors[:, positive] * np.sqrt(values[positive])
 
     @classmethod
     def of(cls, features: np.ndarray) -> "Gaussian":
@@ -40,19 +45,11 @@ def frechet_distance(a: np.ndarray | Gaussian, b: np.ndarray | Gaussian) -> floa
     """||μ_a - μ_b||² + Tr(C_a + C_b - 2 (C_a C_b)^½), as in Heusel et al. 2017 (arXiv 1706.08500), eq. 6.
 
     a, b: features [N, D] or their `Gaussian`. The eigenvalues of C_a C_b are the squared singular values of
-    C_a^½ C_b^½, so that the trace of its root is their sum: no root is taken of a value that rounding made of 0.
+    R_aᵀ R_b, so that the trace of its root is their sum: no root is taken of a value that rounding made of 0.
     """
     a, b = (side if isinstance(side, Gaussian) else Gaussian.of(side) for side in (a, b))
     if a.mean.shape != b.mean.shape:
         raise InstaFlowError(f"the two sides have {len(a.mean)} and {len(b.mean)} features; they must be the same ones")
-    product = a.root @ b.root
-    trace_of_root = np.linalg.svd(product, compute_uv=False).sum()
+    trace_of_root = np.linalg.svd(a.root.T @ b.root, compute_uv=False).sum()
     distance = np.sum((a.mean - b.mean) ** 2) + np.trace(a.covariance) + np.trace(b.covariance) - 2 * trace_of_root
     return max(float(distance), 0.0)
-
-
-def symmetric_root(matrix: np.ndarray) -> np.ndarray:
-    """The symmetric square root of a positive semi-definite [D, D]; eigenvalues within rounding of 0 count as 0."""
-    values, vectors = np.linalg.eigh(matrix)
-    rounding = values[-1] * len(values) * np.finfo(np.float64).eps
-    return (vectors * np.sqrt(np.where(values > rounding, values, 0))) @ vectors.T

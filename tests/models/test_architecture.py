@@ -85,14 +85,21 @@ def test_a_place_where_nothing_is_is_an_error(tmp_path):
 
 
 def highest(work) -> int:
-    """The most bytes that the CPU's allocator has handed out during `work`, by PyTorch's own profiler."""
+    """The most bytes that the CPU's allocator has handed out as an operation of `work` ends, by PyTorch's profiler.
+
+    What a kernel takes and gives back meanwhile is left out: it depends on the processor. Where that has no bfloat16,
+    a convolution's backward pass unfolds all images.
+    """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         work()
-    now = most = 0
-    for event in found.profiler.kineto_results.events():
+    now = most = end = 0
+    for event in sorted(found.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.start_ns() > end:
+            most = max(most, now)
         if event.name() == "[memory]":
             now += event.nbytes()
-            most = max(most, now)
+        elif event.name().startswith("aten::"):
+            end = max(end, event.end_ns())
     return most
 
 
@@ -113,7 +120,7 @@ def test_a_training_s_memory_is_that_of_a_real_one(bfloat16, checkpointing):
 
     work()  # from now on every weight has its gradient's place
     counted = architecture.training_memory(batch, bfloat16=bfloat16, checkpointing=checkpointing)
-    assert counted == pytest.approx(highest(work), rel=0.1)
+    assert counted == pytest.approx(highest(work), rel=0.03)
 
 
 def test_gradient_checkpointing_and_smaller_batches_take_less():

@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import tarfile
@@ -23,6 +22,7 @@ from pipelines.experiment import run_one
 from tests.models.made import write_model
 from tests.pipelines.conftest import TEXT
 from tests.pipelines.runs import command, environment, instaflow
+from tests.ports import free_port
 from tests.test_world import TASK
 
 pytestmark = pytest.mark.slow
@@ -53,12 +53,6 @@ def copy(run: Path, place: Path) -> Path:
     return Path(shutil.copytree(run, place / "run"))
 
 
-def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
-
-
 def weights(run: Path) -> list[str]:
     assert (run / "2rf" / "done.json").exists()
     return [
@@ -70,7 +64,7 @@ def weights(run: Path) -> list[str]:
 def test_srun_and_the_deepspeed_launcher_train_the_same(config, coupled, tmp_path):
     """As two processes each: two that were alone would want the same stage's lock, and one be refused."""
     by_deepspeed = copy(coupled, tmp_path / "deepspeed")
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", free_port()]
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", str(free_port())]
     words = ["--module", "cli", "reflow", config, "--run-dir", str(by_deepspeed)]
     variables = environment() | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launcher, *words], capture_output=True, text=True, env=variables)
@@ -78,7 +72,7 @@ def test_srun_and_the_deepspeed_launcher_train_the_same(config, coupled, tmp_pat
     assert "'--local_rank=1'" in done.stdout + done.stderr
 
     by_srun = copy(coupled, tmp_path / "srun")
-    here = TASK | {"SLURM_STEP_NUM_NODES": "1", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": "1"}
+    here = TASK | {"SLURM_STEP_NUM_NODES": "1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     tasks = [
         subprocess.Popen(
             command("reflow", config, "--run-dir", by_srun),

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import random
 import shutil
-import socket
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from instaflow.sections import Phase
 from instaflow.training.checkpoint import complete_checkpoints
 from instaflow.training.loop import train
 from instaflow.world import leave, world
+from tests.ports import free_port
 from tests.training.made import Fit, StopAt, folder_of, job_of
 
 STEPS = {1: 200, 2: 50}
@@ -56,9 +56,7 @@ def train_as(rank: int, size: int, port: int, run: Path, keep: int) -> None:
 
 
 def start(size: int, run: Path, keep: int = 2) -> list[multiprocessing.Process]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     processes = [fork.Process(target=train_as, args=(rank, size, port, run, keep)) for rank in range(size)]
     for process in processes:
         process.start()
