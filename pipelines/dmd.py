@@ -207,11 +207,19 @@ def make_job(
 
     def begin(phase: Any) -> None:
         matching.begin(phase)
-        fake_score.judges = bool(matching.judged and matching.gan_weight)
+        if fake_score.discriminator:
+            fake_score.discriminator.rests = not matching.gan_weight
 
     preview = settings.preview
     previews = Previews(stage, model, pairs, exported) if preview and pairs and world().leads else None
-    critic = Critic(fake_score, critic_batch, describe_critic, settings.fake.updates, settings.fake.learning_rate_scale)
+    critic = Critic(
+        fake_score,
+        critic_batch,
+        describe_critic,
+        settings.fake.updates,
+        settings.fake.learning_rate_scale,
+        at_times=fake_score.discriminator,
+    )
     return Job(
         name="",
         loss=matching,

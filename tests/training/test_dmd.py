@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -15,6 +17,7 @@ from instaflow.flow.views import EdmView, EpsilonView, VelocityView
 from instaflow.models.samplers import few_step_scheduler
 from instaflow.models.sampling import generator_of
 from instaflow.sections import MatchingPhase, Regression
+from instaflow.training import loop
 from instaflow.training.dmd import (
     Discriminator,
     FakeScoreLoss,
@@ -25,6 +28,7 @@ from instaflow.training.dmd import (
     matching_loss,
 )
 from instaflow.training.draws import COLUMNS, CROP, PROMPT, STEP, TIME, draws
+from instaflow.training.engine import Engine
 from instaflow.training.loop import Critic, Job, train
 from instaflow.training.progressive import Teacher
 from tests.models.made import ddim, load, noise, write_model
@@ -321,19 +325,120 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
     return {key: value.detach().clone() for key, value in module.state_dict().items()}
 
 
-def job(made: SimpleNamespace, phases: list[MatchingPhase], scale: float = 1.0) -> Job:
+RESTING = MatchingPhase(samples=4, global_batch_size=4, learning_rate=1e-3, gan_weight=0.0)
+AWAKE = MatchingPhase(samples=4, global_batch_size=4, learning_rate=1e-3)
+
+
+@pytest.fixture(scope="module")
+def by_hand(place) -> dict[str, dict[str, Tensor]]:
+    """AdamW's state of both networks, each stepped by PyTorch alone on the gradient of its own loss."""
+    made = losses(place)
+    trained = job(made, [RESTING, AWAKE, RESTING])
+    both = {"optimizer": (made.matching, trained.batch), "critic-optimizer": (made.fake, trained.critic.batch)}
+    keys = {"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": trained.settings.weight_decay}
+    optimizers = {name: torch.optim.AdamW(loss.parameters(), **keys) for name, (loss, _) in both.items()}
+
+    def update(name: str, stream: str, start: int) -> None:
+        loss, batch = both[name]
+        parameters, numbers = list(loss.parameters()), draws(0, stream, start, 4)
+        found = torch.autograd.grad(loss(*batch(start, 4), numbers), parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, found, strict=True):
+            parameter.grad = gradient
+        nn.utils.clip_grad_norm_(parameters, 2.5)
+        optimizers[name].step()
+
+    for position, phase in zip((0, 4, 8), trained.phases, strict=True):
+        trained.begin(phase)
+        for start in (2 * position, 2 * position + 4):
+            update("critic-optimizer", "2rf/fit/critic", start)
+        update("optimizer", "2rf/fit", position)
+    return {
+        name: {
+            f"{key}/{part}": value
+            for key, parameter in loss.named_parameters()
+            for part, value in optimizers[name].state[parameter].items()
+        }
+        for name, (loss, _) in both.items()
+    }
+
+
+def saved_moments(run: Path, position: int) -> dict[str, dict[str, Tensor]]:
+    folder = run / "2rf" / "checkpoints" / "fit" / f"{position:012d}"
+    return {name: load_file(folder / f"{name}.safetensors") for name in ("optimizer", "critic-optimizer")}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"zero_stage": 1}, {"zero_stage": 2}, {"zero_stage": 2, "offload_optimizer": True}],
+    ids=["0", "1", "2", "offloaded"],
+)
+def test_each_engine_s_moments_are_of_its_own_loss_and_of_what_is_awake(place, by_hand, tmp_path, settings):
+    """Whatever the other engine has computed in between, and whoever rests: as if PyTorch took each step by itself."""
+    trained = job(losses(place), [RESTING, AWAKE, RESTING], checkpoint_every=4, keep_checkpoints=3, **settings)
+    train(trained, folder_of(tmp_path), lambda: False)
+    asleep, awake, found = (saved_moments(tmp_path, position) for position in (4, 8, 12))
+    for name, state in by_hand.items():
+        assert found[name].keys() == state.keys()
+        for key, value in state.items():
+            torch.testing.assert_close(found[name][key], value, rtol=1e-2, atol=1e-4 * value.abs().max().item())
+    for key, value in found["critic-optimizer"].items():
+        if key.startswith("discriminator."):
+            assert not asleep["critic-optimizer"][key].any() and torch.equal(value, awake["critic-optimizer"][key])
+        if key.endswith("/step"):
+            assert value == (2 if key.startswith("discriminator.") else 6)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_a_step_leaves_the_other_engine_s_moments_as_they_are(place, tmp_path, monkeypatch, stage):
+    engines, stepped = [], []
+
+    class Watched(Engine):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            engines.append(self)
+
+        def step(self, learning_rate: float) -> float:
+            before = [state_of(engine) for engine in engines]
+            norm = super().step(learning_rate)
+            changed = [
+                {key for key, value in state_of(engine).items() if not torch.equal(value, old[key])}
+                for engine, old in zip(engines, before, strict=True)
+            ]
+            mine = engines.index(self)
+            assert changed[1 - mine] == set()
+            assert {key for key in before[mine] if key.endswith("/step")} <= changed[mine]
+            assert any(key.endswith("/exp_avg") for key in changed[mine])
+            assert any(key.endswith("/exp_avg_sq") for key in changed[mine])
+            stepped.append(mine)
+            return norm
+
+    def state_of(engine: Engine) -> dict[str, Tensor]:
+        return {key: value.clone() for key, value in engine.optimizer_state()}
+
+    monkeypatch.setattr(loop, "Engine", Watched)
+    phases = [AWAKE, AWAKE]
+    train(job(losses(place), phases, zero_stage=stage), folder_of(tmp_path), lambda: False)
+    assert stepped == [1, 1, 0, 1, 1, 0]
+
+
+def job(made: SimpleNamespace, phases: list[MatchingPhase], scale: float = 1.0, **settings) -> Job:
     def batch(position: int, size: int) -> tuple:
         return stacked_noise(size, seed=position), None, None, []
 
     def critic_batch(position: int, size: int) -> tuple:
         return stacked_noise(size, seed=1000 + position), noise(size, seed=2000 + position), ["a seven"] * size
 
-    plain = job_of(made.matching, phases=phases, batch=batch, trackers=[])
+    def begin(phase: MatchingPhase) -> None:
+        made.matching.begin(phase)
+        discriminator.rests = not made.matching.gan_weight
+
+    plain = job_of(made.matching, phases=phases, batch=batch, begin=begin, trackers=[], **settings)
 
     def describe(position: int, size: int) -> str:
         return f"the critic's samples {position} to {position + size - 1}"
 
-    critic = Critic(made.fake, critic_batch, describe, updates=2, learning_rate_scale=scale)
+    discriminator = made.fake.discriminator
+    critic = Critic(made.fake, critic_batch, describe, updates=2, learning_rate_scale=scale, at_times=discriminator)
     return Job(**{**vars(plain), "critic": critic, "means": [made.matching.means, made.fake.means]})
 
 
