@@ -225,6 +225,11 @@ class MatchingLoss(nn.Module):
             own if weight is None else weight for own, weight in zip(self.own_weights, asked, strict=True)
         )
 
+    @property
+    def takes_pairs(self) -> bool:
+        """Whether the present phase has work for coupled samples: to be regressed or, where they are, matched."""
+        return self.regression is not None and (self.regression_weight > 0 or self.regression.matched)
+
     def forward(
         self, noise: Tensor, coupled: Tensor | None, data: Tensor | None, captions: list[str], draws: np.ndarray
     ) -> Tensor:
@@ -244,9 +249,10 @@ class MatchingLoss(nn.Module):
             if self.regression.matched:
                 more = matching_loss(pairs, self.direction(pairs, fresh[rows], captions, draws[rows]))
                 loss = (size * loss + few * more) / (size + few)
-            missed = self.missed(pairs, data, draws[rows])
-            self.means.add("regression_loss", missed)
-            loss = loss + self.regression_weight * missed
+            if self.regression_weight:
+                missed = self.missed(pairs, data, draws[rows])
+                self.means.add("regression_loss", missed)
+                loss = loss + self.regression_weight * missed
         if self.judged and self.gan_weight:
             value, gradient = self.judged(made[:size], fresh, prompts[:size], draws)
             self.means.add("gan_loss", value)
