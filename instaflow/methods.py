@@ -127,6 +127,12 @@ class DmdStage(NetworkStage):
         pairs = {"regression.couplings": self.regression.couplings} if self.regression else {}
         return pairs | ({"gan.real": self.gan.real} if self.gan else {})
 
+    def weight(self, term: Literal["regression", "gan"], phase: MatchingPhase) -> float:
+        """How much a term counts in a phase; 0 for one that there is not."""
+        section = self.regression if term == "regression" else self.gan
+        own = phase.regression_weight if term == "regression" else phase.gan_weight
+        return 0.0 if section is None else section.weight if own is None else own
+
     def parents(self) -> dict[str, str]:
         return {"init": self.init, "teacher": self.teacher, **self.sections, **perceptual_parent(self.perceptual)}
 
@@ -150,6 +156,11 @@ class DmdStage(NetworkStage):
             raise ValueError("zero_stage: method dmd goes with 0, 1 or 2, for each of its networks asks the other one")
         if self.gan and self.compile:
             raise ValueError("compile goes without gan, whose discriminator leaves the network in its middle")
+        if self.num_steps > 1 and self.compile:
+            raise ValueError(
+                "compile goes with num_steps: 1, for each of several steps takes as many samples as were drawn for it, "
+                "and a network is compiled anew for every number, until PyTorch gives up"
+            )
         if 1000 % self.num_steps:
             raise ValueError(
                 f"num_steps: {self.num_steps} does not divide a schedule's 1000 timesteps; choose 1, 2 or 4"
@@ -166,6 +177,10 @@ class DmdStage(NetworkStage):
         for key, section in (("regression_weight", self.regression), ("gan_weight", self.gan)):
             if section is None and any(getattr(phase, key) is not None for phase in self.phases):
                 raise ValueError(f"phases: {key} goes with a section '{key.removesuffix('_weight')}'")
+        if self.gan and not any(self.weight("gan", phase) for phase in self.phases):
+            raise ValueError(
+                "gan: its weight is 0 in every phase, so its discriminator would do nothing; leave gan out"
+            )
         return self
 
 

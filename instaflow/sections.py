@@ -88,7 +88,7 @@ class MatchingPhase(Phase):
     """A phase of distribution matching, which may change how much the other terms count (as DMD and DMD2 did)."""
 
     regression_weight: NonNegativeFloat | None = None
-    """By default regression.weight."""
+    """By default regression.weight; at 0 nothing is regressed."""
     gan_weight: NonNegativeFloat | None = None
     """By default gan.weight; at 0 the discriminator rests as well."""
 

@@ -10,7 +10,7 @@ from instaflow.couplings.loader import Couplings
 from instaflow.couplings.noise import coupled_noise
 from instaflow.errors import ConfigError
 from instaflow.evaluation.wording import steps
-from instaflow.flow.views import EpsilonView
+from instaflow.flow.views import EdmView, EpsilonView
 from instaflow.interruption import Stop
 from instaflow.models.device import device
 from instaflow.models.loading import load_model
@@ -110,10 +110,16 @@ def open_parts(stage: StageFolder) -> Parts:
             f"'{settings.init}' {model.latent_shape}"
         )
     if settings.num_steps > 1 and not isinstance(model.view(), EpsilonView):
+        kind = "an EDM" if isinstance(model.view(), EdmView) else "a velocity flow"
         raise ConfigError(
-            f"Stage '{stage.name}': '{settings.init}' is no diffusion, and several steps with noise between them are "
-            "a diffusion's, for which diffusers has a sampler",
-            "Choose num_steps: 1, or a diffusion for init",
+            f"Stage '{stage.name}': '{settings.init}' is {kind}, and diffusers has no sampler that adds noise between "
+            "the steps of such a one",
+            "Choose num_steps: 1, or a Stable Diffusion for init",
+        )
+    if settings.guidance_scale > 1 and isinstance(teacher.view(), EdmView):
+        raise ConfigError(
+            f"Stage '{stage.name}': '{settings.teacher}' is an EDM, of which guidance_scale knows nothing",
+            "Write guidance_scale: 1",
         )
     if settings.gan and isinstance(teacher.unet, StackedUNet):
         raise ConfigError(
@@ -185,7 +191,7 @@ def make_job(
 
     def batch(position: int, size: int) -> tuple[Any, ...]:
         (noise,) = as_tensors(model.device, noise_of(stage.name, position, size))
-        if pairs is None:
+        if pairs is None or not matching.takes_pairs:
             return noise, None, None, []
         records = pairs.batch(*of_pairs(position, size))
         return noise, *as_tensors(model.device, records.noise, records.latent), records.prompts
@@ -199,7 +205,8 @@ def make_job(
 
     def describe(position: int, size: int) -> str:
         said = f"the prompts and noise of samples {position:,} to {position + size - 1:,}"
-        return f"{said}, {describe_pairs(*of_pairs(position, size))}" if describe_pairs else said
+        told = describe_pairs if matching.takes_pairs else None
+        return f"{said}, {told(*of_pairs(position, size))}" if told else said
 
     def describe_critic(position: int, size: int) -> str:
         said = f"the generator's data of the fake score's samples {position:,} to {position + size - 1:,}"
@@ -207,11 +214,19 @@ def make_job(
 
     def begin(phase: Any) -> None:
         matching.begin(phase)
-        fake_score.judges = bool(matching.judged and matching.gan_weight)
+        if fake_score.discriminator:
+            fake_score.discriminator.rests = not matching.gan_weight
 
     preview = settings.preview
     previews = Previews(stage, model, pairs, exported) if preview and pairs and world().leads else None
-    critic = Critic(fake_score, critic_batch, describe_critic, settings.fake.updates, settings.fake.learning_rate_scale)
+    critic = Critic(
+        fake_score,
+        critic_batch,
+        describe_critic,
+        settings.fake.updates,
+        settings.fake.learning_rate_scale,
+        at_times=fake_score.discriminator,
+    )
     return Job(
         name="",
         loss=matching,

@@ -286,6 +286,7 @@ def compile_networks(stage: StageFolder, *models: Model) -> None:
         print(f"{stage.name}: compiling the network, which may take a minute or two", flush=True)
     with compiling(f"The network of '{models[0].name}'"):
         torch.compile(torch.sin)(torch.zeros(8, device=models[0].device))
+    torch._dynamo.config.recompile_limit = 64  # networks of one class share it, and 8 were soon used up
     for model in models:
         model.unet.compile(dynamic=False)
 

@@ -3,9 +3,13 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
+from diffusers import AutoencoderTiny
+from torch import nn
 
 from instaflow.config import Experiment
 from instaflow.cost import (
@@ -30,10 +34,10 @@ from instaflow.digits.networks import (
 from instaflow.digits.stream import ClassifierLoss
 from instaflow.digits.tokenizer import build_tokenizer
 from instaflow.methods import DistillStage, DmdStage, ProgressiveStage
-from instaflow.models.architecture import Architecture
+from instaflow.models.architecture import Architecture, backward_memory, flops_of, num_parameters, read_config
 from instaflow.models.families import SD1, architecture_of
 from instaflow.models.loading import DTYPES
-from instaflow.sections import PERCEPTUAL_LOSSES, FlowPhase, Phase, check_crop, share_of
+from instaflow.sections import BACKBONES, PERCEPTUAL_LOSSES, FlowPhase, Phase, check_crop, share_of
 from instaflow.stages import (
     CoupleStage,
     EdmTeacherStage,
@@ -44,14 +48,14 @@ from instaflow.stages import (
     TeacherStage,
 )
 from instaflow.training.dmd import Discriminator
-from instaflow.training.perceptual import small_layers
+from instaflow.training.perceptual import TAPS, PerceptualDistance, PerceptualNetwork, backbone, small_layers
 from pipelines.plan_tables import Cost, table_of_days, table_of_memory, table_of_stages
 from pipelines.previews import BATCH as PREVIEWED
 
 INCEPTION_BYTES = 4 * 2048  # an image's features
 BACKWARD = 2  # a backward pass counts as two forward passes, and gradient checkpointing as a third
 DECODED = 8  # images at a time, where they are kept or shown
-DECODINGS = 3  # a coupled latent, and a student's there and back; the perceptual network itself is not counted
+DECODINGS = 3  # a coupled latent, and a student's there and back; of a flow the perceptual network is not counted
 
 
 def run(experiment: Experiment, *, gpus: int, utilization: float | None) -> list[str]:
@@ -227,34 +231,43 @@ class Plan:
         )
 
     def dmd(self, name: str, stage: DmdStage) -> Cost:
-        """Generator and fake score, trained in turns beside a frozen teacher.
+        """Generator and fake score, trained in turns beside a frozen teacher; a term of weight 0 costs nothing.
 
         The discriminator's passes count as whole ones, though they leave the network in its middle.
         """
+        where = f"stages.{name}.phases"
         model, teacher = self.architecture(name), self.architecture(stage.teacher)
         flops, parameters, bfloat16 = model.flops(), model.parameters(), stage.mixed_precision is not None
         judge, judge_parameters = teacher.flops()["unet"], teacher.parameters()["unet"]
         samples, trained = samples_of(stage.phases), parameters["unet"]
         passes = 1 + BACKWARD + stage.gradient_checkpointing
         branches = 2 if stage.guidance_scale > 1 else 1
-        share = stage.regression.share if stage.regression else 0.0
-        matched = 1 + share if stage.regression and stage.regression.matched else 1
+        share, matched = (stage.regression.share, stage.regression.matched) if stage.regression else (0.0, False)
+        regressed, judged = (
+            [phase for phase in stage.phases if stage.weight(term, phase)] for term in ("regression", "gan")
+        )
+        paired = stage.phases if matched else regressed
+        pairs = share * samples_of(paired)
         before = (stage.num_steps - 1) / 2  # steps on the way to the one that is trained
-        generator = (passes * (1 + share) + before) * flops["unet"] + matched * (branches + 1) * judge
-        fake = (1 + before) * flops["unet"] + passes * judge
-        if stage.gan:
-            generator, fake = generator + passes * judge, fake + passes * judge
-        micro = largest_share(stage.phases, stage, self.gpus, f"stages.{name}.phases")
+        generator = (passes * (samples + pairs) + before * samples) * flops["unet"]
+        generator += (samples + (pairs if matched else 0)) * (branches + 1) * judge
+        fake = samples * ((1 + before) * flops["unet"] + passes * judge)
+        generator += samples_of(judged) * passes * judge
+        fake += samples_of(judged) * passes * judge
+        micro, of_pairs = (
+            largest_share(phases, stage, self.gpus, where) if phases else 0 for phases in (stage.phases, paired)
+        )
         activations = model.training_memory(
-            round(micro * (1 + share)), bfloat16=bfloat16, checkpointing=stage.gradient_checkpointing
+            max(micro, round(of_pairs * (1 + share))), bfloat16=bfloat16, checkpointing=stage.gradient_checkpointing
         ) + teacher.sampling_memory(branches * micro, torch.float32)
-        if stage.perceptual and not stage.perceptual.decoder:
-            crop, sides = stage.perceptual.crop, model.latent_shape[1:]
-            part = share * (crop**2 / (sides[0] * sides[1]) if crop else 1.0)
-            generator += (DECODINGS + stage.gradient_checkpointing) * part * flops["decode"]
-            activations += model.perceptual_memory(
-                max(1, round(micro * share)), bfloat16=bfloat16, checkpointing=stage.gradient_checkpointing, crop=crop
-            )
+        frozen = judge_parameters + parameters["vae"] + parameters["text"]
+        if stage.teacher != stage.init:
+            frozen += teacher.parameters()["vae"] + teacher.parameters()["text"]
+        if stage.perceptual:
+            compared = largest_share(regressed, stage, self.gpus, where) if regressed else 0
+            pair, held, alive = self.perceptual(stage, round(compared * share))
+            generator += share * samples_of(regressed) * pair
+            frozen, activations = frozen + held, activations + alive
         both = trained + judge_parameters
         if stage.gan:
             channels = teacher.unet["block_out_channels"][-1]
@@ -263,7 +276,7 @@ class Plan:
         memory = training_memory(
             stage,
             both,
-            frozen=judge_parameters + parameters["vae"] + parameters["text"],
+            frozen=frozen,
             activations=activations,
             gpus=self.gpus,
         )
@@ -271,12 +284,54 @@ class Plan:
             name=name,
             kind="distill",
             samples=samples,
-            flops=round(samples * (generator + stage.fake.updates * fake + (2 + stage.fake.updates) * flops["text"])),
+            flops=round(generator + stage.fake.updates * fake + samples * (2 + stage.fake.updates) * flops["text"]),
             disk=2 * model_bytes(parameters) + num_checkpoints(stage, stage.phases) * checkpoint_bytes(stage, both),
             while_saving=checkpoint_bytes(stage, both),
             memory=replace(memory, buckets=2 * memory.buckets),  # each network has its own
             half=bfloat16,
         )
+
+    def perceptual(self, stage: DmdStage, pairs: int) -> tuple[int, int, int]:
+        """What LPIPS takes of one pair, and of so many at a time.
+
+        FLOPs of a pair, parameters that are held beside the model's own, bytes alive while `pairs` are compared.
+        """
+        model, settings, checkpointing = self.architecture(stage.init), stage.perceptual, stage.gradient_checkpointing
+        assert settings
+        channels, *sides = model.latent_shape
+        shape = (channels, settings.crop, settings.crop) if settings.crop else (channels, *sides)
+
+        def build() -> Any:
+            vae = build_tiny(settings.decoder, channels) if settings.decoder else model.build_vae()
+            if checkpointing and not model.is_edm:
+                vae.enable_gradient_checkpointing()
+            return nn.ModuleList([vae, self.perceptual_network(settings.network)]).requires_grad_(False)
+
+        def distance(parts: Any) -> PerceptualDistance:
+            vae, network = parts
+            return PerceptualDistance(None if model.is_edm else vae, network)
+
+        def work(parts: Any) -> torch.Tensor:
+            latents = torch.empty(pairs, *shape, requires_grad=True)
+            return distance(parts)(latents, latents.detach(), np.empty(0))
+
+        with torch.device("meta"):
+            parts = build()
+            decode, network = distance(parts).decode, parts[1]
+            latents, images = torch.empty(1, *shape), decode(torch.empty(1, *shape))
+        decoding, looking = flops_of(lambda: decode(latents)), flops_of(lambda: network(images))
+        held = sum(map(num_parameters, parts if settings.decoder else [network]))
+        alive = backward_memory(build, work, bfloat16=stage.mixed_precision is not None) if pairs else 0
+        return DECODINGS * (decoding + looking) + checkpointing * decoding, held, alive
+
+    def perceptual_network(self, place: str) -> PerceptualNetwork:
+        """One that compares images, at random weights; a folder's that is not here is taken for the digits'."""
+        if place in BACKBONES:
+            return PerceptualNetwork(backbone(place), TAPS[place], of_imagenet=True)
+        file = Path(place) / "config.json"
+        form = read_config(file) if place not in self.stages and file.is_file() else PERCEPTUAL
+        layers = small_layers(form["channels"], form["strides"])
+        return PerceptualNetwork(layers, range(2, len(layers) + 1, 2), of_imagenet=False)
 
     def teacher(self, name: str, stage: TeacherStage) -> Cost:
         """The digits' trainings, one after the other: autoencoder, U-Net with text encoder, perceptual network.
@@ -397,6 +452,13 @@ def pixel_architecture(stage: EdmTeacherStage) -> Architecture:
     with torch.device("meta"):
         unet: Any = build_pixel_unet(len(WORDS) if stage.classes else None)
     return Architecture(dict(unet.config), None, (), {})
+
+
+def build_tiny(folder: str, channels: int) -> Any:
+    """The tiny decoder in a folder, at random weights; one that is not here is taken for Stable Diffusion's."""
+    here = Path(folder).is_dir()
+    config = AutoencoderTiny.load_config(folder) if here else {"latent_channels": channels}
+    return AutoencoderTiny.from_config(config)
 
 
 def perceptual_parameters(data: str) -> tuple[int, int]:

@@ -86,6 +86,8 @@ class Discriminator(nn.Module):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
+        self.rests = False
+        """Set in a phase that does not ask it: then it learns nothing."""
         self.layers = nn.Sequential(
             nn.Conv2d(channels, channels, 3, stride=2, padding=1), nn.GroupNorm(groups, channels), nn.SiLU()
         )
@@ -116,7 +118,6 @@ class FakeScoreLoss(nn.Module):
         super().__init__()
         self.unet, self.view, self.encode, self.generate = unet, view, encode, generate
         self.discriminator, self.weight = discriminator, weight
-        self.judges = discriminator is not None
         self.means = Means("fake_loss", *(["discriminator_loss"] if discriminator else ()))
 
     def forward(self, noise: Tensor, real: Tensor | None, captions: list[str], draws: np.ndarray) -> Tensor:
@@ -126,16 +127,17 @@ class FakeScoreLoss(nn.Module):
         fresh, timestep = noise[:, -1], self.timestep(draws, noise.device)
         x = self.view.noised(fresh, data, timestep)
         held: list[Tensor] = []
-        hook = self.unet.mid_block.register_forward_hook(lambda *call: held.append(call[2])) if self.judges else None
+        judging = self.discriminator if self.discriminator and not self.discriminator.rests else None
+        hook = self.unet.mid_block.register_forward_hook(lambda *call: held.append(call[2])) if judging else None
         output = self.unet(x, timestep, **self.encode(prompts), return_dict=False)[0]
         if hook:
             hook.remove()
         loss = (output - self.view.target(fresh, data, timestep)).square().mean()
         self.means.add("fake_loss", loss)
-        if self.discriminator and self.judges and real is not None:
-            made = self.discriminator(held[0])
+        if judging and real is not None:
+            made = judging(held[0])
             noised = self.view.noised(fresh, real, timestep)
-            known = self.discriminator(bottleneck(self.unet, noised, timestep, self.encode(captions)))
+            known = judging(bottleneck(self.unet, noised, timestep, self.encode(captions)))
             telling = functional.softplus(made).mean() + functional.softplus(-known).mean()
             self.means.add("discriminator_loss", telling)
             loss = loss + self.weight * telling
@@ -223,6 +225,11 @@ class MatchingLoss(nn.Module):
             own if weight is None else weight for own, weight in zip(self.own_weights, asked, strict=True)
         )
 
+    @property
+    def takes_pairs(self) -> bool:
+        """Whether the present phase has work for coupled samples: to be regressed or, where they are, matched."""
+        return self.regression is not None and (self.regression_weight > 0 or self.regression.matched)
+
     def forward(
         self, noise: Tensor, coupled: Tensor | None, data: Tensor | None, captions: list[str], draws: np.ndarray
     ) -> Tensor:
@@ -242,9 +249,10 @@ class MatchingLoss(nn.Module):
             if self.regression.matched:
                 more = matching_loss(pairs, self.direction(pairs, fresh[rows], captions, draws[rows]))
                 loss = (size * loss + few * more) / (size + few)
-            missed = self.missed(pairs, data, draws[rows])
-            self.means.add("regression_loss", missed)
-            loss = loss + self.regression_weight * missed
+            if self.regression_weight:
+                missed = self.missed(pairs, data, draws[rows])
+                self.means.add("regression_loss", missed)
+                loss = loss + self.regression_weight * missed
         if self.judged and self.gan_weight:
             value, gradient = self.judged(made[:size], fresh, prompts[:size], draws)
             self.means.add("gan_loss", value)

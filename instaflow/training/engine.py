@@ -29,19 +29,31 @@ PERSISTENT = 100_000  # stage 3 shards no parameter smaller than this: a gatheri
 class Engine:
     """Trains `module`, whose forward is its loss, as the settings say. `batch`: micro and global batch size.
 
+    `at_times`, under ZeRO 0 to 2, is the part of it that takes no step while its attribute `rests` is set.
     All processes must call every method alike: under ZeRO each speaks with the others.
     """
 
-    def __init__(self, module: nn.Module, settings: TrainingStage, batch: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        settings: TrainingStage,
+        batch: tuple[int, int],
+        at_times: nn.Module | None = None,
+    ) -> None:
         self.module, self.stage, self.clipping = module, settings.zero_stage, settings.gradient_clipping
+        self.at_times = at_times
         self.buffers = [name for name, value in self.tensors().items() if not isinstance(value, nn.Parameter)]
-        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.apart = set(at_times.parameters()) if at_times else set()
+        groups: list[list[nn.Parameter]] = [[], []] if at_times else [[]]
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                groups[parameter in self.apart].append(parameter)
         self.in_8_bits = settings.optimizer == "adamw-8bit"
-        self.adamw = make_adamw(trained, settings)
+        self.adamw = make_adamw(groups, settings)
         self.deepspeed = start_deepspeed(module, self.adamw, settings, batch)
         optimizer = self.deepspeed.optimizer
         self.masters: Sequence[Tensor] = {
-            0: lambda: trained,
+            0: lambda: [parameter for group in groups for parameter in group],
             1: lambda: optimizer.single_partition_of_fp32_groups,
             2: lambda: optimizer.single_partition_of_fp32_groups,
             3: lambda: optimizer.fp32_partitioned_groups_flat,
@@ -86,7 +98,12 @@ class Engine:
                 group["lr"] = learning_rate
         norm = clip_gradients(self.module, self.clipping) if self.stage == 0 else 0.0
         if math.isfinite(norm):
+            last = self.adamw.param_groups[-1]
+            stepped = last["params"]
+            if self.at_times and self.at_times.rests:
+                last["params"] = []  # several processes and ZeRO give it a gradient of zeros, a step of AdamW's too
             self.deepspeed.step()
+            last["params"] = stepped
             norm = norm if self.stage == 0 else float(self.deepspeed.get_global_grad_norm())
         if math.isfinite(norm):
             self.ema.update(self.averaged())
@@ -147,7 +164,7 @@ class Engine:
         A moment in 8 bits is given by its parts, such as NAME/exp_avg/codes, for a resumed run to have the same bits.
         """
         for name, parameter in self.trained():
-            yield f"{name}/step", self.adamw.state[parameter if self.stage == 0 else self.masters[0]]["step"].clone()
+            yield f"{name}/step", self.adamw.state[self.stepped(parameter)[0]]["step"].clone()
             for key in MOMENTS:
                 for part, value in parts_of(self.whole(parameter, key)).items():
                     yield f"{name}/{key}{part}", value
@@ -165,11 +182,17 @@ class Engine:
                         own.copy_(optimizer[f"{name}/{key}{part}"])
                 else:
                     self.put(parameter, key, optimizer[f"{name}/{key}"])
-            for master in [parameter] if self.stage == 0 else self.masters:
+            for master in self.stepped(parameter):
                 self.adamw.state[master]["step"].copy_(optimizer[f"{name}/step"])
 
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, parameter) for name, parameter in self.module.named_parameters() if parameter.requires_grad)
+
+    def stepped(self, parameter: nn.Parameter) -> Sequence[Tensor]:
+        """What AdamW steps in a parameter's place: itself, or the masters that it may be part of."""
+        if self.stage == 0:
+            return [parameter]
+        return [self.masters[parameter in self.apart]] if self.stage < 3 else self.masters
 
     def whole(self, parameter: nn.Parameter, key: str | None = None) -> Tensor:
         """A parameter or its state, float32 and in its own shape, gathered from all processes."""
@@ -208,8 +231,9 @@ class Engine:
             }
 
 
-def make_adamw(parameters: list[nn.Parameter], settings: TrainingStage) -> torch.optim.Optimizer:
-    """AdamW as the settings say; its learning rate is set at each step."""
+def make_adamw(groups: list[list[nn.Parameter]], settings: TrainingStage) -> torch.optim.Optimizer:
+    """AdamW of groups of parameters as the settings say; its learning rate is set at each step."""
+    parameters = [{"params": group} for group in groups]
     betas, decay = (0.9, settings.adam_beta2), settings.weight_decay
     if settings.optimizer == "adamw-8bit":
         from torchao.optim import AdamW8bit

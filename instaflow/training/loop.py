@@ -49,6 +49,8 @@ class Critic:
     """Each by a global batch as large as the first network's."""
     learning_rate_scale: float
     """Its learning rate in units of the first network's."""
+    at_times: nn.Module | None = None
+    """The part of `loss` that takes no step while its attribute `rests` is set."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def train(job: Job, folder: StageFolder, stop: Stop) -> Trained:
                 job.critic.loss.load_state_dict(saved.critic[0])
         batch = spans[0].micro_batch_size, spans[0].phase.global_batch_size
         engine = Engine(job.loss, job.settings, batch)
-        critic = Engine(job.critic.loss, job.settings, batch) if job.critic else None
+        critic = Engine(job.critic.loss, job.settings, batch, job.critic.at_times) if job.critic else None
         if saved:
             engine.load(saved.ema, saved.state["ema_updates"], saved.optimizer)
         if saved and critic:

@@ -105,16 +105,22 @@ def cropped(latents: Tensor, side: int, places: np.ndarray) -> Tensor:
 # --- networks on disk -------------------------------------------------------------------------------------------------
 
 
+def backbone(name: str) -> nn.Sequential:
+    """The layers of torchvision's network for "alex" or "vgg", at random weights."""
+    import torchvision
+
+    make = {"alex": torchvision.models.alexnet, "vgg": torchvision.models.vgg16}[name]
+    layers: nn.Sequential = make(weights=None).features
+    return layers
+
+
 def load_lpips(name: str, weights: Path) -> PerceptualNetwork:
     """LPIPS version 0.1 on "alex" or "vgg", its backbone from torchvision's file. Raises DataError if that is another.
 
     The heads come with the package lpips.
     """
-    import torchvision
-
     with torch.device("meta"):
-        make = {"alex": torchvision.models.alexnet, "vgg": torchvision.models.vgg16}[name]
-        layers: nn.Sequential = make(weights=None).features
+        layers = backbone(name)
     try:
         state = torch.load(weights, map_location="cpu", weights_only=True)
         own = {key.removeprefix("features."): value.float() for key, value in state.items() if "features." in key}

@@ -14,13 +14,18 @@ from tests.training.made import TIMINGS, StopAt
 
 def train(config: str, stage: str, run: Path, done: Path, *changes: str, stop_at: int | None = None) -> StopAt:
     """Run `stage` in the folder `run`, until it is told to stop; `changes` are of its settings."""
-    (run / stage).mkdir(exist_ok=True)
-    if not (run / "pairs").exists():
-        (run / "pairs").symlink_to(done / "pairs")
-        shutil.copy(done / stage / "start_checks.json", run / stage)
+    prepare(run, stage, done)
     stop = StopAt(stop_at)
     run_one(load_experiment(config, [f"stages.{stage}.{change}" for change in changes], str(run)), stage, stop)
     return stop
+
+
+def prepare(run: Path, stage: str, done: Path) -> None:
+    """Make the folder `run`, if that was not done, with what `train` takes from a run that is done."""
+    (run / stage).mkdir(parents=True, exist_ok=True)
+    if not (run / "pairs").exists():
+        (run / "pairs").symlink_to(done / "pairs")
+        shutil.copy(done / stage / "start_checks.json", run / stage)
 
 
 def weights(run: Path, stage: str, name: str = "model") -> dict[str, torch.Tensor]:

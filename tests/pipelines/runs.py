@@ -68,11 +68,11 @@ def stop_when(
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def torchrun(processes: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def torchrun(processes: int, *arguments: str | Path, module: str = "cli") -> subprocess.CompletedProcess[str]:
     """Run a command in several processes; fail with their output unless all of them succeed."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     done = subprocess.run(
-        [*launcher, "-m", "cli", *map(str, arguments)], capture_output=True, text=True, env=environment()
+        [*launcher, "-m", module, *map(str, arguments)], capture_output=True, text=True, env=environment()
     )
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done

@@ -5,22 +5,28 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from diffusers import LCMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderTiny, LCMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from instaflow.config import load_experiment
+from instaflow.couplings.noise import coupled_noise
 from instaflow.errors import ConfigError, DataError, Interrupted
+from instaflow.models.architecture import flops_of, num_parameters, peak_memory
 from instaflow.models.sampling import generator_of
 from instaflow.models.settings import ModelSettings, read_settings
-from pipelines import dmd
+from instaflow.training.checkpoint import complete_checkpoints
+from instaflow.training.perceptual import PerceptualDistance, load_network, write_tiny_network
+from pipelines import dmd, sample
 from pipelines.experiment import run_all, run_one
 from pipelines.plan import Plan
 from pipelines.rehearse import rehearsal_of
 from tests.experiments import folders
 from tests.models.made import load, noise, write_edm, write_flow, write_model
 from tests.pipelines import alone
+from tests.pipelines.dmd_worker import PHASES, ZERO
 from tests.pipelines.runs import torchrun
 from tests.training.made import StopAt
 
@@ -78,9 +84,19 @@ def train(config, run: Path, done: Path, *changes: str, stop_at: int | None = No
     return alone.train(config, "whole", run, done, *changes, stop_at=stop_at)
 
 
-def last_checkpoint(run: Path) -> dict[str, dict[str, torch.Tensor]]:
-    (folder,) = (run / "whole" / "checkpoints").glob(f"{4 * STEPS:012d}")
+def last_checkpoint(run: Path, stage: str = "whole") -> dict[str, dict[str, torch.Tensor]]:
+    folder = complete_checkpoints(run / stage / "checkpoints")[-1]
     return {file.stem: load_file(file) for file in folder.glob("*.safetensors")}
+
+
+def same_checkpoint(one: Path, other: Path, stage: str = "whole") -> None:
+    """Both networks, both averages, both optimizers, to the last bit."""
+    own, expected = last_checkpoint(one, stage), last_checkpoint(other, stage)
+    parts = {part + name for part in ("", "critic-") for name in ("model", "ema", "optimizer")}
+    assert own.keys() == expected.keys() == parts
+    for part, tensors in own.items():
+        assert tensors.keys() == expected[part].keys()
+        assert all(torch.equal(value, expected[part][key]) for key, value in tensors.items())
 
 
 def lines(run: Path) -> list[dict]:
@@ -102,21 +118,30 @@ def near(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_a_stopped_run_ends_in_the_same_bits(config, done, tmp_path, steps):
-    """Both networks, both averages, both optimizers, and every figure; stopped in a phase, and between two."""
+    """And with every figure; stopped in a phase, and between two."""
     with pytest.raises(Interrupted, match=f"at {4 * steps} of 16 samples"):
         train(config, tmp_path, done, stop_at=1 + steps)  # a stage asks once before its work
     again = train(config, tmp_path, done)
     assert again.asked == STEPS - steps
-    own, expected = last_checkpoint(tmp_path), last_checkpoint(done)
-    assert (
-        own.keys()
-        == expected.keys()
-        == {part + name for part in ("", "critic-") for name in ("model", "ema", "optimizer")}
-    )
-    for part, tensors in own.items():
-        assert tensors.keys() == expected[part].keys()
-        assert all(torch.equal(value, expected[part][key]) for key, value in tensors.items())
+    same_checkpoint(tmp_path, done)
     assert lines(tmp_path) == lines(done)
+
+
+@pytest.mark.slow
+def test_several_steps_in_bfloat16_end_in_the_same_bits(config, done, tmp_path):
+    for name in ("whole", "again"):
+        (tmp_path / name).mkdir()
+    half = ("mixed_precision=bfloat16", "gan={real: pairs}")
+    alone.train(config, "four", tmp_path / "whole", done, *half)
+    with pytest.raises(Interrupted, match="at 4 of 8 samples"):
+        alone.train(config, "four", tmp_path / "again", done, *half, stop_at=2)
+    alone.train(config, "four", tmp_path / "again", done, *half)
+    same_checkpoint(tmp_path / "again", tmp_path / "whole", "four")
+    told, exact = alone.lines(tmp_path / "whole", "four"), alone.lines(done, "four")
+    assert alone.lines(tmp_path / "again", "four") == told
+    for line, expected in zip(told, exact, strict=True):
+        assert line["matching_loss"] != expected["matching_loss"]
+        assert line["matching_loss"] == pytest.approx(expected["matching_loss"], rel=0.1)
 
 
 def test_the_figures_tell_each_term(done):
@@ -147,13 +172,35 @@ def test_zero_stages_and_micro_batches_train_alike(config, done, tmp_path, stage
     near(tmp_path, done)
 
 
+@pytest.fixture(scope="module")
+def two(config, done, tmp_path_factory) -> Path:
+    """What two processes made under each ZeRO stage, and one alone: a discriminator rests, wakes and rests again."""
+    run = tmp_path_factory.mktemp("two")
+    for case in [f"{name}-{stage}" for name in ("whole", "resumed") for stage in ZERO]:
+        alone.prepare(run / case, "whole", done)
+    torchrun(2, config, run, done, module="tests.pipelines.dmd_worker")
+    alone.prepare(run / "alone", "whole", done)
+    train(config, run / "alone", done, PHASES)
+    return run
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 1, 2])
-def test_two_processes_train_as_one(config, done, tmp_path, stage):
-    (tmp_path / "pairs").symlink_to(done / "pairs")
-    setting = f"stages.whole.zero_stage={stage}"
-    torchrun(2, "distill", config, "--stage", "whole", "--run-dir", tmp_path, "--set", setting)
-    near(tmp_path, done)
+@pytest.mark.parametrize("stage", ZERO)
+def test_two_processes_train_as_one(two, stage):
+    near(two / f"whole-{stage}", two / "alone")
+    own, expected = (last_checkpoint(case)["critic-optimizer"] for case in (two / f"whole-{stage}", two / "alone"))
+    assert own.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(own[key], value, rtol=2e-2, atol=1e-3 * value.abs().max().item())
+        if key.endswith("/step"):
+            assert own[key] == value == (4 if key.startswith("discriminator.") else 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ZERO)
+def test_two_processes_that_were_stopped_end_in_the_same_bits(two, stage):
+    same_checkpoint(two / f"resumed-{stage}", two / f"whole-{stage}")
+    assert lines(two / f"resumed-{stage}") == lines(two / f"whole-{stage}")
 
 
 def test_bfloat16_trains_nearly_alike(config, done, tmp_path):
@@ -176,6 +223,23 @@ def test_samples_are_their_positions_own(config, done):
     values = torch.cat([start.flatten(), critic.flatten(), coupled.flatten()])
     assert len(values.unique()) > 0.97 * len(values)  # the coupled ones are of float16
     assert torch.equal(torch.cat([job.critic.batch(place, 8)[1] for place in (0, 8)]), real) and len(real) == 16
+
+
+def test_a_phase_without_regression_reads_no_pairs(config, done):
+    """Unless their distribution is to be matched, as in `whole`."""
+    for matched in (False, True):
+        changes = [
+            f"stages.whole.regression.matched={str(matched).lower()}",
+            "stages.whole.phases.1.regression_weight=0",
+        ]
+        stage = folders(config, *changes, run=done)["whole"]
+        parts = dmd.open_parts(stage)
+        job = dmd.make_job(stage, parts, *dmd.make_losses(stage, parts), ModelSettings("student", num_steps=1))
+        for place, phase in enumerate(stage.stage.phases):
+            job.begin(phase)
+            taken = place == 0 or matched
+            assert (job.batch(4 * place, 4)[1] is not None) is taken
+            assert ("of 'pairs'" in job.describe(4 * place, 4)) is taken
 
 
 # --- what it begins with and leaves -----------------------------------------------------------------------------------
@@ -238,6 +302,60 @@ def test_an_edm_of_pixels_is_matched_as_any_other(done, config):
     assert all(line["matching_loss"] > 0 and line["discriminator_loss"] > 0 for line in told if "loss" in line)
 
 
+@pytest.mark.slow
+def test_an_edm_without_classes_is_coupled_distilled_and_matched(tmp_path):
+    phase = "phases: [{samples: 8, global_batch_size: 4, learning_rate: 1e-3}], trackers: []"
+    text = f"""
+run: unused
+stages:
+  teacher: {{kind: teacher, method: edm, data: digits, classes: false, num_steps: 4, {phase}}}
+  pairs: {{kind: couple, model: teacher, prompts: [""], count: 8, batch_size: 8, num_steps: 3, guidance_scale: 1}}
+  direct: {{kind: distill, init: teacher, couplings: pairs, parametrization: epsilon, preview: null, {phase}}}
+  dmd: {{kind: distill, method: dmd, init: direct, teacher: teacher, prompts: [""], guidance_scale: 1,
+        regression: {{couplings: pairs, loss: l2}}, gan: {{real: pairs}}, {phase}}}
+"""
+    (tmp_path / "edm.yaml").write_text(text)
+    run_all(load_experiment(str(tmp_path / "edm.yaml"), run=str(tmp_path / "run")), StopAt())
+    models = {name: load(tmp_path / "run" / name / "model") for name in ("teacher", "direct", "dmd")}
+    assert {model.unet.config.num_class_embeds for model in models.values()} == {None}
+    start = torch.randn(2, *models["dmd"].latent_shape, generator=torch.Generator().manual_seed(1))
+    images = {name: model.sample(start, ["", ""], num_steps=1) for name, model in models.items()}
+    assert all(found.isfinite().all() for found in images.values())
+    assert not torch.equal(images["dmd"], images["direct"]) and not torch.equal(images["direct"], images["teacher"])
+    assert read_settings(tmp_path / "run" / "dmd" / "model").parametrization == "edm"
+    with pytest.raises(DataError, match="draws without any prompt, and '3' is one"):
+        models["dmd"].sample(start, ["3", "3"])
+
+
+def test_noise_between_steps_is_each_image_s_own(done, tmp_path, monkeypatch):
+    """It follows from the seed and the image's place: not from the batch, nor from who else is in it."""
+    folder, prompts = str(done / "four" / "model"), ["a seven", "an odd digit", "a seven"]
+
+    def latents(seed: int, prompts: list[str]) -> np.ndarray:
+        options = {"num_steps": None, "guidance_scale": None, "noise_file": None, "output": tmp_path / "grid.png"}
+        sample.run(folder, prompts, seed=seed, latents_file=tmp_path / "latents.npy", **options)
+        return np.load(tmp_path / "latents.npy")
+
+    whole = latents(0, prompts)
+    np.testing.assert_allclose(latents(0, prompts[:1]), whole[:1], atol=1e-4)
+    monkeypatch.setattr(sample, "BATCH", 2)
+    np.testing.assert_allclose(latents(0, prompts), whole, atol=1e-4)
+    model, first = load(done / "four" / "model"), noise(3)
+    turned = model.sample(first.flip(0), prompts[::-1]).flip(0)
+    torch.testing.assert_close(turned, model.sample(first, prompts), rtol=0, atol=1e-4)
+    between = {
+        seed: torch.randn(4, generator=generator_of(torch.from_numpy(start))) for seed, start in starts().items()
+    }
+    assert len({float(value) for drawn in between.values() for value in drawn}) == 12
+    nearly = model.sample(first + 1e-5, prompts) - model.sample(first, prompts)
+    assert nearly.abs().mean() > 0.1  # other bits, other noise on the way
+
+
+def starts() -> dict[int, np.ndarray]:
+    """The first noise of an image by `instaflow sample`, by its seed."""
+    return {seed: coupled_noise(seed, "sample", range(1), (4, 8, 8))[0] for seed in (0, 1, 2)}
+
+
 def test_noise_between_steps_couples_nothing(config, done, tmp_path):
     """A student of several steps draws noise on the way: its images are no smooth function of the first noise."""
     text = Path(config).read_text().replace("TEACHER", "x").split("  whole:")[0]
@@ -296,6 +414,9 @@ def test_a_regression_on_another_model_s_couplings_is_told(config, done, tmp_pat
         (["gan=null"], "gan_weight goes with a section 'gan'"),
         (["regression.share=0.3"], "is no whole number"),
         (["compile=true"], "compile goes without gan"),
+        (["compile=true", "gan=null", "num_steps=2", "regression=null"], "compile goes with num_steps: 1"),
+        (["gan.weight=0"], "its weight is 0 in every phase"),
+        (["phases.0.gan_weight=0"], "leave gan out"),
         (["fake.update=3"], "has no setting 'update'|'fake' has no 'update'"),
     ],
 )
@@ -305,11 +426,20 @@ def test_what_does_not_go_together_is_refused_before_training(config, done, tmp_
     assert not (tmp_path / "whole" / "checkpoints").exists()
 
 
-def test_a_flow_takes_no_steps_with_noise_between(config, tmp_path):
-    experiment = load_experiment(config, ["stages.flow.num_steps=4"], str(tmp_path))
-    with pytest.raises(ConfigError, match="is no diffusion") as caught:
-        run_one(experiment, "flow", StopAt())
-    assert "num_steps: 1" in caught.value.hint
+@pytest.mark.parametrize(
+    ("stage", "changes", "words", "way_out"),
+    [
+        ("flow", ["num_steps=4"], "is a velocity flow, and diffusers has no sampler that adds noise", "num_steps: 1"),
+        ("pixels", ["num_steps=4", "regression=null"], "is an EDM, and diffusers has no sampler", "num_steps: 1"),
+        ("pixels", ["guidance_scale=2"], "is an EDM, of which guidance_scale knows nothing", "guidance_scale: 1"),
+    ],
+)
+def test_what_a_teacher_of_another_kind_cannot_do_is_refused(config, done, tmp_path, stage, changes, words, way_out):
+    (tmp_path / "digits").symlink_to(done / "digits")
+    experiment = load_experiment(config, [f"stages.{stage}.{change}" for change in changes], str(tmp_path))
+    with pytest.raises(ConfigError, match=words) as caught:
+        run_one(experiment, stage, StopAt())
+    assert way_out in caught.value.hint
 
 
 # --- plan and rehearsal -----------------------------------------------------------------------------------------------
@@ -319,9 +449,11 @@ def test_the_plan_counts_both_networks(config, done):
     plan = Plan(load_experiment(config), gpus=1)
     flops, parameters = plan.architecture("whole").flops(), plan.architecture("whole").parameters()
     cost = plan.cost_of("whole")
-    generator = 3 * 1.5 + 1.5 * 3 + 3  # with half as many pairs; three calls of the scores; the discriminator's pass
-    fake = 1 + 3 + 3
-    assert cost.flops == 16 * ((generator + 2 * fake) * flops["unet"] + 4 * flops["text"])
+    generator = 3 * 1.5 + 1.5 * 3  # with half as many pairs; three calls of the scores
+    fake, judging = 1 + 3, (1 + 2) * 3  # the discriminator's passes, for both, in the phase that asks it
+    assert (
+        cost.flops == 16 * ((generator + 2 * fake) * flops["unet"] + 4 * flops["text"]) + 12 * judging * flops["unet"]
+    )
     channels = plan.architecture("whole").unet["block_out_channels"][-1]
     discriminator = 9 * channels**2 + 3 * channels + channels + 1  # convolution, its bias and norm; a linear head
     assert cost.memory.weights == 4 * (2 * parameters["unet"] + discriminator)
@@ -331,6 +463,35 @@ def test_the_plan_counts_both_networks(config, done):
     assert four.flops == 8 * ((3 + 1.5 + 2 + 1 + 1.5 + 3) * flops["unet"] + 3 * flops["text"])
     held = sum(file.stat().st_size for file in (done / "whole").rglob("*.safetensors"))
     assert cost.disk == pytest.approx(held, rel=0.15)  # a tiny model's headers are much of its files
+
+
+def test_the_plan_counts_what_a_regression_by_lpips_holds_and_decodes(config, tmp_path):
+    """In the phases where it counts: a tiny decoder, and the network that looks at what it makes."""
+    sizes = {f"{half}_block_out_channels": (8, 8) for half in ("encoder", "decoder")}
+    tiny = AutoencoderTiny(**sizes, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1))
+    tiny.save_pretrained(tmp_path / "tiny")
+    write_tiny_network(tmp_path / "eye")
+    perceptual = f"{{network: {tmp_path / 'eye'}, decoder: {tmp_path / 'tiny'}}}"
+    lpips = ["regression.loss=lpips", "regression.matched=false", f"perceptual={perceptual}"]
+
+    def cost(*changes: str):
+        return Plan(load_experiment(config, [f"stages.whole.{change}" for change in changes]), gpus=1).cost_of("whole")
+
+    plain, seen = cost("regression.matched=false"), cost(*lpips)
+    network = load_network(tmp_path / "eye")
+    look = PerceptualDistance(tiny.requires_grad_(False), network)
+    pair = 3 * flops_of(lambda: network(look.decode(noise(1))))  # a coupled latent, and a made one there and back
+    assert seen.flops - plain.flops == 0.5 * 16 * pair > 0
+    held = num_parameters(tiny) + num_parameters(network)
+    assert seen.memory.frozen - plain.memory.frozen == 4 * held
+    alive = peak_memory(lambda: look(noise(2).requires_grad_(), noise(2), np.empty(0)).mean().backward())
+    assert seen.memory.activations - plain.memory.activations == pytest.approx(alive, rel=0.05)
+
+    unet = Plan(load_experiment(config), gpus=1).architecture("whole").flops()["unet"]
+    less = cost(*lpips, "phases.1.regression_weight=0")
+    assert seen.flops - less.flops == 0.5 * 4 * (pair + 3 * unet)  # neither decoded nor made
+    none = cost(*lpips, "regression.weight=0")
+    assert plain.flops - none.flops == 0.5 * 16 * 3 * unet and none.memory.activations < plain.memory.activations
 
 
 def test_a_rehearsal_has_all_of_its_terms(config, tmp_path):

@@ -1,5 +1,7 @@
 """The setting `compile`, in a training on couplings."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,35 @@ def test_a_compiled_network_trains_as_it_does_uncompiled(tmp_path, monkeypatch):
     assert compiled.raw.keys() == plain.raw.keys()
     for name, value in compiled.raw.items():
         torch.testing.assert_close(value, plain.raw[name], rtol=1e-2, atol=1e-5)
+
+
+def test_networks_of_one_class_are_compiled_for_each_of_their_batches(tmp_path, monkeypatch):
+    """As a generator, its teacher and its fake score are, which do not train with the batch that the checks look at."""
+    compiler, graphs = torch.compile, []
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+
+    def keep(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(
+        torch.nn.Module,
+        "compile",
+        lambda module, **options: setattr(
+            module, "_compiled_call_impl", compiler(module._call_impl, backend=keep, **options)
+        ),
+    )
+    models = [SimpleNamespace(name="a model", device=torch.device("cpu"), unet=Doubled()) for _ in range(3)]
+    on_couplings.compile_networks(folder_of(tmp_path), *models)
+    for batch in range(2, 14):
+        assert torch.equal(models[batch % 3].unet(torch.ones(batch)), 2 * torch.ones(batch))
+    assert len(graphs) == 12
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, x):
+        return 2 * x
 
 
 def test_without_a_compiler_it_says_so_before_training(tmp_path, monkeypatch):

@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -15,6 +17,7 @@ from instaflow.flow.views import EdmView, EpsilonView, VelocityView
 from instaflow.models.samplers import few_step_scheduler
 from instaflow.models.sampling import generator_of
 from instaflow.sections import MatchingPhase, Regression
+from instaflow.training import loop
 from instaflow.training.dmd import (
     Discriminator,
     FakeScoreLoss,
@@ -25,6 +28,7 @@ from instaflow.training.dmd import (
     matching_loss,
 )
 from instaflow.training.draws import COLUMNS, CROP, PROMPT, STEP, TIME, draws
+from instaflow.training.engine import Engine
 from instaflow.training.loop import Critic, Job, train
 from instaflow.training.progressive import Teacher
 from tests.models.made import ddim, load, noise, write_model
@@ -37,6 +41,7 @@ VIEWS = {
     "epsilon": EpsilonView(ddim().alphas_cumprod.double()),
     "v_prediction": EpsilonView(ddim().alphas_cumprod.double(), "v_prediction"),
     "sample": EpsilonView(ddim().alphas_cumprod.double(), "sample"),
+    "edm": EdmView(),
 }
 
 
@@ -45,6 +50,9 @@ def levels(view, timestep: Tensor) -> tuple[Tensor, Tensor]:
     if isinstance(view, VelocityView):
         level = (timestep.double() / 1000).view(-1, 1, 1, 1)
         return 1 - level, level
+    if isinstance(view, EdmView):
+        c_in = (view.sigma(timestep) ** 2 + view.sigma_data**2).rsqrt()
+        return c_in, c_in * view.sigma(timestep)
     return view.alpha_sigma(timestep)
 
 
@@ -90,14 +98,14 @@ class Asked(nn.Module):
 
 
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
-@pytest.mark.parametrize("step", [40, 300, 700, 960])
-def test_the_surrogate_s_gradient_is_that_of_the_kl_divergence_of_gaussians(view, step):
+@pytest.mark.parametrize("share", [0.0405, 0.3005, 0.7005, 0.9605])
+def test_the_surrogate_s_gradient_is_that_of_the_kl_divergence_of_gaussians(view, share):
     """Both integrals, over the generator's noise and the noising's, are exact: Gauss-Hermite quadrature."""
     nodes, masses = np.polynomial.hermite_e.hermegauss(12)
     masses = masses / masses.sum()
     z, fresh = (torch.from_numpy(part.reshape(-1, 1, 1, 1)) for part in np.meshgrid(nodes, nodes))
     mass = torch.from_numpy(np.outer(masses, masses).reshape(-1))
-    generator, timestep = Scale(-0.4, 1.3), torch.full((len(z),), step)
+    generator, timestep = Scale(-0.4, 1.3), view.timestep(torch.full((len(z),), share).double())
     alpha, sigma = levels(view, timestep)
     made = generator(z)
     x = view.noised(fresh, made.detach(), timestep)
@@ -145,7 +153,8 @@ def test_the_loss_asks_both_scores_at_the_same_place_and_in_the_range(view):
     found = loss.direction(made, fresh, ["x"] * 64, numbers)
     (x, timestep, prompts), (other, other_timestep, _) = seen
     assert torch.equal(x, other) and torch.equal(timestep, other_timestep) and prompts == ["x"] * 64
-    assert timestep.min() >= 20 and timestep.max() < 980
+    low, high = view.timestep(torch.tensor([0.02, 0.98]))
+    assert low <= timestep.min() < timestep.max() <= high
     share = torch.as_tensor(0.02 + 0.96 * numbers[:, TIME], dtype=torch.float32)
     assert torch.equal(timestep, view.timestep(share))
     torch.testing.assert_close(x, view.noised(fresh, made, timestep))
@@ -202,20 +211,22 @@ def matching(view, *, real, fake, num_steps=1, unet=None, **options) -> Matching
 class Linear(nn.Module):
     """output = slope(t) x + shift(t): the form of every network that has learned a Gaussian."""
 
-    def __init__(self) -> None:
+    def __init__(self, view) -> None:
         super().__init__()
         torch.manual_seed(0)
+        self.first, self.last = view.timestep(torch.tensor([0.0, 1.0])).double()
         self.net = nn.Sequential(nn.Linear(1, 32), nn.SiLU(), nn.Linear(32, 32), nn.SiLU(), nn.Linear(32, 2)).double()
 
     def forward(self, x: Tensor, timestep: Tensor, *, return_dict: bool) -> tuple[Tensor]:
-        slope, shift = self.net(timestep.double().view(-1, 1) / 500 - 1).view(-1, 2, 1, 1, 1).unbind(1)
+        place = 2 * (timestep.double() - self.first) / (self.last - self.first) - 1
+        slope, shift = self.net(place.view(-1, 1)).view(-1, 2, 1, 1, 1).unbind(1)
         return (slope * x + shift,)
 
 
-@pytest.mark.parametrize("kind", ["velocity", "epsilon", "v_prediction"])
+@pytest.mark.parametrize("kind", ["velocity", "epsilon", "v_prediction", "edm"])
 def test_the_fake_score_comes_to_know_a_fixed_generator(kind):
-    view, mean, deviation = VIEWS[kind], -0.4, 1.3
-    network = Linear()
+    view, mean, deviation = VIEWS[kind], -0.4, 0.6 if kind == "edm" else 1.3  # an EDM is scaled for data of 0.5
+    network = Linear(view)
     loss = FakeScoreLoss(
         network, view, lambda prompts: {}, lambda noise, numbers: (mean + deviation * noise[:, 0], [""] * len(noise))
     )
@@ -228,7 +239,7 @@ def test_the_fake_score_comes_to_know_a_fixed_generator(kind):
         loss(values, None, [], draws(0, "fake", step, 256)).backward()
         optimizer.step()
         schedule.step()
-    timestep = torch.tensor([100, 300, 500, 700, 900])
+    timestep = view.timestep(torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9]))
     x = torch.linspace(-2, 2, 5).double().view(-1, 1, 1, 1)
     found = network(x, timestep, return_dict=False)[0]
     expected = knowing(view, mean, deviation)([])(x, timestep)
@@ -321,19 +332,120 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
     return {key: value.detach().clone() for key, value in module.state_dict().items()}
 
 
-def job(made: SimpleNamespace, phases: list[MatchingPhase], scale: float = 1.0) -> Job:
+RESTING = MatchingPhase(samples=4, global_batch_size=4, learning_rate=1e-3, gan_weight=0.0)
+AWAKE = MatchingPhase(samples=4, global_batch_size=4, learning_rate=1e-3)
+
+
+@pytest.fixture(scope="module")
+def by_hand(place) -> dict[str, dict[str, Tensor]]:
+    """AdamW's state of both networks, each stepped by PyTorch alone on the gradient of its own loss."""
+    made = losses(place)
+    trained = job(made, [RESTING, AWAKE, RESTING])
+    both = {"optimizer": (made.matching, trained.batch), "critic-optimizer": (made.fake, trained.critic.batch)}
+    keys = {"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": trained.settings.weight_decay}
+    optimizers = {name: torch.optim.AdamW(loss.parameters(), **keys) for name, (loss, _) in both.items()}
+
+    def update(name: str, stream: str, start: int) -> None:
+        loss, batch = both[name]
+        parameters, numbers = list(loss.parameters()), draws(0, stream, start, 4)
+        found = torch.autograd.grad(loss(*batch(start, 4), numbers), parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, found, strict=True):
+            parameter.grad = gradient
+        nn.utils.clip_grad_norm_(parameters, 2.5)
+        optimizers[name].step()
+
+    for position, phase in zip((0, 4, 8), trained.phases, strict=True):
+        trained.begin(phase)
+        for start in (2 * position, 2 * position + 4):
+            update("critic-optimizer", "2rf/fit/critic", start)
+        update("optimizer", "2rf/fit", position)
+    return {
+        name: {
+            f"{key}/{part}": value
+            for key, parameter in loss.named_parameters()
+            for part, value in optimizers[name].state[parameter].items()
+        }
+        for name, (loss, _) in both.items()
+    }
+
+
+def saved_moments(run: Path, position: int) -> dict[str, dict[str, Tensor]]:
+    folder = run / "2rf" / "checkpoints" / "fit" / f"{position:012d}"
+    return {name: load_file(folder / f"{name}.safetensors") for name in ("optimizer", "critic-optimizer")}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"zero_stage": 1}, {"zero_stage": 2}, {"zero_stage": 2, "offload_optimizer": True}],
+    ids=["0", "1", "2", "offloaded"],
+)
+def test_each_engine_s_moments_are_of_its_own_loss_and_of_what_is_awake(place, by_hand, tmp_path, settings):
+    """Whatever the other engine has computed in between, and whoever rests: as if PyTorch took each step by itself."""
+    trained = job(losses(place), [RESTING, AWAKE, RESTING], checkpoint_every=4, keep_checkpoints=3, **settings)
+    train(trained, folder_of(tmp_path), lambda: False)
+    asleep, awake, found = (saved_moments(tmp_path, position) for position in (4, 8, 12))
+    for name, state in by_hand.items():
+        assert found[name].keys() == state.keys()
+        for key, value in state.items():
+            torch.testing.assert_close(found[name][key], value, rtol=1e-2, atol=1e-4 * value.abs().max().item())
+    for key, value in found["critic-optimizer"].items():
+        if key.startswith("discriminator."):
+            assert not asleep["critic-optimizer"][key].any() and torch.equal(value, awake["critic-optimizer"][key])
+        if key.endswith("/step"):
+            assert value == (2 if key.startswith("discriminator.") else 6)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_a_step_leaves_the_other_engine_s_moments_as_they_are(place, tmp_path, monkeypatch, stage):
+    engines, stepped = [], []
+
+    class Watched(Engine):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            engines.append(self)
+
+        def step(self, learning_rate: float) -> float:
+            before = [state_of(engine) for engine in engines]
+            norm = super().step(learning_rate)
+            changed = [
+                {key for key, value in state_of(engine).items() if not torch.equal(value, old[key])}
+                for engine, old in zip(engines, before, strict=True)
+            ]
+            mine = engines.index(self)
+            assert changed[1 - mine] == set()
+            assert {key for key in before[mine] if key.endswith("/step")} <= changed[mine]
+            assert any(key.endswith("/exp_avg") for key in changed[mine])
+            assert any(key.endswith("/exp_avg_sq") for key in changed[mine])
+            stepped.append(mine)
+            return norm
+
+    def state_of(engine: Engine) -> dict[str, Tensor]:
+        return {key: value.clone() for key, value in engine.optimizer_state()}
+
+    monkeypatch.setattr(loop, "Engine", Watched)
+    phases = [AWAKE, AWAKE]
+    train(job(losses(place), phases, zero_stage=stage), folder_of(tmp_path), lambda: False)
+    assert stepped == [1, 1, 0, 1, 1, 0]
+
+
+def job(made: SimpleNamespace, phases: list[MatchingPhase], scale: float = 1.0, **settings) -> Job:
     def batch(position: int, size: int) -> tuple:
         return stacked_noise(size, seed=position), None, None, []
 
     def critic_batch(position: int, size: int) -> tuple:
         return stacked_noise(size, seed=1000 + position), noise(size, seed=2000 + position), ["a seven"] * size
 
-    plain = job_of(made.matching, phases=phases, batch=batch, trackers=[])
+    def begin(phase: MatchingPhase) -> None:
+        made.matching.begin(phase)
+        discriminator.rests = not made.matching.gan_weight
+
+    plain = job_of(made.matching, phases=phases, batch=batch, begin=begin, trackers=[], **settings)
 
     def describe(position: int, size: int) -> str:
         return f"the critic's samples {position} to {position + size - 1}"
 
-    critic = Critic(made.fake, critic_batch, describe, updates=2, learning_rate_scale=scale)
+    discriminator = made.fake.discriminator
+    critic = Critic(made.fake, critic_batch, describe, updates=2, learning_rate_scale=scale, at_times=discriminator)
     return Job(**{**vars(plain), "critic": critic, "means": [made.matching.means, made.fake.means]})
 
 
@@ -400,8 +512,9 @@ def test_the_whole_loss_is_the_sum_of_its_terms(place):
 
 
 def test_matched_pairs_weigh_as_much_as_any_other_sample(place):
-    regression = Regression(couplings="pairs", loss="l2", weight=0.0, share=0.5, matched=True)
+    regression = Regression(couplings="pairs", loss="lpips", weight=0.0, share=0.5, matched=True)
     made = losses(place, gan=False, regression=regression)
+    made.matching.distance = lambda *given: pytest.fail("what has no weight is measured")
     numbers, start, coupled = draws(0, "dmd/", 0, 4), stacked_noise(4), noise(2, seed=5)
     whole = made.matching(start, coupled, noise(2, seed=6), PROMPTS[:2], numbers)
     prompts, _ = made.matching.asked(numbers)
@@ -482,10 +595,10 @@ def test_the_generator_walks_to_what_the_discriminator_takes_for_real(place):
     assert (found - expected).norm() < 0.01 * expected.norm()
 
 
-@pytest.mark.parametrize("kind", [*VIEWS, "edm"])
+@pytest.mark.parametrize("kind", VIEWS)
 def test_a_draw_next_to_one_is_the_last_timestep(kind):
     """As float32 it is 1; a run of millions of draws meets it."""
-    view = EdmView() if kind == "edm" else VIEWS[kind]
+    view = VIEWS[kind]
     last, nearly = (view.timestep(torch.as_tensor([share]).float()) for share in (1 - 2.0**-12, 1 - 2.0**-26))
     assert view.noised(noise(1), noise(1, seed=1), nearly).isfinite().all()
     torch.testing.assert_close(nearly, last, rtol=1e-3, atol=0)
