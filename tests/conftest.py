@@ -18,10 +18,11 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # its cores are its own: bu
 LONGEST = (
     "pipelines/test_digits.py",
     "pipelines/test_evaluate.py",
+    "pipelines/test_resuming.py",
     "pipelines/test_slurm.py",
     "pipelines/test_dmd.py",
     "training/test_zero.py",
-    "pipelines/test_resuming.py",
+    "training/test_kills.py",
 )
 """The files that take minutes, the longest first."""
 
