@@ -458,7 +458,7 @@ def build_tiny(folder: str, channels: int) -> Any:
     """The tiny decoder in a folder, at random weights; one that is not here is taken for Stable Diffusion's."""
     here = Path(folder).is_dir()
     config = AutoencoderTiny.load_config(folder) if here else {"latent_channels": channels}
-    return AutoencoderTiny.from_config(config)
+    return AutoencoderTiny.from_config({key: config[key] for key in config if key != "block_out_channels"})  # its own
 
 
 def perceptual_parameters(data: str) -> tuple[int, int]:
