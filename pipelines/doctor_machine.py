@@ -102,10 +102,9 @@ def pytorch() -> tuple[str, ...]:
 def all_reduce(backend: str, processes: Sequence[Mapping[str, str]]) -> float | str:
     """The seconds of a sum of a million numbers over processes that these variables start; else why there is none."""
     words = [sys.executable, "-c", ALL_REDUCE, backend, str(TOGETHER)]
+    own = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")}  # torchrun's
     started = [
-        subprocess.Popen(
-            words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **variables}
-        )
+        subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**own, **variables})
         for variables in processes
     ]
     seconds, reasons = [], []

@@ -5,12 +5,13 @@ import os
 import resource
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 
-from instaflow import rundir
+from instaflow import meeting, rundir
 from instaflow.config import load_experiment
 from pipelines import doctor, doctor_files, doctor_machine
 from pipelines.doctor_table import FAILURE, OK, WARNING, Finding, found, lines, merged
@@ -25,6 +26,7 @@ FOLDER = ("renames", "locks", "clock", "disk", "room")
 @pytest.mark.slow
 def test_a_sound_machine_is_told_so_and_left_as_it_was(typed, tmp_path, monkeypatch):
     monkeypatch.setattr(doctor_files, "TRIED", 2 * doctor_files.BLOCK)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")  # as under torchrun, whose store serves its own alone
     code, out, err = typed("doctor", tmp_path / "runs" / "mine", "--json")
     told = {one["check"]: one for one in json.loads(out)}
     assert (code, err) == (0, "") and [*told] == [*HERE, *FOLDER]
@@ -248,6 +250,19 @@ def test_what_the_system_refuses_is_a_finding():
 
 
 # --- two machines -----------------------------------------------------------------------------------------------------
+
+
+def test_a_process_that_reaches_no_other_tells_its_own(tmp_path, monkeypatch):
+    mine = Finding("disk", OK, "1 GB/s")
+    monkeypatch.setattr(doctor, "on_this_machine", lambda experiment, folder: [mine])
+    monkeypatch.setattr(meeting, "PATIENCE", timedelta(seconds=1))
+    variables = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_ports(1)[0]}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    findings, code = doctor.run(str(tmp_path))
+    assert code == 1 and findings[0] == mine and (findings[1].check, findings[1].state) == ("nodes", FAILURE)
+    assert findings[1].words.startswith("Process 0 of 2, on ") and "GLOO_SOCKET_IFNAME" in findings[1].remedy
+
 
 TWO = """
 import json, sys
