@@ -347,6 +347,44 @@ def status(folder: Path) -> None:
 
 
 @cli.command()
+@click.argument("place", metavar="[FOLDER|CONFIG]", default=".")
+@click.option("--json", "as_json", is_flag=True, help="Tell it as JSON, for scripts.")
+def doctor(place: str, as_json: bool) -> None:
+    """Try what bites on clusters, before a run meets it.
+
+    Packages, PyTorch, GPUs, processes that sum over gloo and NCCL, a compiler, Slurm's commands, models and weights;
+    and in FOLDER, or where CONFIG's run goes, what runs ask of a file system: whole renames, locks, the clock, the
+    disk's rate (256 MB are written, read and removed), room. A line each: ok, warning or failure, with the way to mend
+    it. Of CONFIG, also whether its models and files are here, and whether its plan fits on the disk.
+
+    Started by `srun` on several nodes, it looks at each; the first one tells for all, and tries besides whether they
+    run the same, reach one another, and see the same folder and locks.
+
+    Exit codes: 0, or 1 if anything fails.
+
+    \b
+        instaflow doctor runs
+        instaflow doctor sd15-instaflow
+    """
+    from instaflow.world import together_under_srun
+
+    together_under_srun()
+    from pipelines.doctor import run as examine
+
+    findings, code = examine(place)
+    if as_json and findings:
+        import json
+        from dataclasses import asdict
+
+        click.echo(json.dumps([asdict(one) for one in findings], indent=2, ensure_ascii=False))
+    elif findings:
+        from pipelines.doctor_table import lines
+
+        click.echo("\n".join(lines(findings)))
+    sys.exit(code)
+
+
+@cli.command()
 @click.argument("model")
 @click.option("--prompt", "prompts", metavar="TEXT", multiple=True, required=True, help="May be given several times.")
 @click.option("--num-steps", type=click.IntRange(1, 1000), help="Network steps an image; the model knows its default.")

@@ -5,8 +5,11 @@ import platform
 import re
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from instaflow.errors import InstaFlowError
+
+WORK = timedelta(days=7)  # a stage on one process may keep the rest waiting
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,10 @@ def number(variable: str) -> int | None:
 
 
 def join() -> None:
-    """Connect the processes (NCCL and gloo with a GPU, gloo without); one process alone needs no network port."""
+    """Connect the processes (NCCL and gloo with a GPU, gloo without); one process alone needs no network port.
+
+    Raises InstaFlowError where they don't reach one another, or don't run the same.
+    """
     import torch
     import torch.distributed as dist
 
@@ -162,7 +168,14 @@ def join() -> None:
                 f"WORLD_SIZE is {place.size}, but {' and '.join(missing)}, where the first process listens, is not set",
                 "Use torchrun, the DeepSpeed launcher or srun",
             )
-        dist.init_process_group(backend, timeout=timedelta(days=7))  # a stage on one process may keep the rest waiting
+        from instaflow.meeting import Meeting
+
+        meeting = Meeting(place.rank, place.size)
+        meeting.check_alike()
+        meeting.check_gloo()
+        meeting.store.set_timeout(WORK)
+        store = dist.PrefixStore("work", meeting.store)
+        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=WORK)
 
 
 def barrier() -> None:
@@ -205,6 +218,18 @@ def as_any_sees(value: bool) -> bool:
     said = torch.tensor([float(value)])  # on the CPU, whatever the backend
     dist.all_reduce(said)
     return bool(said.item())
+
+
+def gather(value: Any) -> list[Any]:
+    """Each process's value, in all of them, in the order of their ranks."""
+    if world().size == 1:
+        return [value]
+    import torch.distributed as dist
+
+    join()
+    found: list[Any] = [None] * world().size
+    dist.all_gather_object(found, value)
+    return found
 
 
 def leave() -> bool:

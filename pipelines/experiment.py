@@ -11,6 +11,7 @@ from instaflow.config import Experiment
 from instaflow.errors import ConfigError, InstaFlowError, Interrupted
 from instaflow.image_files import ImageFiles
 from instaflow.interruption import Stop
+from instaflow.meeting import check_launch
 from instaflow.methods import DmdStage, ProgressiveStage
 from instaflow.places import check_network, check_perceptual, find_model, kind_of_extractor
 from instaflow.prompt_sources import Prompts
@@ -112,7 +113,8 @@ def run_first(experiment: Experiment, stages: dict[str, StageFolder], name: str)
 
 
 def check_inputs(stages: dict[str, StageFolder]) -> None:
-    """Look at prompts, models, packages and batch sizes before a stage starts. Raises ConfigError and DataError."""
+    """Look at the launch, prompts, models, packages and batch sizes before a stage starts. Raises InstaFlowError."""
+    check_launch(next(iter(stages.values())).run)
     for name, stage in stages.items():
         if stage.is_done():
             continue
@@ -139,7 +141,7 @@ def check_inputs(stages: dict[str, StageFolder]) -> None:
 def check_files(experiment: Experiment, name: str | None, kind: str | None) -> None:
     """What a dry run looks at: the files that these stages read, where no network is asked for them.
 
-    Raises ConfigError and DataError as `check_inputs` does.
+    Raises ConfigError and DataError.
     """
     for stage in stage_folders(experiment).values():
         is_meant = stage.name == name if name else kind in (None, stage.stage.kind)

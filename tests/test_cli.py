@@ -63,6 +63,7 @@ def test_the_table_holds_the_promised_commands_in_the_data_s_order():
         "weights",
         "submit",
         "status",
+        "doctor",
     }
     assert {*others, *STAGES} <= set(COMMANDS)
 

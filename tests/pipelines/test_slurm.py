@@ -137,6 +137,19 @@ def test_a_chain_over_two_nodes_makes_what_one_machine_makes(slurm, config, loca
     assert (run / "report" / "report.html").exists()
 
 
+def test_the_doctor_looks_at_both_nodes(slurm, tmp_path):
+    words = ["srun", "--nodes=2", "--ntasks-per-node=1", *command("doctor", tmp_path)]
+    variables = environment() | slurm.environment | {"MASTER_ADDR": "127.0.0.1"}
+    done = subprocess.run(words, capture_output=True, text=True, env=variables, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = re.findall(r"^(\S.*?)  +(\w+) +(.*)$", done.stdout, re.MULTILINE)
+    assert [words.partition(":")[0] for check, _, words in told if check == "disk"] == ["node1", "node2"]
+    (nodes,) = (words for check, _, words in told if check == "Slurm")
+    assert re.fullmatch(r"slurm.* [\d.]+; nodes: 2 \w+ in both", nodes)  # once: the first one speaks for both
+    together = [(check, state) for check, state, _ in told if check.startswith("nodes: ")]
+    assert together == [(f"nodes: {name}", "ok") for name in ("versions", "clocks", "folder", "locks", "gloo")]
+
+
 def test_what_slurm_refuses_leaves_nothing_submitted(slurm, config, tmp_path):
     run = tmp_path / "run"
     refused = typed(slurm, "submit", config, "--run-dir", run, "--set", "cluster.stages.2rf.partition=none", expect=1)
