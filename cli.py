@@ -528,7 +528,7 @@ def show(folder: Path) -> None:
     help="The classes' names, one a line: then a prompt may be a name, where else it is a class's number.",
 )
 def import_edm(state: Path, folder: Path, class_names: Path | None) -> None:
-    """Make a model's folder of EDM's ADM network (ImageNet-64).
+    """Make a model's folder of an ADM network of EDM's, such as that of ImageNet-64.
 
     The folder is a teacher as any other, with pixels for latents and a class for a prompt. EDM gives its networks out
     as pickles that hold code, which this toolkit opens none of. Where you trust them, in a checkout of EDM's code:
@@ -542,6 +542,7 @@ def import_edm(state: Path, folder: Path, class_names: Path | None) -> None:
     Its DDPM++ and NCSN++ networks are refused: no UNet2DModel computes what they do.
 
     \b
+        mkdir -p teachers
         instaflow import-edm adm.safetensors teachers/imagenet64
     """
     from pipelines.import_edm import run as run_import

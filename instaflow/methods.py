@@ -107,7 +107,7 @@ class DmdStage(NetworkStage):
     guidance_scale: NonNegativeFloat
     """Of the real score; the generator takes it over, and is sampled without. 1 or less: none."""
     num_steps: Annotated[int, Field(ge=1, le=100)] = 1
-    """The generator's: 1, or DMD2's 4, between which noise is added anew."""
+    """The generator's: 1, or DMD2's 4, between which noise is added anew; it divides 1000."""
     noise_range: tuple[Fraction, Fraction] = (0.02, 0.98)
     """The part of the noise schedule, 0 at the data, in which the two scores are compared."""
     fake: FakeScore = FakeScore()
@@ -177,6 +177,9 @@ class DmdStage(NetworkStage):
         for key, section in (("regression_weight", self.regression), ("gan_weight", self.gan)):
             if section is None and any(getattr(phase, key) is not None for phase in self.phases):
                 raise ValueError(f"phases: {key} goes with a section '{key.removesuffix('_weight')}'")
+        matched = self.regression is not None and self.regression.matched
+        if self.regression and not matched and not any(self.weight("regression", phase) for phase in self.phases):
+            raise ValueError("regression: its weight is 0 in every phase and its samples are not matched; leave it out")
         if self.gan and not any(self.weight("gan", phase) for phase in self.phases):
             raise ValueError(
                 "gan: its weight is 0 in every phase, so its discriminator would do nothing; leave gan out"

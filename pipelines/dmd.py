@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -121,10 +122,16 @@ def open_parts(stage: StageFolder) -> Parts:
             f"Stage '{stage.name}': '{settings.teacher}' is an EDM, of which guidance_scale knows nothing",
             "Write guidance_scale: 1",
         )
-    if settings.gan and isinstance(teacher.unet, StackedUNet):
+    if teacher.settings.kind == "student":
         raise ConfigError(
-            f"Stage '{stage.name}': the discriminator reads a U-Net's bottleneck, and '{settings.teacher}' is two "
-            "U-Nets in series",
+            f"Stage '{stage.name}': '{settings.teacher}' is a student, which knows the data behind noise at its own "
+            "timesteps alone, and matching asks at all of them",
+            "Choose the teacher that it was distilled from",
+        )
+    if settings.gan and (isinstance(teacher.unet, StackedUNet) or teacher.unet.mid_block is None):
+        held = "two U-Nets in series" if isinstance(teacher.unet, StackedUNet) else "a U-Net without one"
+        raise ConfigError(
+            f"Stage '{stage.name}': the discriminator reads a U-Net's bottleneck, and '{settings.teacher}' is {held}",
             "Leave out gan, or choose another teacher",
         )
     pairs, real = (
@@ -171,12 +178,13 @@ def make_job(
 ) -> Job:
     """The training of both. Raises ConfigError where a batch has no whole number of coupled samples."""
     settings, model, pairs, real = stage.stage, parts.generator, parts.pairs, parts.real
-    share = settings.regression.share if pairs else 0.0
+    share = Fraction(settings.regression.share if pairs else 0.0).limit_denominator(1000)  # 0.3333 is a third
     for span in spans_of(settings.phases, settings.micro_batch_size, world().size):
-        if abs(span.micro_batch_size * share - round(span.micro_batch_size * share)) > 1e-6:
+        coupled = span.micro_batch_size * share
+        if pairs and (coupled < 1 or coupled.denominator > 1):
             raise ConfigError(
-                f"'stages.{stage.name}.regression.share': {share:g} of {span.micro_batch_size} samples, which a "
-                "process takes at a time, is no whole number",
+                f"'stages.{stage.name}.regression.share': {settings.regression.share:g} of {span.micro_batch_size} "
+                "samples, which a process takes at a time, is no whole number",
             )
     describe_pairs = describing(pairs, settings.regression.couplings) if pairs else None
     describe_real = describing(real, settings.gan.real) if real else None
@@ -186,8 +194,8 @@ def make_job(
         return coupled_noise(stage.seed, name, range(position, position + size), shape)
 
     def of_pairs(position: int, size: int) -> tuple[int, int]:
-        first = round(position * share)
-        return first, round((position + size) * share) - first
+        first = int(position * share)
+        return first, int((position + size) * share) - first
 
     def batch(position: int, size: int) -> tuple[Any, ...]:
         (noise,) = as_tensors(model.device, noise_of(stage.name, position, size))

@@ -43,8 +43,8 @@ NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2
 NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2
 PartitionName=both Nodes=node1,node2 Default=YES
 """
-"""A requeued job waits until its credentials have expired: twenty seconds here, two minutes by default. Less, and a busy
-machine does not launch a job in time."""
+"""A requeued job waits until its credentials have expired: twenty seconds here, two minutes by default. With
+less a busy machine does not launch a job in time."""
 MADE = {"key-file": "munge.key", "socket": "munge.socket", "pid-file": "munge.pid"}
 MADE |= {"log-file": "munge.log", "seed-file": "munge.seed"}
 

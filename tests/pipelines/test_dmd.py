@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderTiny, LCMScheduler, StableDiffusionPipeline
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from instaflow.config import load_experiment
 from instaflow.couplings.noise import coupled_noise
@@ -17,6 +17,7 @@ from instaflow.errors import ConfigError, DataError, Interrupted
 from instaflow.models.architecture import flops_of, num_parameters, peak_memory
 from instaflow.models.sampling import generator_of
 from instaflow.models.settings import ModelSettings, read_settings
+from instaflow.rundir import stage_folders
 from instaflow.training.checkpoint import complete_checkpoints
 from instaflow.training.perceptual import PerceptualDistance, load_network, write_tiny_network
 from pipelines import dmd, sample
@@ -399,6 +400,56 @@ def test_a_regression_on_another_model_s_couplings_is_told(config, done, tmp_pat
     assert ("were made by another model" in capsys.readouterr().out) is warned
 
 
+def test_each_setting_reaches_what_it_is_for(config, tmp_path):
+    """Of a generator and a teacher that are two models, by couplings and real images that are of two stages."""
+    for seed in (0, 1):
+        run_one(load_experiment(config, [f"seed={seed}"], str(tmp_path / str(seed))), "pairs", StopAt())
+    changes = {
+        "init": write_model(tmp_path / "init", seed=1),
+        "regression": "{couplings: pairs, weight: 0.3, loss: l2, share: 0.5}",
+        "gan": f"{{real: {tmp_path / '1' / 'pairs'}, weight: 0.6, fake_weight: 0.7}}",
+        "noise_range": "[0.1, 0.5]",
+        "fake": "{updates: 5, learning_rate_scale: 4}",
+        "phases": f"[{PHASE}]",
+    }
+    options = [f"stages.whole.{key}={value}" for key, value in changes.items()]
+    stage = stage_folders(load_experiment(config, options, str(tmp_path / "0")))["whole"]
+    parts = dmd.open_parts(stage)
+    matching, fake_score = dmd.make_losses(stage, parts)
+    job = dmd.make_job(stage, parts, matching, fake_score, parts.generator.settings)
+
+    own, learned, known = (part.unet.state_dict() for part in (parts.generator, parts.fake, parts.teacher))
+    assert all(torch.equal(value, known[key]) for key, value in learned.items())
+    assert not torch.equal(own["conv_in.weight"], known["conv_in.weight"])
+    x, timestep = noise(), torch.full((2,), 300.0)
+    for score, scale in ((matching.real, 3.0), (matching.fake, 1.0)):
+        text = parts.teacher.conditioning(PROMPTS, scale)
+        with torch.no_grad():
+            asked, expected = score(PROMPTS)(x, timestep), parts.teacher.guided(x, timestep, text, scale)
+        torch.testing.assert_close(asked, expected)
+    assert matching.prompts == ["a seven", "an odd digit", "the digit 4"]
+    assert (matching.noise_range, matching.own_weights, fake_score.weight) == ((0.1, 0.5), (0.3, 0.6), 0.7)
+    assert job.critic and (job.critic.updates, job.critic.learning_rate_scale) == (5, 4.0)
+    assert parts.pairs and parts.real
+    coupled, photographed = parts.pairs.batch(0, 2), parts.real.batch(0, 4)
+    assert np.array_equal(job.batch(0, 4)[2].numpy(), coupled.latent)
+    assert np.array_equal(job.critic.batch(0, 4)[1].numpy(), photographed.latent)
+    assert not np.array_equal(coupled.latent, photographed.latent[:2])
+
+
+@pytest.mark.parametrize("share", ["0.3333333", "0.6666667"])
+def test_a_share_gives_as_many_pairs_at_every_position(config, done, tmp_path, share):
+    """Millions of samples on, too, where a share that is rounded would be a whole sample off."""
+    phase = "phases=[{samples: 12, global_batch_size: 3, learning_rate: 1e-3}]"
+    options = [f"stages.whole.{change}" for change in (f"regression.share={share}", "gan=null", phase)]
+    (tmp_path / "pairs").symlink_to(done / "pairs")
+    stage = stage_folders(load_experiment(config, options, str(tmp_path)))["whole"]
+    parts = dmd.open_parts(stage)
+    job = dmd.make_job(stage, parts, *dmd.make_losses(stage, parts), parts.generator.settings)
+    counts = {len(job.batch(position, 3)[2]) for position in (0, 3, 15_000_000, 15_000_003)}
+    assert counts == {round(3 * float(share))}
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -413,6 +464,8 @@ def test_a_regression_on_another_model_s_couplings_is_told(config, done, tmp_pat
         (["regression=null"], "preview goes with a regression"),
         (["gan=null"], "gan_weight goes with a section 'gan'"),
         (["regression.share=0.3"], "is no whole number"),
+        (["regression.share=1e-9"], "1e-09 of 4 samples, which a process takes at a time, is no whole number"),
+        (["regression.weight=0", "regression.matched=false"], "its weight is 0 in every phase"),
         (["compile=true"], "compile goes without gan"),
         (["compile=true", "gan=null", "num_steps=2", "regression=null"], "compile goes with num_steps: 1"),
         (["gan.weight=0"], "its weight is 0 in every phase"),
@@ -500,3 +553,22 @@ def test_a_rehearsal_has_all_of_its_terms(config, tmp_path):
     assert [phase.samples for phase in stages["whole"].phases] == [4, 4]
     assert stages["whole"].teacher.startswith(str(tmp_path)) and stages["whole"].regression.couplings == "pairs"
     assert stages["four"].num_steps == 4
+
+
+def test_a_student_is_no_teacher(config, done, tmp_path):
+    (tmp_path / "pairs").symlink_to(done / "pairs")
+    options = [f"stages.whole.teacher={done / 'whole' / 'model'}"]
+    with pytest.raises(ConfigError, match="is a student, which knows the data behind noise at its own timesteps alone"):
+        run_one(load_experiment(config, options, str(tmp_path)), "whole", StopAt())
+
+
+def test_a_discriminator_wants_a_bottleneck(config, done, tmp_path):
+    shutil.copytree(load_experiment(config).stages["whole"].teacher, tmp_path / "pruned")
+    unet = tmp_path / "pruned" / "unet"
+    form, weights = json.loads((unet / "config.json").read_text()), unet / "diffusion_pytorch_model.safetensors"
+    (unet / "config.json").write_text(json.dumps(form | {"mid_block_type": None}))
+    save_file({key: value for key, value in load_file(weights).items() if "mid_block" not in key}, weights)
+    (tmp_path / "pairs").symlink_to(done / "pairs")
+    options = [f"stages.whole.{key}={tmp_path / 'pruned'}" for key in ("init", "teacher")]
+    with pytest.raises(ConfigError, match=r"reads a U-Net's bottleneck, and '.*' is a U-Net without one"):
+        run_one(load_experiment(config, options, str(tmp_path)), "whole", StopAt())
