@@ -122,6 +122,7 @@ def check_inputs(stages: dict[str, StageFolder]) -> None:
             say(f"{name}: {told}")
         if isinstance(stage.stage, CoupleStage) and stage.stage.output:
             Store(stage.stage.output).sizes("")
+        look_at_models(stage)
         look_at_perception(stage)
         look_at_measures(stage)
         for parent in stage.stage.parents().values():
@@ -148,8 +149,16 @@ def check_files(experiment: Experiment, name: str | None, kind: str | None) -> N
         if is_meant and not stage.is_done():
             if "://" not in place_of_source(stage):
                 look_at_source(stage)
+            look_at_models(stage)
             look_at_perception(stage)
             look_at_measures(stage)
+
+
+def look_at_models(stage: StageFolder) -> None:
+    """The folders that a stage takes models from, where they are here. Raises DataError for one that holds no model."""
+    for key, place in stage.stage.parents().items():
+        if key in ("model", "init", "teacher") and place not in stage.stage_names and Path(place).is_dir():
+            find_model(place)
 
 
 def look_at_measures(stage: StageFolder) -> None:

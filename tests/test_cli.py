@@ -207,6 +207,7 @@ def test_a_dry_run_misses_the_files_that_the_run_would(typed, tmp_path):
     assert tried().startswith("'stages.real.count' is 2; of ")
     assert tried("stages.real.count=1", "stages.pairs.prompts=gone.txt").endswith("gone.txt' does not exist")
     assert "gone.pth" in tried("stages.real.count=1", *weights)
+    assert "is no pipeline folder" in tried("stages.real.count=1", f"stages.pairs.model={tmp_path / 'images'}")
     assert not (tmp_path / "run").exists()
     for good in (), ("stages.real.data=s3://bucket/images",), own:  # what needs a network, what a stage will make
         changes = [word for change in ("stages.real.count=1", *good) for word in ("--set", change)]
