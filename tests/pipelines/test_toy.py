@@ -104,5 +104,6 @@ def test_a_file_in_the_place_of_the_folder_is_an_error_before_anything_is_traine
 @pytest.mark.parametrize("words", [["--seed", "-1"], ["--seeds", "0"], ["--seeds", "many"]], ids=" ".join)
 def test_a_bad_value_is_wrong_usage(words: list[str]) -> None:
     with pytest.raises(click.BadParameter) as error:
-        cli.cli.commands["toy"].make_context("toy", list(words))
+        whole = cli.cli.make_context("instaflow", ["toy"])
+        cli.cli.commands["toy"].make_context("toy", list(words), parent=whole)
     assert error.value.param and words[0] in error.value.param.opts

@@ -61,7 +61,6 @@ def test_networks_of_one_class_are_compiled_for_each_of_their_batches(tmp_path, 
     """As a generator, its teacher and its fake score are, which do not train with the batch that the checks look at."""
     compiler, graphs = torch.compile, []
     monkeypatch.setattr(torch, "compile", lambda function: function)
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
 
     def keep(graph, inputs):
         graphs.append(graph)
@@ -75,9 +74,10 @@ def test_networks_of_one_class_are_compiled_for_each_of_their_batches(tmp_path, 
         ),
     )
     models = [SimpleNamespace(name="a model", device=torch.device("cpu"), unet=Doubled()) for _ in range(3)]
-    on_couplings.compile_networks(folder_of(tmp_path), *models)
-    for batch in range(2, 14):
-        assert torch.equal(models[batch % 3].unet(torch.ones(batch)), 2 * torch.ones(batch))
+    with torch._dynamo.config.patch(recompile_limit=8):
+        on_couplings.compile_networks(folder_of(tmp_path), *models)
+        for batch in range(2, 14):
+            assert torch.equal(models[batch % 3].unet(torch.ones(batch)), 2 * torch.ones(batch))
     assert len(graphs) == 12
 
 

@@ -387,7 +387,7 @@ def test_each_engine_s_moments_are_of_its_own_loss_and_of_what_is_awake(place, b
     for name, state in by_hand.items():
         assert found[name].keys() == state.keys()
         for key, value in state.items():
-            torch.testing.assert_close(found[name][key], value, rtol=1e-2, atol=1e-4 * value.abs().max().item())
+            torch.testing.assert_close(found[name][key], value, rtol=1e-2, atol=5e-4 * value.abs().max().item())
     for key, value in found["critic-optimizer"].items():
         if key.startswith("discriminator."):
             assert not asleep["critic-optimizer"][key].any() and torch.equal(value, awake["critic-optimizer"][key])

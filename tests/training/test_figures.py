@@ -156,6 +156,8 @@ def wandb_history(file):
 
 @pytest.mark.slow
 def test_weights_and_biases_is_told_too_under_one_id(tmp_path, monkeypatch):
+    import wandb
+
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     with pytest.raises(Interrupted):
@@ -163,6 +165,7 @@ def test_weights_and_biases_is_told_too_under_one_id(tmp_path, monkeypatch):
     known = json.loads((tmp_path / "2rf" / "wandb.json").read_text())["id"]
     time.sleep(1)  # its folders are named by the second
     timed(tmp_path, trackers=["wandb"])
+    wandb.teardown()  # its own process writes the files to their ends
     files = sorted((tmp_path / "2rf" / "wandb").glob(f"offline-run-*/run-{known}.wandb"))
     told = [items for file in files for items in wandb_history(file) if "fit/loss" in items]
     lines = figures(folder_of(tmp_path))
