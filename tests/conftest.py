@@ -47,10 +47,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def typed(monkeypatch, capsys):
     """Type a command; returns its exit code, output and errors."""
     monkeypatch.delenv("RANK", raising=False)
-    monkeypatch.setattr("instaflow.world.leave", lambda: False)  # DeepSpeed can't go on in a process that has
 
     def run(*words: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["instaflow", *map(str, words)])
+        monkeypatch.setattr("instaflow.world.leave", lambda: False)  # DeepSpeed can't go on in a process that has
         try:
             cli.main()
             code = 0
