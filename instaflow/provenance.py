@@ -12,6 +12,7 @@ from typing import Any
 from instaflow.errors import DataError
 from instaflow.files import fingerprint_of, write_json
 from instaflow.places import is_hub_name
+from instaflow.plurals import counted
 from instaflow.rundir import read_json
 
 FILE = "provenance.json"
@@ -211,8 +212,8 @@ def told(found: Provenance) -> str:
     if found.figures:
         lines += ["", "## Figures", ""]
     for row in found.figures:
-        steps, scale = row["num_steps"], row.get("guidance_scale") or 1
-        how = f"{steps} step{'s' if steps > 1 else ''}, " + (f"guidance {scale:g}" if scale > 1 else "no guidance")
+        scale = row.get("guidance_scale") or 1
+        how = f"{counted(row['num_steps'], 'step')}, " + (f"guidance {scale:g}" if scale > 1 else "no guidance")
         values = [
             f"{name} {form.format(row[key])}" for key, (name, form) in FIGURES.items() if row.get(key) is not None
         ]

@@ -20,7 +20,7 @@ from instaflow.models.model import Model
 from instaflow.models.onnx_graphs import PIPELINE, write_onnx
 from instaflow.models.released import write_released
 from instaflow.models.safety import has_checker, keep_checker, names_checker
-from instaflow.models.settings import read_settings, write_settings
+from instaflow.models.settings import ModelSettings, read_settings, write_settings
 from instaflow.models.single_file import write_single_file
 from instaflow.places import find_model, is_hub_name, model_fingerprint, pipeline_class
 from instaflow.provenance import Origin, Provenance, licence_of, provenance_of, told, write_provenance
@@ -150,14 +150,13 @@ def to_single_file(model: Model, folder: Path, request: Request) -> list[str]:
     (configuration / "README.md").unlink()
     kind = pipeline_class(configuration)
     settings = model.settings
-    scale = settings.guidance_scale if settings.guidance_scale > 1 else 1.0
     write_card(
         folder,
         "A Stable Diffusion in one file",
         f"""from diffusers import {kind}
 
 pipeline = {kind}.from_single_file("{name}.safetensors", config="{name}")
-image = pipeline("a prompt", num_inference_steps={settings.num_steps}, guidance_scale={scale}).images[0]""",
+{drawn(settings)}""",
     )
     notes = [] if settings.kind == "teacher" else [SAMPLED[settings.parametrization]]
     describe(folder, request, notes)
@@ -189,7 +188,6 @@ def to_lora(model: Model, folder: Path, request: Request) -> list[str]:
     found = low_rank(difference(model, request.load_teacher("'--to lora'")), request.rank)
     write_difference(model, folder, LORA, found.weights)
     sampler, settings = type(model.scheduler).__name__, model.settings
-    scale = settings.guidance_scale if settings.guidance_scale > 1 else 1.0
     write_card(
         folder,
         "A LoRA for its teacher",
@@ -197,7 +195,7 @@ def to_lora(model: Model, folder: Path, request: Request) -> list[str]:
 
 pipeline.load_lora_weights(".")  # a pipeline of the teacher
 pipeline.scheduler = {sampler}.from_pretrained(".", subfolder="scheduler")
-image = pipeline("a prompt", num_inference_steps={settings.num_steps}, guidance_scale={scale}).images[0]""",
+{drawn(settings)}""",
     )
     error = f"Rank {request.rank} leaves out {found.error:.2%} of the U-Net's difference to its teacher"
     notes = [f"{error}, {found.left_out:.2%} in biases and normalizations (root of the squares, relative)."]
@@ -208,7 +206,6 @@ image = pipeline("a prompt", num_inference_steps={settings.num_steps}, guidance_
 def to_onnx(model: Model, folder: Path, request: Request) -> list[str]:
     """Graphs for onnxruntime, as stock diffusers reads them."""
     far = write_onnx(model, folder)
-    steps, scale = model.settings.num_steps, max(model.settings.guidance_scale, 1.0)
     height, width = (8 * side for side in model.latent_shape[1:])  # of an image that a VAE of factor 8 would make
     write_card(
         folder,
@@ -216,9 +213,7 @@ def to_onnx(model: Model, folder: Path, request: Request) -> list[str]:
         f"""from diffusers import {PIPELINE}
 
 pipeline = {PIPELINE}.from_pretrained(".", provider="CPUExecutionProvider")
-image = pipeline(
-    "a prompt", height={height}, width={width}, num_inference_steps={steps}, guidance_scale={scale}
-).images[0]""",
+{drawn(model.settings, f"height={height}, width={width}, ")}""",
     )
     notes = [f"onnxruntime's U-Net is within {far:.1e} of PyTorch's, relative to its largest output."]
     describe(folder, request, notes)
@@ -280,6 +275,12 @@ def load_scheduler(folder: Path) -> Any:
     if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
         raise DataError(f"'{folder}' names no scheduler of diffusers", "Export the delta again")
     return kind.from_config(config)
+
+
+def drawn(settings: ModelSettings, sizes: str = "") -> str:
+    """A card's line that draws an image."""
+    sampled = f"num_inference_steps={settings.num_steps}, guidance_scale={settings.stock_guidance}"
+    return f'image = pipeline("a prompt", {sizes}{sampled}).images[0]'
 
 
 def write_card(folder: Path, title: str, code: str) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from instaflow.errors import DataError
 from instaflow.models.settings import ModelSettings, read_settings
 from instaflow.places import check_folder
+from instaflow.plurals import counted
 from instaflow.provenance import provenance_of, told
 
 
@@ -22,7 +23,7 @@ def run(folder: Path) -> str:
 def in_words(settings: ModelSettings) -> str:
     """How a model is read and sampled, in a line."""
     what = {"teacher": "A teacher", "flow": "A rectified flow", "student": "A student"}[settings.kind]
-    steps = f"{settings.num_steps} step{'s' if settings.num_steps > 1 else ''}"
     guidance = f"guidance {settings.guidance_scale:g}" if settings.guidance_scale > 1 else "no guidance"
     weights = "moving average of the weights" if settings.weights == "ema" else "raw weights"
+    steps = counted(settings.num_steps, "step")
     return f"{what}: parametrization {settings.parametrization}, {steps}, {guidance}, {weights}."

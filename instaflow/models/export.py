@@ -93,8 +93,7 @@ def model_card(settings: ModelSettings, pipeline: Any) -> str:
         imports = "import transformers\n"
         place = '"."' if name == "StableDiffusionXLPipeline" else '".", safety_checker=None'
         place += ", trust_remote_code=True" if code else ""
-        guidance = settings.guidance_scale if settings.guidance_scale > 1 else 1.0
-        arguments = ['"a prompt"', f"num_inference_steps={steps}", f"guidance_scale={guidance}"]
+        arguments = ['"a prompt"', f"num_inference_steps={steps}", f"guidance_scale={settings.stock_guidance}"]
     return f"""---
 library_name: diffusers
 pipeline_tag: {"unconditional-image-generation" if of_pixels else "text-to-image"}

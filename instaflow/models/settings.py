@@ -32,6 +32,11 @@ class ModelSettings:
     lineage: list[dict[str, Any]] = field(default_factory=list)
     """The stages from the teacher to this model, oldest first."""
 
+    @property
+    def stock_guidance(self) -> float:
+        """What stock diffusers takes for guidance_scale: 1 for none."""
+        return self.guidance_scale if self.guidance_scale > 1 else 1.0
+
 
 def released(name: str, **sampled: Any) -> ModelSettings:
     lineage = [{"stage": name, "kind": "import", "summary": "released with InstaFlow (arXiv 2309.06380)"}]

@@ -1,7 +1,6 @@
 """Loading: folders, single files, and what is refused."""
 
 import json
-import re
 import shutil
 import time
 
@@ -11,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from instaflow.errors import DataError
 from instaflow.models.loading import load_model
+from instaflow.models.single_file import write_single_file
 from instaflow.models.tiny import WIDTH, tiny_unet
 from instaflow.models.vae import decoded, load_vae
 from tests.models.made import load, noise, write_published
@@ -130,108 +130,25 @@ def test_parts_that_look_at_images_are_not_needed(folders, tmp_path):
 
 # --- single files -----------------------------------------------------------------------------------------------------
 
-RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-UNET = [
-    (r"time_embedding\.linear_1", "time_embed.0"),
-    (r"time_embedding\.linear_2", "time_embed.2"),
-    (r"^conv_in", "input_blocks.0.0"),
-    (r"conv_norm_out", "out.0"),
-    (r"^conv_out", "out.2"),
-    (r"down_blocks\.0\.resnets\.0", "input_blocks.1.0"),
-    (r"down_blocks\.0\.attentions\.0", "input_blocks.1.1"),
-    (r"mid_block\.resnets\.0", "middle_block.0"),
-    (r"mid_block\.attentions\.0", "middle_block.1"),
-    (r"mid_block\.resnets\.1", "middle_block.2"),
-    (r"up_blocks\.0\.resnets\.(\d)", r"output_blocks.\1.0"),
-    (r"up_blocks\.0\.attentions\.(\d)", r"output_blocks.\1.1"),
-    *((rf"\.{new}\.(weight|bias)", rf".{old}.\1") for new, old in RESNET.items()),
-]
-VAE = [
-    (r"down_blocks\.(\d)\.resnets", r"down.\1.block"),
-    (r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample"),
-    (r"up_blocks\.0\.", "up.1."),
-    (r"up_blocks\.1\.", "up.0."),
-    (r"up\.(\d)\.resnets", r"up.\1.block"),
-    (r"up\.(\d)\.upsamplers\.0", r"up.\1.upsample"),
-    (r"mid_block\.resnets\.0", "mid.block_1"),
-    (r"mid_block\.resnets\.1", "mid.block_2"),
-    (r"mid_block\.attentions\.0", "mid.attn_1"),
-    ("group_norm", "norm"),
-    (r"to_([qkv])", r"\1"),
-    (r"to_out\.0", "proj_out"),
-    ("conv_norm_out", "norm_out"),
-    ("conv_shortcut", "nin_shortcut"),
-]
 
-
-UNET_XL = [(r"add_embedding\.linear_1", "label_emb.0.0"), (r"add_embedding\.linear_2", "label_emb.0.2"), *UNET]
-OPEN_CLIP = [
-    (r"^text_model\.", ""),
-    (r"^encoder\.layers", "transformer.resblocks"),
-    (r"self_attn\.", "attn."),
-    (r"layer_norm(\d)", r"ln_\1"),
-    (r"mlp\.fc1", "mlp.c_fc"),
-    (r"mlp\.fc2", "mlp.c_proj"),
-    ("final_layer_norm", "ln_final"),
-    (r"embeddings\.token_embedding", "token_embedding"),
-    (r"embeddings\.position_embedding\.weight", "positional_embedding"),
-]
-CLIP = [(r"^text_model\.", "")]
-NETWORKS = {"model.diffusion_model.": ("unet", UNET), "first_stage_model.": ("vae", VAE)}
-PARTS = {
-    "sd1": NETWORKS | {"cond_stage_model.transformer.text_model.": ("text_encoder", CLIP)},
-    "sd2-v": NETWORKS | {"cond_stage_model.model.": ("text_encoder", OPEN_CLIP)},
-    "xl": {
-        "model.diffusion_model.": ("unet", UNET_XL),
-        "first_stage_model.": ("vae", VAE),
-        "conditioner.embedders.0.transformer.text_model.": ("text_encoder", CLIP),
-        "conditioner.embedders.1.model.": ("text_encoder_2", OPEN_CLIP),
-    },
-}
-
-
-def in_one_file(folder, file, family):
+def in_one_file(folder, file):
     """A folder's weights under the names of the original code, their configuration beside the file."""
-    weights = {}
-    for prefix, (part, names) in PARTS[family].items():
-        (source,) = (folder / part).glob("*.safetensors")
-        for name, value in load_file(source).items():
-            for new, old in names:
-                name = re.sub(new, old, name)
-            weights[prefix + name] = value
-    save_file(in_open_clip_s_form(weights), file)
+    write_single_file(load(folder), file)
     shutil.copytree(folder, file.with_suffix(""), ignore=shutil.ignore_patterns("*.safetensors", "instaflow.json"))
     return file
-
-
-def in_open_clip_s_form(weights):
-    """There one matrix holds what attention's queries, keys and values are made with, and the projection is turned."""
-    for name in [name for name in weights if re.search(r"resblocks.*q_proj", name)]:
-        parts = [weights.pop(name.replace("q_proj", f"{which}_proj")) for which in "qkv"]
-        weights[re.sub(r"q_proj\.(\w+)", r"in_proj_\1", name)] = torch.cat(parts)
-    for name in [name for name in weights if name.endswith("model.text_projection.weight")]:
-        weights[name.removesuffix(".weight")] = weights.pop(name).T.contiguous()
-    return weights
 
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory):
     place = tmp_path_factory.mktemp("single")
     folder = write_published(place / "published", "sd2-v")
-    return folder, in_one_file(folder, place / "model.safetensors", "sd2-v")
+    return folder, in_one_file(folder, place / "model.safetensors")
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2-v", "xl"])
 def test_a_single_file_is_its_folder(tmp_path, family):
     folder = write_published(tmp_path / "published", family)
-    file = in_one_file(folder, tmp_path / "model.safetensors", family)
+    file = in_one_file(folder, tmp_path / "model.safetensors")
     one, other = load(file), load(folder)
     assert one.scheduler.config == other.scheduler.config
     sample = [
