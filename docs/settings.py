@@ -24,6 +24,7 @@ the code. A key without a default must be given, and one that the stage does not
 run.
 """
 TITLES = {
+    "Aim": "aims (one of them)",
     "EvaluatedModel": "models (one of them)",
     "FakeScore": "fake",
     "FlowPhase": "phases (one of them), in reflow and distill",

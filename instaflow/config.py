@@ -142,9 +142,10 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     value = parse_yaml(text, f"--set '{override}'")
     node: Any = tree
     keys = split_path(path, tree)
+    last_key = len(keys) - 1
     for depth, key in enumerate(keys):
         here = ".".join(keys[:depth]) or "the experiment"
-        last = depth == len(keys) - 1
+        last = depth == last_key
         if isinstance(node, list):
             if not re.fullmatch("[0-9]+", key) or int(key) >= len(node):
                 items = f"items 0 to {len(node) - 1}, not '{key}'" if node else f"no items, so no '{key}'"
@@ -158,7 +159,11 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
             if last:
                 node[key] = value
             elif key not in node:
-                raise ConfigError(f"--set '{override}': '{here}' has no '{key}'", nearest(key, node))
+                whole = (
+                    f"{'.'.join(keys[: depth + 1])}={{{': {'.join(keys[depth + 1 :])}: {text}{'}' * (last_key - depth)}"
+                )
+                hint = f"{nearest(key, node)}; to add a section, set it whole: --set '{whole}'"
+                raise ConfigError(f"--set '{override}': '{here}' has no '{key}'", hint)
             else:
                 node[key] = copy(node[key])
                 node = node[key]

@@ -41,6 +41,8 @@ FIGURES = {
 """What is told of a report's row, in this order."""
 PROTOCOL = ("num_samples", "prompts", "seed", "features", "reference", "judge", "dtype", "hardware")
 """What is told of its protocol card."""
+TERMS = ("fake", "regression", "gan", "real")
+"""The sections of a stage's settings that say how it was trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,7 @@ class Origin:
     summary: str = ""
     data: str = ""  # which prompts or images, by hash
     phases: list[str] = field(default_factory=list)
+    terms: list[str] = field(default_factory=list)  # what its method works with beside its phases
     seconds: float | None = None
     hardware: str = ""
 
@@ -126,6 +129,7 @@ def stages_behind(stage: Path, content: str, summaries: Mapping[str, str], place
         summary=summaries.get(stage.name, ""),
         data=hashed,
         phases=[phase_in_words(phase) for phase in settings.get("phases") or []],
+        terms=[words for key in TERMS if (words := term_in_words(key, settings.get(key)))],
         seconds=done.get("seconds"),
         hardware=done.get("hardware", ""),
     )
@@ -150,6 +154,14 @@ def phase_in_words(phase: Mapping[str, Any]) -> str:
     samples = f"{phase['samples']:,} samples, " if "samples" in phase else ""
     words = [f"batch {phase['global_batch_size']:,}", f"learning rate {phase['learning_rate']:g}"]
     return samples + ", ".join([*words, *([phase["loss"]] if phase.get("loss") else [])])
+
+
+def term_in_words(name: str, section: Any) -> str:
+    """A section of a stage's settings in a line, without what is left open in it; empty where there is none."""
+    if not isinstance(section, Mapping):
+        return ""
+    told = [f"{key} {value}" for key, value in section.items() if value is not None]
+    return f"{name}: {', '.join(told)}".replace("_", " ")
 
 
 def rows_of(run: Path, content: str, weights: str) -> Iterator[dict[str, Any]]:
@@ -205,6 +217,7 @@ def told(found: Provenance) -> str:
             else "",
         ]
         lines += ["  - " + "; ".join(fact for fact in facts if fact)] if any(facts) else []
+        lines += [f"  - {term}" for term in origin.terms]
         lines += [f"  - phase {number}: {phase}" for number, phase in enumerate(origin.phases, 1)]
     spent = sum(origin.seconds or 0 for origin in found.origins)
     if spent:

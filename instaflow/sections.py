@@ -309,3 +309,33 @@ class Reference(Section):
     """One of the models."""
     num_steps: Steps
     """One of its numbers of steps."""
+
+
+class Aim(Section):
+    """What one of the models is meant to reach; the report tells whether it does. One bound, of three kinds."""
+
+    model: str
+    """One of the models."""
+    num_steps: Steps = 1
+    """One of its numbers of steps."""
+    figure: Literal["frechet_distance_real", "frechet_distance_teacher", "prompt_accuracy", "clip_score"]
+    """Of a sweep over guidance scales, the best."""
+    value: float | None = None
+    """The figure itself: a distance at most, a share or a score at least. A published one, say."""
+    times_reference: PositiveFloat | None = None
+    """The same as a multiple of the reference's figure."""
+    better_than: str | None = None
+    """Another of the models, at the same number of steps: an ablation, which is to be worse."""
+    source: str = ""
+    """Where the aim is from, such as "arXiv 2309.06380"."""
+
+    @model_validator(mode="after")
+    def one_bound(self) -> "Aim":
+        bounds = [self.value, self.times_reference, self.better_than]
+        if sum(bound is not None for bound in bounds) != 1:
+            raise ValueError("an aim has one of value, times_reference and better_than")
+        if self.times_reference and self.figure == "frechet_distance_teacher":
+            raise ValueError("times_reference: the reference's own frechet_distance_teacher is 0; give value")
+        if self.better_than == self.model:
+            raise ValueError(f"better_than: '{self.model}' cannot be better than itself")
+        return self

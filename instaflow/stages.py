@@ -23,6 +23,7 @@ from instaflow.sections import (
     BACKBONES,
     FEATURES,
     PERCEPTUAL_LOSSES,
+    Aim,
     Dtype,
     EvaluatedModel,
     FlowPhase,
@@ -439,6 +440,8 @@ class EvaluateStage(Stage):
     """Each with its numbers of steps."""
     reference: Reference
     """Whose images those of the same noise and prompt are compared with: one of the models."""
+    aims: list[Aim] = []  # noqa: RUF012  (pydantic copies it)
+    """What the models are meant to reach: the report tells which aims are reached and which are missed."""
     num_samples: Annotated[int, Field(ge=4)] | None = None
     """Images of each model at each number of steps; by default the protocol's own, 2,000 of digits."""
     batch_size: PositiveInt | None = None
@@ -527,4 +530,17 @@ class EvaluateStage(Stage):
             )
         if len({(entry.model, entry.weights) for entry in self.models}) < len(self.models):
             raise ValueError("models: a model stands twice with the same weights; give its step counts in one list")
+        return self
+
+    @model_validator(mode="after")
+    def aims_are_measured(self) -> "EvaluateStage":
+        rows = {(entry.model, steps) for entry in self.models for steps in entry.num_steps}
+        for i, aim in enumerate(self.aims):
+            for key, model in (("model", aim.model), ("better_than", aim.better_than)):
+                if model is not None and (model, aim.num_steps) not in rows:
+                    steps = f"{aim.num_steps} step{'s' if aim.num_steps > 1 else ''}"
+                    raise ValueError(f"aims.{i}.{key}: '{model}' at {steps} is not among the models")
+            scores = self.of_images and self.clip and self.captions
+            if (aim.figure == "clip_score" and not scores) or (aim.figure == "prompt_accuracy" and self.of_images):
+                raise ValueError(f"aims.{i}.figure: no {aim.figure} is measured here")
         return self

@@ -9,6 +9,7 @@ from typing import Any
 
 from instaflow.config import find_config
 from instaflow.errors import ConfigError, DataError, InstaFlowError
+from instaflow.evaluation.aims import Outcome, outcome_json, outcomes
 from instaflow.evaluation.comparison import Comparison, compare, comparison_json, seedless
 from instaflow.evaluation.comparison_page import write_comparison_page
 from instaflow.evaluation.comparison_words import TITLES, caution, headline, notes, said, title
@@ -50,9 +51,10 @@ def run(runs: Sequence[Path], *, by: str, output: Path | None) -> list[str]:
         )
     folder = output or beside(folders[str(runs[0])].parent)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "compare.json", comparison_json(comparison))
-    write_comparison_page(folder / "compare.html", comparison)
-    return [*told(comparison), "", f"The page: {folder / 'compare.html'}"]
+    aims = outcomes({report.seed: report for report in sorted(reports.values(), key=lambda report: report.seed)})
+    write_json(folder / "compare.json", {**comparison_json(comparison), "aims": [outcome_json(one) for one in aims]})
+    write_comparison_page(folder / "compare.html", comparison, aims)
+    return [*told(comparison, aims), "", f"The page: {folder / 'compare.html'}"]
 
 
 def beside(run: Path) -> Path:
@@ -142,10 +144,12 @@ def about(report: Report) -> dict[str, Any]:
         f"rows.{row.label}.{row.num_steps}": f"guidance {row.guidance_scale}, {row.num_samples} samples"
         for row in report.rows
     }
+    aims = {f"aims.{i}": ", ".join(f"{k} {v}" for k, v in vars(aim).items() if v) for i, aim in enumerate(report.aims)}
     return {
         "stages": [stage.name for stage in report.stages],
         **{f"protocol.{name}": text for name, text in vars(seedless(report)).items()},
         **rows,
+        **aims,
     }
 
 
@@ -179,7 +183,7 @@ def values(name: str, settings: Mapping[str, Mapping[str, Any]]) -> str:
 # --- the terminal -----------------------------------------------------------------------------------------------------
 
 
-def told(comparison: Comparison) -> list[str]:
+def told(comparison: Comparison, aims: Sequence[Outcome] = ()) -> list[str]:
     """The ranking and what it means, for a terminal."""
     by = comparison.figure
     found = [name for name in COLUMNS if any(row.figures[name].count for row in comparison.rows)]
@@ -198,6 +202,7 @@ def told(comparison: Comparison) -> list[str]:
     star += " difference holds 0, without correction for the many pairs."
     texts = [star, " ".join(headline(comparison)), " ".join([*caution(comparison), *notes(comparison)])]
     words = [line for text in texts[0 if near[0] else 1 :] if text for line in wrap(text, 110)]
+    words += [line for one in aims for line in wrap(f"{one.verdict}: {one.asked}: {one.found}", 110)]
     text = [f"{title(comparison)} ({', '.join(map(str, comparison.runs))})", "", *lines, "", *words]
     return [line.replace("\N{NO-BREAK SPACE}", " ").replace("`", "'") for line in text]
 

@@ -94,6 +94,8 @@ def table_of_days(costs: list[Cost], gpus: int, utilization: float | None) -> li
     notes += ["The rate is that of dense matrix products in a stage's precision; for float32 without TF32."]
     if gpus > 1:
         notes.append("Several GPUs divide the days by their number only where nothing is lost between them.")
+    if paper and not whole:
+        notes.append("Where no figure of the paper stands, it trained nothing by that method or loss.")
     if paper:
         notes += [
             "The paper's A100-days are its own for as many samples, or calls of the network (InstaFlow, arXiv",

@@ -236,6 +236,10 @@ def test_prompts_that_yaml_1_1_would_change_stay_prompts(tmp_path):
     assert stage.prompts == ["yes", "no", "2024-01-31", "012", "", "7"]
 
 
+def aim(keys: str) -> str:
+    return f"stages.report.aims=[{{{keys}}}]"
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
@@ -245,6 +249,21 @@ def test_prompts_that_yaml_1_1_would_change_stay_prompts(tmp_path):
         ("stages.2rf.offload_optimizer=true", "'stages.2rf': offload_optimizer goes with zero_stage 1, 2 or 3"),
         ("stages.2rf.zero_stage=4", "'stages.2rf.zero_stage' should be 0, 1, 2 or 3, not 4"),
         ("stages.report.reference.num_steps=8", "'teacher' at 8 steps is not among the models"),
+        (
+            aim("model: direct, num_steps: 1, figure: prompt_accuracy, value: 1"),
+            "aims.0.model: 'direct' at 1 step is not",
+        ),
+        (
+            aim("model: student, num_steps: 4, figure: prompt_accuracy, value: 1"),
+            "aims.0.model: 'student' at 4 steps is",
+        ),
+        (aim("model: student, figure: prompt_accuracy, better_than: direct"), "aims.0.better_than: 'direct' at 1 step"),
+        (aim("model: student, figure: prompt_accuracy, better_than: student"), "cannot be better than itself"),
+        (aim("model: student, figure: prompt_accuracy"), "an aim has one of value, times_reference and better_than"),
+        (aim("model: student, figure: prompt_accuracy, value: 1, times_reference: 1"), "an aim has one of value"),
+        (aim("model: student, figure: frechet_distance_teacher, times_reference: 1"), "the reference's own"),
+        (aim("model: student, figure: clip_score, value: 1"), "aims.0.figure: no clip_score is measured here"),
+        (aim("model: student, figure: fid, value: 1"), "'stages.report.aims.0.figure' should be"),
         ("stages.report.models.1.model=teacher", "a model stands twice with the same weights"),
         ("stages.report.models.0.weights=raw", "'teacher' at 25 steps is not among the models"),
         ("stages.2rf.preview={grid: 12, images: 8}", "'stages.2rf.preview': grid (12) is more than the images (8)"),
@@ -337,6 +356,7 @@ def test_the_last_set_wins_and_run_dir_beats_the_file(tmp_path):
         ("seed", "--set 'seed' is not of the form a.b=c", "Example: --set "),
         ("=1", "--set '=1' is not of the form a.b=c", ""),
         ("stages.2fr.ema_decay=0.9", "'stages' has no '2fr'", "Did you mean '2rf'?"),
+        ("stages.report.perceptual.a.b=3", "has no 'perceptual'", "--set 'stages.report.perceptual={a: {b: 3}}'"),
         ("stages.2rf.phases.2.samples=8", "'stages.2rf.phases' has items 0 to 1, not '2'", ""),
         ("stages.2rf.phases.-1.samples=8", "has items 0 to 1, not '-1'", ""),
         ("stages.2rf.phases.²=8", "has items 0 to 1, not '²'", ""),

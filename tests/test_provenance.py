@@ -69,6 +69,15 @@ def test_the_way_from_the_teacher_is_told(run):
         assert words in text, text
 
 
+def test_what_a_method_works_with_is_told(run):
+    regression = {"couplings": "pairs", "weight": 0.25, "loss": "lpips", "share": None}
+    settings = {"kind": "distill", "method": "dmd", "regression": regression, "fake": {"updates": 5}, "gan": None}
+    write_stage(run, "student", settings, {})
+    text = told(provenance_of(run / "student" / "model", LINEAGE))
+    assert "  - fake: updates 5\n  - regression: couplings pairs, weight 0.25, loss lpips" in text
+    assert "gan" not in text and "share" not in text
+
+
 def test_figures_are_of_this_very_model(run):
     write_report(run, model_content="another")
     assert not provenance_of(run / "student" / "model", LINEAGE).figures

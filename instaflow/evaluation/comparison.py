@@ -257,9 +257,9 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
             for seed, run in comparison.runs.items()
         ],
         "protocol": vars(comparison.protocol),
-        "floors": {name: _spread_json(found) for name, found in comparison.floors.items()},
+        "floors": {name: spread_json(found) for name, found in comparison.floors.items()},
         "rows": [
-            {**vars(row), "figures": {name: _spread_json(found) for name, found in row.figures.items()}}
+            {**vars(row), "figures": {name: spread_json(found) for name, found in row.figures.items()}}
             for row in comparison.rows
         ],
         "pairs": [
@@ -267,7 +267,7 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
                 "figure": pair.figure,
                 "ahead": pair.ahead,
                 "behind": pair.behind,
-                **_spread_json(pair.difference),
+                **spread_json(pair.difference),
                 "told_apart": pair.difference.is_told_apart,
             }
             for pair in comparison.pairs
@@ -275,8 +275,8 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _spread_json(found: Spread) -> dict[str, Any]:
-    """interval_95: mean minus and plus half its width."""
+def spread_json(found: Spread) -> dict[str, Any]:
+    """A spread as strict JSON holds it. interval_95: mean minus and plus half its width."""
     known = found.mean is not None and found.interval is not None
     ends = [found.mean - found.interval, found.mean + found.interval] if known else None  # type: ignore[operator]
     rest = {name: value for name, value in vars(found).items() if name not in ("by_seed", "interval")}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from instaflow.evaluation.aims import Outcome, summary
 from instaflow.evaluation.comparison import BETTER, ComparedRow, Comparison, Pair, Spread
 from instaflow.evaluation.comparison_plot import dot_plot
 from instaflow.evaluation.comparison_words import (
@@ -17,7 +18,7 @@ from instaflow.evaluation.comparison_words import (
     title,
     verdict,
 )
-from instaflow.evaluation.page import document, protocol_entries
+from instaflow.evaluation.page import aimed, document, protocol_entries
 from instaflow.evaluation.parts import figure, legend, pairs_list, paragraph, section, sign
 from instaflow.evaluation.plots import Colours
 from instaflow.evaluation.style import LIGHT, STYLE
@@ -47,16 +48,17 @@ details ul { margin: 8px 0; padding-left: 20px; } details p { margin: 0; }
 """
 
 
-def write_comparison_page(path: Path, comparison: Comparison) -> None:
-    """Write `comparison` to `path`: one file that needs no network and no script."""
-    write_file(path, comparison_page(comparison))
+def write_comparison_page(path: Path, comparison: Comparison, aims: Sequence[Outcome] = ()) -> None:
+    """Write `comparison` to `path`: one file that needs no network and no script. aims: what became of them."""
+    write_file(path, comparison_page(comparison, aims))
 
 
-def comparison_page(comparison: Comparison) -> str:
+def comparison_page(comparison: Comparison, aims: Sequence[Outcome] = ()) -> str:
     colours = kind_colours(comparison)
     sections = [
-        _header(comparison),
+        _header(comparison, aims),
         _ranking(comparison, colours),
+        aimed(aims),
         _seeds(comparison, colours),
         _pairs(comparison),
         _compared(comparison),
@@ -73,14 +75,14 @@ def kind_colours(comparison: Comparison) -> Colours:
     return usual | {kind: len(usual) + place % free for place, kind in enumerate(others)}
 
 
-def _header(comparison: Comparison) -> str:
+def _header(comparison: Comparison, aims: Sequence[Outcome]) -> str:
     seeds = ", ".join(str(seed) for seed in comparison.runs)
     about = [f"Config {comparison.config}", f"seeds {seeds}", *dict.fromkeys(comparison.hardware.values())]
     return (
         '<header>\n<div class="soft">InstaFlow: the same experiment with several seeds</div>\n'
         f"<h1>{escape(title(comparison))}</h1>\n"
         f'<div class="soft">{escape(" · ".join(text for text in about if text))}</div>\n'
-        f"{paragraph(headline(comparison), 'lead')}\n"
+        f"{paragraph([*headline(comparison), *summary(aims)], 'lead')}\n"
         + paragraph([*caution(comparison), *notes(comparison)], "small soft")
         + "</header>"
     )

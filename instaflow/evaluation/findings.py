@@ -41,6 +41,11 @@ def reference(report: Report) -> Row | None:
     return max(teachers, key=lambda row: (not row.frechet_distance_teacher, row.num_steps), default=None)
 
 
+def target(report: Report) -> Row | None:
+    """The row that was set as the reference: its distance to the reference's images is 0."""
+    return next((row for row in own_rows(report) if row.frechet_distance_teacher == 0), reference(report))
+
+
 def result(report: Report) -> Row | None:
     """The row that the experiment is about: the student at its fewest steps, else another that was distilled.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from instaflow.evaluation import findings
+from instaflow.evaluation import aims, findings
 from instaflow.evaluation.card import PROTOCOL
 from instaflow.evaluation.report import Report, Row
 from instaflow.evaluation.wording import duration, number, percent
@@ -34,6 +34,8 @@ def markdown(report: Report) -> str:
     lines = [f"# {report.title}", "", said, ""]
     lines += [table_row([title for title, _ in columns]), table_row(["---"] * len(columns))]
     lines += [table_row(list(cells)) for cells in zip(*(cells for _, cells in columns), strict=True)]
+    found = aims.outcomes({report.seed: report})
+    lines += ["", "Aims:", "", *(f"- {one.asked}: {one.verdict} ({one.found})" for one in found)] if found else []
     if report.rows and (card := report.rows[0].card):
         lines += ["", "Protocol:", ""]
         lines += [f"- {name.replace('_', ' ')}: {card[name]}" for name in PROTOCOL if card.get(name) not in (None, "")]

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from instaflow.evaluation import findings
+from instaflow.evaluation import aims, findings
 from instaflow.evaluation.card import PROTOCOL
 from instaflow.evaluation.parts import (
     beside,
@@ -19,6 +19,7 @@ from instaflow.evaluation.parts import (
     gallery_grid,
     gap_grid,
     legend,
+    marked,
     neighbour_grid,
     pairs_list,
     paragraph,
@@ -60,6 +61,7 @@ def page(report: Report) -> str:
         idea(report, colours),
         contributions(report, colours),
         _quality(report, colours),
+        aimed(aims.outcomes({report.seed: report})),
         _gaps(report, colours),
         _between(report),
         _memory(report),
@@ -145,7 +147,7 @@ def _header(report: Report) -> str:
         '<header>\n<div class="soft">InstaFlow: a text-to-image diffusion model becomes a one-step generator</div>\n'
         f"<h1>{escape(report.title)}</h1>\n"
         f'<div class="soft">{escape(" · ".join(text for text in about if text))}</div>\n'
-        f"{paragraph(findings.headline(report), 'lead')}\n"
+        f"{paragraph([*findings.headline(report), *aims.summary(aims.outcomes({report.seed: report}))], 'lead')}\n"
         + (f'<div class="cards">{"".join(cards)}</div>\n' if cards else "")
         + paragraph(findings.scale(report), "small soft after")
         + "</header>"
@@ -208,6 +210,13 @@ def _quality(report: Report, colours: Colours) -> str:
         paragraph(findings.diversity(report)),
         paragraph(findings.averaging(report)),
     )
+
+
+def aimed(found: Sequence[aims.Outcome]) -> str:
+    """What the experiment aimed at and what it came to, a line each."""
+    lines = [f"<dt>{marked(one.asked)}</dt><dd><b>{one.verdict}</b> · {escape(one.found)}</dd>" for one in found]
+    inside = f'<div class="panel"><dl class="protocol aims">{"".join(lines)}</dl></div>'
+    return section("What was aimed at", inside if found else "")
 
 
 def _costs(report: Report) -> dict[str, dict[str, float | None]]:
@@ -313,7 +322,7 @@ def scores(report: Report, colours: Colours) -> str:
 
 def score_rules(report: Report) -> list[tuple[str, Row]]:
     """The rows that curves are compared with, and what they are called: the reference, and each curve's own row."""
-    own = next((row for row in report.rows if row.frechet_distance_teacher == 0), findings.reference(report))
+    own = findings.target(report)
     curves = {(curve.label, curve.num_steps) for curve in report.scores}
     rules = [(f"{own.label}, {steps(own.num_steps)}", own)] if own else []
     ends = [row for row in report.rows if (row.label, row.num_steps) in curves and row is not own]

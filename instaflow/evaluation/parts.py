@@ -29,8 +29,12 @@ def section(title: str, *parts: str) -> str:
 def paragraph(sentences: Sequence[str], style: str = "") -> str:
     """A <p> of the sentences, in which `name` marks a model's name; nothing where there are none."""
     attribute = f' class="{style}"' if style else ""
-    text = re.sub("`([^`]+)`", r"<b>\1</b>", escape(" ".join(sentences)))
-    return f"<p{attribute}>{text}</p>" if sentences else ""
+    return f"<p{attribute}>{marked(' '.join(sentences))}</p>" if sentences else ""
+
+
+def marked(text: str) -> str:
+    """A text with `name` in bold."""
+    return re.sub("`([^`]+)`", r"<b>\1</b>", escape(text))
 
 
 def figure(inside: str, caption: str) -> str:
@@ -173,7 +177,7 @@ def rows_table(report: Report, colours: Colours) -> str:
         ("Time per image", [duration(row.seconds_per_image) for row in rows], None),
     ]
     columns = [column for column in columns if any(text not in ("", "–") for text in column[1])]
-    marked = {title: _best(rows, texts, values) for title, texts, values in columns}
+    bold = {title: _best(rows, texts, values) for title, texts, values in columns}
     head = "".join(f'<th class="wrap">{escape(title)}</th>' for title, *_ in columns)
     own = reference(report)
     lines, before = [], None
@@ -181,7 +185,7 @@ def rows_table(report: Report, colours: Colours) -> str:
         cells = []
         for title, texts, _ in columns:
             text = "itself" if title.endswith("to teacher") and row is own and texts[i] == "–" else texts[i]
-            cells.append(f'<td><span class="best">{text}</span></td>' if i in marked[title] else f"<td>{text}</td>")
+            cells.append(f'<td><span class="best">{text}</span></td>' if i in bold[title] else f"<td>{text}</td>")
         style = " ".join(name for name, on in (("new", row.label != before), ("one", row.num_steps == 1)) if on)
         name = f"{sign(colours[row.label])}{escape(row.label)}" if row.label != before else ""
         lines.append(f'<tr class="{style}"><td>{name}</td>{"".join(cells)}</tr>')

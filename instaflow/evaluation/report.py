@@ -80,6 +80,23 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Aim:
+    """A figure that a model at a number of steps is meant to reach, by one of three bounds.
+
+    value: the figure; times_reference: the same as a multiple of the reference's; better_than: another model, which is
+    to be worse at as many steps. source: where the aim is from.
+    """
+
+    model: str
+    num_steps: int
+    figure: str
+    value: float | None = None
+    times_reference: float | None = None
+    better_than: str | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LossCurve:
     """A training stage's loss over samples seen; `phases` names each point's phase, e.g. "l2" then "lpips"."""
 
@@ -252,6 +269,7 @@ class Report:
     peak_memory: float | None = None  # bytes
     floors: Floors = field(default_factory=Floors)
     stages: Sequence[Stage] = ()
+    aims: Sequence[Aim] = ()
     losses: Sequence[LossCurve] = ()
     previews: Sequence[PreviewCurve] = ()
     scores: Sequence[ScoreCurve] = ()
@@ -320,6 +338,7 @@ def report_json(report: Report) -> dict[str, Any]:
         "floors": dataclasses.asdict(report.floors),
         "rows": [dataclasses.asdict(row) for row in report.rows],
         "stages": [dataclasses.asdict(stage) for stage in report.stages],
+        "aims": [dataclasses.asdict(aim) for aim in report.aims],
         "scores": [dataclasses.asdict(curve) for curve in report.scores],
         "checks": [dataclasses.asdict(check) for check in report.checks],
         "straightness_profiles": [dataclasses.asdict(profile) for profile in report.straightness],

@@ -131,6 +131,7 @@ details h3 { margin: 18px 0 6px; }
   background: var(--c, var(--idle)); }
 .protocol { display: grid; grid-template-columns: 190px 1fr; gap: 4px 16px; margin: 0; font-size: 0.9rem; }
 .protocol dd { margin: 0; overflow-wrap: anywhere; }
+.protocol.aims { grid-template-columns: 1fr 1fr; }
 
 @media (max-width: 720px) {
   main { padding: 24px 16px 48px; }
@@ -148,7 +149,7 @@ details h3 { margin: 18px 0 6px; }
   th, td { padding: 5px 9px; }
   .stage { grid-template-columns: 1fr auto; } .stage .what { grid-row: 2; grid-column: 1 / -1; }
   .story > li { grid-template-columns: 28px 1fr; }
-  .protocol { grid-template-columns: 1fr; } .protocol dd { margin-bottom: 8px; }
+  .protocol, .protocol.aims { grid-template-columns: 1fr; } .protocol dd { margin-bottom: 8px; }
 }
 @media print {
   html { font-size: 10.5pt; } body { background: #fff; font-size: 10.5pt; } main { max-width: none; padding: 0; }

@@ -107,6 +107,22 @@ def test_other_prompts_are_another_experiment(runs, tmp_path):
     assert "'stages.pairs.prompts' is " in refused(*runs, changed)[0]
 
 
+def test_aims_are_told_of_the_means(runs, tmp_path):
+    mean = float(np.mean([report_of(run)["rows"][2]["frechet_distance_real"] for run in runs]))
+    aim = {"model": "student", "num_steps": 1, "figure": "frechet_distance_real"}
+    for run in runs:
+        change_report(run, aims=[{**aim, "value": mean + 0.001}, {**aim, "value": mean - 0.001}])
+    lines = compare(runs, by="real", output=tmp_path / "out")
+    told = [line.partition(": Fréchet distance to real of 'student' in 1 step at most")[0] for line in lines]
+    assert [word for word in told if word in ("reached", "missed")] == ["reached", "missed"]
+    content = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert [one["reached"] for one in content["aims"]] == [True, False]
+    assert content["aims"][0]["came"]["mean"] == pytest.approx(mean)
+    assert "<h2>What was aimed at</h2>" in (tmp_path / "out" / "compare.html").read_text()
+    change_report(runs[1], aims=[{**aim, "value": 1.0}])
+    assert "'aims.0' is 'model student, num_steps 1, figure frechet_distance_real, value " in refused(*runs)[0]
+
+
 def test_another_protocol_or_other_rows_are_another_experiment(runs):
     protocol = {**report_of(runs[1])["protocol"], "samples": "200"}
     change_report(runs[1], protocol=protocol)
