@@ -53,7 +53,7 @@ class Outcome:
         """What it came to."""
         aim, came = self.aim, self.came.mean
         if came is None or self.bound.mean is None:
-            return "not measured"
+            return "–"
         text = _said(aim.figure, came)
         if aim.times_reference:
             return f"{text}, {number(came * aim.times_reference / self.bound.mean)} times"
@@ -118,15 +118,25 @@ def summary(found: Sequence[Outcome]) -> list[str]:
     """How many aims are reached, and which are not."""
     if not found:
         return []
-    reached = sum(one.is_reached is True for one in found)
-    count = "The aim is" if len(found) == 1 else f"All {len(found)} aims are"
-    if reached == len(found):
-        return [f"{count} reached."]
-    kept = (
-        f"{reached} of {len(found)} aims {'is' if reached == 1 else 'are'} reached" if reached else "No aim is reached"
-    )
-    missed = [f"{one.asked}: {one.found}" for one in found if one.is_reached is not True]
-    return [f"{kept}. Not: {'; '.join(missed)}."]
+    reached = [one for one in found if one.is_reached]
+    doubtful = [one for one in reached if one.verdict != "reached"]
+    if len(reached) == len(found):
+        count = "The aim is" if len(found) == 1 else f"All {len(found)} aims are"
+    else:
+        count = f"{len(reached)} of {len(found)} aims {'is' if len(reached) == 1 else 'are'}"
+    text = f"{count} reached" if reached else "No aim is reached"
+    if doubtful:
+        text += (
+            f"{f', {len(doubtful)} of them' if len(found) > 1 else ''} in the mean alone, not told apart from chance"
+        )
+    sentences = [f"{text}."]
+    for word, group in (
+        ("Missed", [one for one in found if one.is_reached is False]),
+        ("Not measured", [one for one in found if one.is_reached is None]),
+    ):
+        if group:
+            sentences.append(f"{word}: {'; '.join(f'{one.asked} ({one.found})' for one in group)}.")
+    return sentences
 
 
 def outcome_json(found: Outcome) -> dict[str, Any]:

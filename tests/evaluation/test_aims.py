@@ -55,10 +55,9 @@ def test_an_aim_is_reached_by_what_is_better_of_its_figure(figure, came, bound, 
 @pytest.mark.parametrize("missing", [{REAL: None}, {REAL: math.nan}])
 def test_what_was_not_measured_is_neither_reached_nor_missed(missing):
     (found,) = outcomes({0: report(aim(value=1.0), **missing)})
-    assert (found.is_reached, found.verdict, found.found) == (None, "–", "not measured")
-    assert summary([found]) == [
-        "No aim is reached. Not: Fréchet distance to real of `student` in 1 step at most 1.00: not measured."
-    ]
+    assert (found.is_reached, found.verdict, found.found) == (None, "–", "–")
+    asked = "Fréchet distance to real of `student` in 1 step at most 1.00"
+    assert summary([found]) == ["No aim is reached.", f"Not measured: {asked} (–)."]
 
 
 def test_over_seeds_the_means_decide_and_pairs_tell_apart():
@@ -70,6 +69,10 @@ def test_over_seeds_the_means_decide_and_pairs_tell_apart():
     seeds[2] = report(aim(better_than="direct"), **{REAL: 0.378 + 0.15})
     (found,) = outcomes(seeds)
     assert found.verdict == "reached, not told apart"  # by 0.02 in the mean, of a deviation of 0.15
+    assert summary([found]) == ["The aim is reached in the mean alone, not told apart from chance."]
+    assert summary([found, found, *outcomes({0: report(aim(value=1.0))})]) == [
+        "All 3 aims are reached, 2 of them in the mean alone, not told apart from chance."
+    ]
     seeds[2] = report(aim(better_than="direct"), **{REAL: 0.378 + 0.3})
     assert outcomes(seeds)[0].verdict == "missed, not told apart"
 
@@ -105,7 +108,7 @@ def test_page_markdown_and_file_tell_the_aims(tmp_path):
     assert "<h2>What was aimed at</h2>" in shown
     line = "Fréchet distance to real of <b>student</b> in 1 step at most 0.200 (table &lt;2&gt;)"
     assert f"<dt>{line}</dt><dd><b>missed</b> · 0.312</dd>" in shown
-    assert f"1 of 2 aims is reached. Not: {line}: 0.312." in shown
+    assert f"1 of 2 aims is reached. Missed: {line} (0.312)." in shown
     assert "of student in 1 step at least 99.0 %: reached (99.2 %)" in markdown(own).replace("`", "").replace(
         "\xa0", " "
     )
