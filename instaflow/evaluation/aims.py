@@ -68,7 +68,7 @@ class Outcome:
     @property
     def verdict(self) -> str:
         if self.is_reached is None:
-            return "–"
+            return "not measured"
         word = "reached" if self.is_reached else "missed"
         if self.aim.better_than and self.short.count > 1 and not self.short.is_told_apart:
             return f"{word}, not told apart"

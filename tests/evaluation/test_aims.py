@@ -55,7 +55,7 @@ def test_an_aim_is_reached_by_what_is_better_of_its_figure(figure, came, bound, 
 @pytest.mark.parametrize("missing", [{REAL: None}, {REAL: math.nan}])
 def test_what_was_not_measured_is_neither_reached_nor_missed(missing):
     (found,) = outcomes({0: report(aim(value=1.0), **missing)})
-    assert (found.is_reached, found.verdict, found.found) == (None, "–", "–")
+    assert (found.is_reached, found.verdict, found.found) == (None, "not measured", "–")
     asked = "Fréchet distance to real of `student` in 1 step at most 1.00"
     assert summary([found]) == ["No aim is reached.", f"Not measured: {asked} (–)."]
 
