@@ -219,6 +219,8 @@ def lines(found: Found) -> list[str]:
     hashed = f"SHA-256 begins with {rule[:8]}" if rule else "no hash published"
     if found.state == "wrong":
         hashed += f", this file's with {found.sha256[:8]}"
+    elif found.path and not rule and not 0.8 <= (size := found.path.stat().st_size / 1e6) / weights.megabytes <= 1.25:
+        hashed += f", and this file has {size:,.1f} MB"
     return [
         f"{weights.name:<15}{found.state:<9}{place}",
         f"{'':15}{weights.use}",

@@ -7,6 +7,7 @@ import resource
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -282,11 +283,11 @@ def rows_beside(stage: StageFolder, subject: Subject) -> list[Row]:
     Raises ConfigError where their protocol is another one, DataError where one is no report.
     """
     found = []
-    for place in map(Path, stage.stage.beside):
+    places = [Path(place) for place in stage.stage.beside]
+    for place, name in zip(places, told_apart([place.resolve().parent.parent for place in places]), strict=True):
         if place.resolve() == (stage.folder / "report.json").resolve():
             raise ConfigError(f"'{place}', given beside this report, is this report", "Leave it out of 'beside'")
         report = read_report(place, "Name the report.json of an earlier evaluation, or leave it out of 'beside'")
-        name = place.resolve().parent.parent.name
         for row in report.rows:
             check_alike([(f"'{subject.label}'", asdict(subject.card)), (f"'{row.model}' in '{place}'", row.card)])
             row = replace(row, model=f"{name}/{row.model}", beside=True, frechet_distance_teacher=None)
@@ -297,6 +298,18 @@ def rows_beside(stage: StageFolder, subject: Subject) -> list[Row]:
                 row = replace(row, seconds_per_image=None)
             found.append(row)
     return found
+
+
+def told_apart(folders: list[Path]) -> list[str]:
+    """A name for each folder: its own, with those above it as far as another one's ends alike."""
+    names = []
+    for folder in folders:
+        others = [other.parts for other in folders if other != folder]
+        length = next(
+            n for n in count(1) if n >= len(folder.parts) or folder.parts[-n:] not in {o[-n:] for o in others}
+        )
+        names.append("/".join(folder.parts[-length:]))
+    return names
 
 
 def straightness_in_words(stage: StageFolder) -> str:

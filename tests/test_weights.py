@@ -94,6 +94,16 @@ def test_the_hub_s_cache_is_looked_into(caches, small):
         weights.find("clip-vit-g-14")
 
 
+def test_where_no_hash_is_published_a_file_of_another_size_is_told(caches):
+    known = next(one for one in weights.WEIGHTS.values() if not one.sha256)
+    put(caches / "ours" / known.file)
+    assert "no hash published, and this file has 0.0 MB; " in weights.lines(weights.look_for(known))[2]
+    own = replace(known, megabytes=1)
+    for size, told in ((1_200_000, False), (900_000, False), (700_000, True), (1_400_000, True)):
+        put(caches / "ours" / known.file, bytes(size))
+        assert ("and this file has" in weights.lines(weights.look_for(own))[2]) == told
+
+
 def test_a_damaged_file_is_refused(caches, small):
     put(caches / "ours" / small["inception"].file, CONTENT[:-1])
     with pytest.raises(DataError, match=f"begins with .*, not {PREFIX}"):

@@ -24,8 +24,10 @@ from instaflow.rundir import stage_folders
 from instaflow.training.perceptual import load_network, save_network, small_layers, write_tiny_network
 from instaflow.weights import WEIGHTS
 from pipelines import showing
+from pipelines.evaluate import told_apart
 from pipelines.experiment import run_all
 from pipelines.plan import Plan
+from pipelines.status import run as status
 from pipelines.status import work_of
 from tests.conftest import forbid_network
 from tests.evaluation.stand_ins import tiny_clip, write_inception
@@ -185,6 +187,13 @@ def test_rows_of_an_earlier_report_stand_beside(config, done, tmp_path):
         assert shown["straightness"] == old["straightness"] and shown["beside"] and not old["beside"]
 
 
+def test_earlier_runs_of_one_name_are_told_apart_by_what_is_above():
+    a, b, c = (Path(place) for place in ("/x/first/run", "/x/second/run", "/x/other"))
+    assert told_apart([a, b, c]) == ["first/run", "second/run", "other"]
+    assert told_apart([a, a]) == ["run", "run"]
+    assert told_apart([a, Path("/run")]) == ["first/run", "//run"]
+
+
 def test_an_earlier_row_keeps_no_figure_that_was_measured_otherwise(config, done, tmp_path):
     earlier = done / "report" / "report.json"
     changes = [f"beside=[{earlier}]", "straightness_steps=4", "batch_size=35", "models.1.num_steps=[2]"]
@@ -207,6 +216,8 @@ def test_what_is_no_earlier_report_is_refused_and_nothing_is_to_be_deleted(confi
     with pytest.raises(InstaFlowError, match=said) as caught:
         run_all(load_experiment(config, [f"stages.report.beside=[{beside}]"], run=str(run)), Stop())
     assert "'beside'" in caught.value.hint and "Delete" not in caught.value.hint
+    lines, code = status(run)
+    assert code == 1 and "report  failed" in "\n".join(lines) and said in lines[-1]
 
 
 def test_what_an_earlier_command_drew_keeps_its_circumstances(config, done, tmp_path):
