@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -384,62 +385,130 @@ def doctor(place: str, as_json: bool) -> None:
     sys.exit(code)
 
 
-@cli.command()
-@click.argument("model")
-@click.option("--prompt", "prompts", metavar="TEXT", multiple=True, required=True, help="May be given several times.")
-@click.option("--num-steps", type=click.IntRange(1, 1000), help="Network steps an image; the model knows its default.")
-@click.option("--guidance-scale", type=click.FloatRange(min=0), help="1 or less: none; the model knows its default.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the noise.")
-@click.option(
+class HeadedOption(click.Option):
+    """An option that stands under a heading of its command's help."""
+
+    def __init__(self, *names: Any, heading: str, **settings: Any) -> None:
+        super().__init__(*names, **settings)
+        self.heading = heading
+
+
+class Headed(click.Command):
+    """A command whose options stand under headings, in the order in which they are declared."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            if isinstance(parameter, click.Option) and (record := parameter.get_help_record(ctx)):
+                sections.setdefault(getattr(parameter, "heading", "Options"), []).append(record)
+        for heading, records in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+def headed(heading: str) -> Callable[..., Any]:
+    """`click.option` for an option under this heading."""
+    return partial(click.option, cls=HeadedOption, heading=heading)
+
+
+what_to_draw, noise_option, how_option, made_of_it = (
+    headed(words) for words in ("What to draw", "From which noise", "How", "What to make of it")
+)
+
+
+@cli.command(cls=Headed)
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@what_to_draw("--prompt", "prompts", metavar="TEXT", multiple=True, help="May be given several times.")
+@what_to_draw(
+    "--prompts",
+    "prompt_file",
+    metavar="FILE",
+    help="The prompts of a file, in any form that a couple stage reads; - is standard input, a prompt a line.",
+)
+@what_to_draw("--column", metavar="NAME", help="Where the prompts are, in a file with columns.")
+@noise_option(
+    "--seed", type=click.IntRange(min=0), metavar="S", help="Each prompt its own noise of this seed; by default of 0."
+)
+@noise_option(
+    "--seeds",
+    metavar="RANGES",
+    help="Each prompt with each of these: 0-99, or 3,5,8-11. 7 is the first noise of --seed 7, 7:3 its fourth.",
+)
+@noise_option(
     "--noise-in",
+    "noise_file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE.npy",
-    help="Take the noise from here: one [C, H, W] of unit variance per prompt, float32.",
+    help="Take the noise from here: one [C, H, W] of unit variance an image, float32.",
 )
-@click.option(
+@how_option("--num-steps", type=click.IntRange(1, 1000), help="Network steps an image; the model knows its default.")
+@how_option("--guidance-scale", type=click.FloatRange(min=0), help="1 or less: none; the model knows its default.")
+@how_option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="The networks' precision.",
+)
+@how_option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    metavar="N",
+    help="Images at a time: fewer take less memory.",
+)
+@made_of_it(
+    "--output",
+    metavar="PLACE",
+    help="An image file: all on one sheet, by default grid.png. A place that ends in a slash: a folder of images.",
+)
+@made_of_it("--captions", is_flag=True, help="Write seed and prompt below each image of a sheet.")
+@made_of_it(
+    "--between",
+    type=click.IntRange(1, 1000),
+    metavar="N",
+    help="N more on the way from each seed to the next or, with one seed, from prompt to prompt.",
+)
+@made_of_it(
+    "--animate",
+    is_flag=True,
+    help="The way from noise to image, a frame a step: a .gif, .webp or .png, by default steps.gif.",
+)
+@made_of_it(
+    "--shard-size",
+    type=click.IntRange(1, 1_000_000),
+    metavar="N",
+    help="Pack a folder's images into tars of N: a webdataset.",
+)
+@made_of_it(
     "--latents-out",
+    "latents_file",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE.npy",
-    help="Write the scaled latents before decoding.",
+    help="Write the scaled latents of a sheet before decoding.",
 )
-@click.option(
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default="grid.png",
-    show_default=True,
-    help="The image, all prompts in one grid.",
-)
-def sample(
-    model: str,
-    prompts: tuple[str, ...],
-    num_steps: int | None,
-    guidance_scale: float | None,
-    seed: int,
-    noise_in: Path | None,
-    latents_out: Path | None,
-    output: Path,
-) -> None:
+def sample(**options: Any) -> None:
     """Make images with a teacher, a flow or a student.
 
     MODEL is a model folder of a run, or any Stable Diffusion (1, 2 or XL): a folder, a hub name or a .safetensors file.
+    Several models draw from the same noise, a row each. A PNG tells how it was made (`instaflow show grid.png`); a
+    folder's images go on where a command was stopped.
 
     \b
         instaflow sample runs/digits/student/model --prompt "a handwritten seven" --prompt "an odd digit"
+        instaflow sample runs/digits/student/model --prompts prompts.txt --seeds 0-3 --captions
+        instaflow sample runs/digits/student/model --prompt "a seven" --seeds 3,8 --between 6
+        instaflow sample runs/digits/{teacher,2rf,student}/model --prompt "a seven" --animate
+        instaflow sample runs/digits/student/model --prompts captions.txt --output images/ --shard-size 1000
     """
+    from pipelines.sample_request import Request, wanted_by
+
+    request = Request(**options)
+    wanted = wanted_by(request)
     from pipelines.sample import run as run_sample
 
-    click.echo(
-        run_sample(
-            model,
-            list(prompts),
-            num_steps=num_steps,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            noise_file=noise_in,
-            latents_file=latents_out,
-            output=output,
-        )
-    )
+    click.echo(run_sample(request, wanted))
 
 
 @cli.command()
@@ -503,15 +572,17 @@ def export(
 
 
 @cli.command()
-@click.argument("folder", metavar="MODEL", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="MODEL|PNG", type=click.Path(path_type=Path))
 def show(folder: Path) -> None:
     """Tell what a model is and where it comes from.
 
     The stages from the teacher to it, with couplings, phases, hashes and seconds; the figures of reports that measured
-    it, with their protocol. Reads files alone: of a run, or of an exported folder.
+    it, with their protocol. Reads files alone: of a run, or of an exported folder. Of a PNG that `instaflow sample`
+    made, the model, the prompts and seeds, steps and guidance.
 
     \b
         instaflow show runs/digits/student/model
+        instaflow show grid.png
     """
     from pipelines.show import run as run_show
 

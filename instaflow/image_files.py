@@ -177,16 +177,22 @@ def pixels_of(content: bytes, size: tuple[int, int]) -> "np.ndarray":
 
     Raises ValueError if it can't be read.
     """
-    import numpy as np
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
         with Image.open(io.BytesIO(content), formats=["JPEG", "PNG", "WEBP"]) as image:
-            upright: Image.Image = image
-            with suppress(Exception):  # a damaged note on how it was held: the image is as it lies
-                upright = ImageOps.exif_transpose(image)
-            whole = colours_of(upright)
-        height, width = size
-        return np.asarray(ImageOps.fit(whole, (width, height), Image.Resampling.LANCZOS))
+            return fitted_pixels(image, size)
     except (OSError, SyntaxError, ArithmeticError, Image.DecompressionBombError) as error:  # each reader has its own
         raise ValueError(f"it holds an image that cannot be read: {error}") from error
+
+
+def fitted_pixels(image: "Image.Image", size: tuple[int, int]) -> "np.ndarray":
+    """An image, turned as it was held, as uint8 [H, W, 3] of `size`: its middle, as large as fits."""
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    upright = image
+    with suppress(Exception):  # a damaged note on how it was held: the image is as it lies
+        upright = ImageOps.exif_transpose(image)
+    height, width = size
+    return np.asarray(ImageOps.fit(colours_of(upright), (width, height), Image.Resampling.LANCZOS))

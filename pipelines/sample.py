@@ -1,105 +1,170 @@
-"""Images from a model folder: what `instaflow sample` does."""
+"""Images of models: what `instaflow sample` does."""
 
 import io
-import math
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
-from instaflow.couplings.noise import coupled_noise
-from instaflow.errors import ConfigError, DataError, InstaFlowError
+import instaflow
+from instaflow.errors import ConfigError, DataError
 from instaflow.files import write_file
-from instaflow.models.device import device, set_up_cpu
-from instaflow.models.loading import load_model
+from instaflow.models.device import set_up_cpu
 from instaflow.models.text_to_image import TextToImage
+from instaflow.plurals import counted
+from instaflow.using.film import film, frames, way_of
+from instaflow.using.generator import Generator
+from instaflow.using.metadata import About, Drawn
+from instaflow.using.seeds import written
+from instaflow.using.sheet import sheet
+from instaflow.using.strips import through_noises, through_prompts
+from pipelines.sample_request import FILMS, Request, Wanted, encoded
 
-BATCH = 64
-VISIBLE = 128  # pixels: smaller images are enlarged to about this
 
-
-def run(
-    model_folder: str,
-    prompts: list[str],
-    *,
-    num_steps: int | None,
-    guidance_scale: float | None,
-    seed: int,
-    noise_file: Path | None,
-    latents_file: Path | None,
-    output: Path,
-) -> str:
-    """Sample each prompt, write the images as one grid; returns a line that says what was done."""
-    if guidance_scale is not None and not math.isfinite(guidance_scale):
-        raise ConfigError(f"'--guidance-scale' must be a finite number, not {guidance_scale}", "Try, say, 1.5")
-    check_prompts(prompts)
-    for file in (output, latents_file):
-        if file and not file.absolute().parent.is_dir():
-            raise ConfigError(f"The folder of '{file}' does not exist", "Make it first")
-        if file and file.exists() and not file.is_file():
-            raise ConfigError(f"'{file}' is no regular file", "Choose another name")
-    files = [file.absolute() for file in (output, latents_file, noise_file) if file]
-    if len(set(files)) < len(files):
-        raise ConfigError("Two of the files for noise, latents and image are one", "Give each its own name")
-    encoded(Image.new("RGB", (1, 1)), output)
+def run(request: Request, wanted: Wanted) -> str:
+    """Draw what is wanted and write it; returns a line that says what was done. Raises InstaFlowError."""
     set_up_cpu()
-    model = load_model(model_folder, device=device())
-    shape = (len(prompts), *model.latent_shape)
-    if noise_file:
-        noise = read_noise(noise_file, shape)
-    else:
-        noise = coupled_noise(seed, "sample", range(len(prompts)), model.latent_shape)
-    parts = []
-    for start in range(0, len(prompts), BATCH):
-        batch = slice(start, start + BATCH)
-        parts.append(
-            model.sample(
-                torch.from_numpy(noise[batch]), prompts[batch], num_steps=num_steps, guidance_scale=guidance_scale
-            )
-        )
-    latents = torch.cat(parts)
-    if not torch.isfinite(latents).all():
-        raise InstaFlowError(f"'{model_folder}' gave latents that are not finite", "Try fewer or more --num-steps")
-    if latents_file:
+    if request.is_folder:
+        from pipelines.sample_folder import run as fill_folder
+
+        return fill_folder(request, wanted, load(request, request.models[0]))
+    if request.animate:
+        return animated(request, wanted)
+    return on_a_sheet(request, wanted)
+
+
+def load(request: Request, place: str) -> Generator:
+    return instaflow.load(place, dtype=request.dtype, batch_size=request.batch_size)
+
+
+def sampled_with(request: Request, model: Generator) -> dict[str, Any]:
+    """Steps and guidance, those asked for or the model's own."""
+    own = model.settings
+    return {
+        "num_steps": own.num_steps if request.num_steps is None else request.num_steps,
+        "guidance_scale": own.guidance_scale if request.guidance_scale is None else request.guidance_scale,
+    }
+
+
+def noise_for(request: Request, wanted: Wanted, model: Generator) -> Tensor:
+    """The noise of each image that is wanted. Raises DataError."""
+    shape = (len(wanted), *model.latent_shape)
+    if request.noise_file:
+        return torch.from_numpy(read_noise(request.noise_file, shape))
+    return model.noise([wanted.seed(index) for index in range(len(wanted))])
+
+
+def on_a_sheet(request: Request, wanted: Wanted) -> str:
+    """All images on one sheet: a row a model, or a row a prompt where seeds are named, or in a square."""
+    images: list[Image.Image] = []
+    hows: list[dict[str, Any]] = []
+    drawn = [wanted.drawn(index) for index in range(len(wanted))]
+    if request.noise_file:
+        drawn = [Drawn(one.prompt, None) for one in drawn]
+    columns = None if wanted.seeds is None or len(wanted.prompts) == 1 else len(wanted.seeds)
+    for place in request.models:
+        model = load(request, place)
+        hows.append(sampled_with(request, model))
+        if request.between is not None:
+            latents, drawn, columns = strip(request.between, wanted, model, hows[-1])
+        else:
+            prompts = [one.prompt for one in drawn]
+            latents = model.latents(prompts, noise=noise_for(request, wanted, model), **hows[-1])
+        images += model.decode(latents)
+        tell_cut(model)
+    if request.latents_file:
         content = io.BytesIO()
         np.save(content, latents.float().cpu().numpy())
-        write_file(latents_file, content.getvalue())
-    images = torch.cat([model.decode(part) for part in latents.split(BATCH)])
-    write_file(output, encoded(grid(images), output))
-    steps = num_steps or model.settings.num_steps
-    if isinstance(model, TextToImage) and model.num_truncated:
-        many = "1 prompt is" if model.num_truncated == 1 else f"{model.num_truncated} prompts are"
-        print(f"{many} longer than {model.tokenizer.model_max_length} tokens and cut there")
-    return f"{output}: {len(prompts)} image{'s' if len(prompts) > 1 else ''}, {steps} step{'s' if steps > 1 else ''}"
+        write_file(request.latents_file, content.getvalue())
+    names = labels(request.models)
+    several = len(names) > 1
+    words = [f"{name}: {caption(one)}" if several else caption(one) for name in names for one in drawn]
+    columns = len(drawn) if several else columns
+    about = About([*request.models], *steps_and_guidance(hows), request.dtype, drawn)
+    picture = sheet(images, columns=columns, captions=words if request.captions else ())
+    write_file(request.target, encoded(picture, request.target, about))
+    steps = ", ".join(dict.fromkeys(counted(how["num_steps"], "step") for how in hows))
+    return f"{request.target}: {counted(len(images), 'image')}, {steps}"
 
 
-def check_prompts(prompts: list[str]) -> None:
-    """Raises ConfigError where a prompt was typed in bytes that are no text."""
-    for prompt in prompts:
-        try:
-            prompt.encode()
-        except UnicodeEncodeError as error:
-            hint = "Type it in a terminal that is set to UTF-8"
-            raise ConfigError(f"The prompt {prompt!r} is not UTF-8 (character {error.start})", hint) from error
+def strip(between: int, wanted: Wanted, model: Generator, how: dict[str, Any]) -> tuple[Tensor, list[Drawn], int]:
+    """Latents, what is known of each, and how many make a line: through the seeds a line a prompt, or the prompts."""
+    seeds = wanted.seeds or [wanted.first]
+    if len(seeds) == 1:
+        noise, prompts = model.noise(seeds), wanted.prompts
+        latents = through_prompts(model, prompts, between, noise=noise, **how)
+        ends = [Drawn(prompt, written(seeds[0])) for prompt in prompts]
+        blank = [Drawn(f"{one.prompt} → {other.prompt}", one.seed) for one, other in pairwise(ends)]
+        return latents, spread(ends, blank, between), len(latents)
+    noise = through_noises(model.noise(seeds), between)
+    lines, drawn = [], []
+    for prompt in wanted.prompts:
+        lines.append(model.latents(prompt, noise=noise, **how))
+        drawn += spread(
+            [Drawn(prompt, written(seed)) for seed in seeds], [Drawn(prompt, None)] * (len(seeds) - 1), between
+        )
+    return torch.cat(lines), drawn, len(noise)
 
 
-def encoded(image: Image.Image, output: Path) -> bytes:
-    """The image as a file of the format that the ending of `output` stands for. Raises ConfigError."""
-    name, content = Image.registered_extensions().get(output.suffix.lower(), ""), io.BytesIO()
-    if name not in Image.SAVE:
-        raise ConfigError(f"'{output}' has no ending of an image format that can be written", "Name it, say, grid.png")
-    try:
-        image.save(content, name)
-    except Exception as error:  # a format without a writer, colours or such sizes: each raises its own kind
-        size = "×".join(map(str, image.size))
-        message = f"'{output}': {name} does not take an RGB image of {size} pixels: {error}"
-        raise ConfigError(message, "Name it, say, grid.png") from error
-    return content.getvalue()
+def spread(ends: list[Drawn], middles: list[Drawn], between: int) -> list[Drawn]:
+    """The ends with so many of each middle between them."""
+    inside = [part for end, middle in zip(ends, middles, strict=False) for part in (end, *[middle] * between)]
+    return [*inside, ends[-1]]
+
+
+def animated(request: Request, wanted: Wanted) -> str:
+    """A film of the models' paths from the same noise."""
+    ways, hows, shape = [], [], None
+    prompts = [wanted.prompt(index) for index in range(len(wanted))]
+    for place, label in zip(request.models, labels(request.models), strict=True):
+        model = load(request, place)
+        if shape not in (None, model.latent_shape):
+            message = f"'{place}' starts from noise of shape {model.latent_shape}, '{request.models[0]}' of {shape}"
+            raise ConfigError(message, "Show models of one size")
+        shape = model.latent_shape
+        how = sampled_with(request, model)
+        noise = noise_for(request, wanted, model)
+        ways.append(way_of(model, prompts, noise, label=label, num_steps=how["num_steps"], scale=how["guidance_scale"]))
+        hows.append(how)
+        tell_cut(model)
+    pictures = frames(ways, prompts)
+    write_file(request.target, film(pictures, FILMS[request.target.suffix.lower()]))
+    of = counted(len(request.models), "model")
+    return f"{request.target}: {counted(len(pictures), 'frame')} of {of}, {counted(len(prompts), 'image')} of each"
+
+
+def caption(drawn: Drawn) -> str:
+    return drawn.prompt if drawn.seed is None else f"{drawn.seed}  {drawn.prompt}"
+
+
+def labels(places: Sequence[str]) -> list[str]:
+    """What models are called below their images: by their stage, or in whole where two are called so."""
+    paths = [Path(place) for place in places]
+    names = [path.parent.name if path.name in ("model", "model-raw") else path.name for path in paths]
+    return names if len(set(names)) == len(names) else list(places)
+
+
+def steps_and_guidance(hows: list[dict[str, Any]]) -> tuple[list[int], list[float]]:
+    return [how["num_steps"] for how in hows], [how["guidance_scale"] for how in hows]
+
+
+def tell_cut(model: Generator) -> None:
+    """Say how many prompts were longer than the model reads."""
+    if isinstance(model.model, TextToImage) and (count := model.model.num_truncated):
+        many = "1 prompt is" if count == 1 else f"{count:,} prompts are"
+        print(f"{many} longer than {model.model.tokenizer.model_max_length} tokens and cut there")
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def read_noise(file: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Noise from an .npy file: float32 [N, C, H, W] of unit variance, one for each prompt. Raises DataError."""
+    """Noise from an .npy file: float32 [N, C, H, W] of unit variance, one for each image. Raises DataError."""
     try:
         with open(file, "rb") as source:
             noise = np.lib.format.read_array(source, allow_pickle=False)
@@ -115,21 +180,3 @@ def read_noise(file: Path, shape: tuple[int, ...]) -> np.ndarray:
     if not np.isfinite(noise).all():
         raise DataError(f"'{file}' holds noise that is not finite", "Draw it anew, say, with standard_normal")
     return np.ascontiguousarray(noise)
-
-
-def grid(images: torch.Tensor) -> Image.Image:
-    """Images [N, 3, H, W] in [-1, 1] side by side, as near to a square as N allows.
-
-    Small ones are enlarged by a whole factor, pixel by pixel, so that they can be looked at.
-    """
-    factor = max(1, VISIBLE // max(images.shape[2:]))
-    images = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-    count, _, height, width = images.shape
-    columns = int(np.ceil(np.sqrt(count)))
-    rows = -(-count // columns)
-    pixels = ((images.permute(0, 2, 3, 1).cpu().numpy() + 1) * 127.5).round().astype(np.uint8)
-    sheet = np.zeros((rows * height, columns * width, 3), np.uint8)
-    for index, image in enumerate(pixels):
-        row, column = divmod(index, columns)
-        sheet[row * height : (row + 1) * height, column * width : (column + 1) * width] = image
-    return Image.fromarray(sheet)

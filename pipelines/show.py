@@ -7,10 +7,14 @@ from instaflow.models.settings import ModelSettings, read_settings
 from instaflow.places import check_folder
 from instaflow.plurals import counted
 from instaflow.provenance import provenance_of, told
+from instaflow.using.metadata import read_about
+from instaflow.using.metadata import told as told_by_image
 
 
 def run(folder: Path) -> str:
-    """Markdown on the model in a folder; no weights are loaded. Raises DataError."""
+    """Markdown on the model in a folder, or on a PNG that one drew; no weights are loaded. Raises DataError."""
+    if folder.is_file() and folder.suffix.lower() == ".png":
+        return f"# {folder}\n\n{told_by_image(read_about(folder))}"
     if not folder.is_dir():
         raise DataError(f"There is no folder '{folder}'", "Name a model's folder, such as runs/digits/student/model")
     check_folder(folder)

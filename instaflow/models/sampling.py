@@ -65,12 +65,15 @@ class Sampling:
         """Scaled latents [B, C, H, W], float32, of unit-variance noise [B, C, H, W], as stock diffusers would make."""
         return self.sampled(noise, prompts).latents
 
-    @torch.no_grad()
     def sampled(self, noise: Tensor, prompts: list[str], states: Sequence[State] = ()) -> Sampled:
         """The latents, the prompts' embeddings, and the flow's points at these states of the path."""
+        return self.of_embedded(noise, self.model.embed(prompts), states)
+
+    @torch.no_grad()
+    def of_embedded(self, noise: Tensor, embedded: "Embedded", states: Sequence[State] = ()) -> Sampled:
+        """The same of prompts that are embedded."""
         batch, filling = len(noise), max((self.compiled_for or 0) - len(noise), 0)
-        noise = filled(noise, filling)
-        hidden, pooled = self.model.embed(prompts)
+        noise, (hidden, pooled) = filled(noise, filling), embedded
         whole = filled(hidden, filling), None if pooled is None else filled(pooled, filling)
         text = self.model.joined(self.no_prompt, whole)
         # A folder's own sampler may draw numbers: then each sample its own, however batches are cut.

@@ -24,6 +24,7 @@ from pipelines.experiment import module_of
 from pipelines.import_edm import run as import_edm
 from pipelines.inspect import draw_sheet
 from pipelines.sample import run as sample
+from pipelines.sample_request import Request, wanted_by
 from tests.models.adm_reference import Adm
 from tests.models.made import load
 from tests.pipelines.runs import instaflow
@@ -113,11 +114,15 @@ def test_the_report(run):
 
 
 def test_images_of_a_student(run, tmp_path):
-    wanted = {"num_steps": None, "guidance_scale": None, "seed": 0, "noise_file": None, "output": tmp_path / "grid.png"}
-    told = sample(str(run / "student" / "model"), ["seven", "0"], latents_file=tmp_path / "pixels.npy", **wanted)
+    def sampled(*prompts):
+        files = {"latents_file": tmp_path / "pixels.npy", "output": f"{tmp_path}/grid.png"}
+        request = Request(models=(str(run / "student" / "model"),), prompts=prompts, **files)
+        return sample(request, wanted_by(request))
+
+    told = sampled("seven", "0")
     assert "2 images, 1 step" in told and np.load(tmp_path / "pixels.npy").shape == (2, 3, 16, 16)
     with pytest.raises(DataError, match="is no class"):
-        sample(str(run / "student" / "model"), ["a seven"], latents_file=None, **wanted)
+        sampled("a seven")
 
 
 REFUSED = [

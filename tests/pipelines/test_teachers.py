@@ -13,6 +13,7 @@ from diffusers import StableDiffusionXLPipeline
 from instaflow.couplings.manifest import read_manifest
 from pipelines.couple import repair
 from pipelines.sample import run as sample
+from pipelines.sample_request import Request, wanted_by
 from tests.models.made import noise, write_published
 
 ROOT = Path(__file__).parents[2]
@@ -57,16 +58,16 @@ def test_a_repaired_shard_has_the_same_bytes(run: Path) -> None:
 @pytest.mark.parametrize(("stage", "num_steps", "guidance_scale"), [("2rf", 3, 1.5), ("student", 1, 1.0)])
 def test_stock_diffusers_samples_what_was_trained(run: Path, stage: str, num_steps: int, guidance_scale: float) -> None:
     np.save(run / "noise.npy", noise(1).numpy())
-    sample(
-        str(run / stage / "model"),
-        ["an odd digit"],
+    request = Request(
+        models=(str(run / stage / "model"),),
+        prompts=("an odd digit",),
         num_steps=num_steps,
         guidance_scale=guidance_scale,
-        seed=0,
         noise_file=run / "noise.npy",
         latents_file=run / f"{stage}.npy",
-        output=run / f"{stage}.png",
+        output=f"{run}/{stage}.png",
     )
+    sample(request, wanted_by(request))
     pipeline = StableDiffusionXLPipeline.from_pretrained(str(run / stage / "model"), local_files_only=True)
     stock = pipeline(
         ["an odd digit"],

@@ -1,0 +1,90 @@
+"""What an image tells of itself: model, prompts, seeds, steps and guidance, in a text chunk of its PNG."""
+
+import json
+import shlex
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from pydantic import TypeAdapter, ValidationError
+
+from instaflow import __version__
+from instaflow.errors import DataError, reason_of
+from instaflow.plurals import counted
+
+KEY = "instaflow"
+"""Of the chunk (iTXt, UTF-8): JSON."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """How one image was drawn. seed: as `seeds.written`; None where the noise came from a file or lies between two."""
+
+    prompt: str
+    seed: str | None
+
+
+@dataclass(frozen=True)
+class About:
+    """How a picture was made. It shows one image or many, in rows from top left, each row of several models' by one."""
+
+    models: list[str]
+    num_steps: list[int]
+    """Of each model."""
+    guidance_scale: list[float]
+    """Of each model."""
+    dtype: str
+    images: list[Drawn] = field(default_factory=list)
+    version: str = __version__
+
+    def of(self, drawn: Drawn) -> "About":
+        """The same of a picture of one image alone."""
+        return replace(self, images=[drawn])
+
+    def chunk(self) -> PngInfo:
+        """The text chunk that a PNG is saved with."""
+        text = PngInfo()
+        text.add_itxt(KEY, json.dumps(asdict(self), ensure_ascii=False))
+        return text
+
+
+def read_about(file: Path) -> About:
+    """What a PNG tells of itself. Raises DataError where it tells nothing, or can't be read."""
+    hint = "`instaflow sample` notes in a PNG how it was made; other formats, and programs that save it anew, drop that"
+    try:
+        with Image.open(file, formats=["PNG"]) as image:
+            image.load()  # a chunk may stand behind the pixels
+            text = getattr(image, "text", {}).get(KEY)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"'{file}' cannot be read as a PNG: {reason_of(error)}", hint) from error
+    if text is None:
+        raise DataError(f"'{file}' does not tell how it was made", hint)
+    try:
+        about: About = TypeAdapter(About).validate_json(text)
+    except ValidationError as error:
+        raise DataError(f"What '{file}' tells of itself is damaged: {reason_of(error)}", hint) from error
+    return about
+
+
+def told(about: About) -> str:
+    """It in words, Markdown; of a picture of one image, with the command that draws it again."""
+    lines = [f"Drawn by instaflow {about.version} in {about.dtype}.", ""]
+    for model, steps, scale in zip(about.models, about.num_steps, about.guidance_scale, strict=True):
+        guidance = f"guidance {scale:g}" if scale > 1 else "no guidance"
+        lines.append(f"- {model}: {counted(steps, 'step')}, {guidance}")
+    lines.append("")
+    for drawn in about.images:
+        seed = "noise without a seed" if drawn.seed is None else f"seed {drawn.seed}"
+        lines.append(f"- {seed}: {json.dumps(drawn.prompt, ensure_ascii=False)}")
+    if len(about.images) == len(about.models) == 1 and about.images[0].seed is not None:
+        lines += ["", "Again:", "", f"    {again(about)}"]
+    return "\n".join(lines)
+
+
+def again(about: About) -> str:
+    """The command that draws an image again."""
+    (drawn,), (model,), (steps,), (scale,) = about.images, about.models, about.num_steps, about.guidance_scale
+    words = ["instaflow", "sample", model, f"--prompt={drawn.prompt}", f"--seeds={drawn.seed}", f"--num-steps={steps}"]
+    words += [f"--guidance-scale={scale:g}", *([] if about.dtype == "float32" else [f"--dtype={about.dtype}"])]
+    return shlex.join(words)
