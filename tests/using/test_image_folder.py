@@ -1,0 +1,154 @@
+"""A folder of many images: killed and begun again it goes on, and holds each image once."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import instaflow
+from instaflow.errors import ConfigError, Interrupted
+from instaflow.image_files import ImageFiles
+from instaflow.interruption import Stop
+from instaflow.models.samplers import flow_scheduler
+from instaflow.using.image_folder import ImageFolder
+from instaflow.using.metadata import About, Drawn, read_about
+from tests.models.made import teacher_scheduler, write_model
+
+ABOUT = About(["a model"], [1], [1.0], "float32")
+IDENTITY = {"model": "abc", "num_steps": 1}
+
+
+def known(index):
+    return Drawn(f"prompt {index}", f"0:{index}")
+
+
+class Pen:
+    """Draws an image of its index; stops after so many batches."""
+
+    def __init__(self, batches=10**9, error=None):
+        self.drawn, self.batches, self.error, self.stop = [], batches, error, Stop()
+
+    def __call__(self, indices):
+        self.drawn += indices
+        self.batches -= 1
+        if self.batches == 0:
+            self.stop.signal = "SIGTERM"
+            if self.error:
+                raise self.error
+        return [Image.new("RGB", (4, 4), (index, 0, 0)) for index in indices]
+
+
+def fill(folder: ImageFolder, pen: Pen, identity=IDENTITY) -> list[int]:
+    heard = []
+    folder.begin(identity)
+    folder.fill(pen, known, ABOUT, batch_size=3, stop=pen.stop, report=heard.append)
+    return heard
+
+
+def members(folder: Path) -> dict[str, bytes]:
+    """Every file of the images, from tars or loose, in order."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".tar":
+            with tarfile.open(path) as tar:
+                names = tar.getnames()
+                assert not set(names) & found.keys()
+                found |= {name: tar.extractfile(name).read() for name in names}
+        elif path.suffix in (".png", ".txt"):
+            found[path.name] = path.read_bytes()
+    return found
+
+
+@pytest.mark.parametrize("per_shard", [None, 4])
+def test_images_lie_beside_their_prompts(tmp_path, per_shard):
+    pen = Pen()
+    heard = fill(ImageFolder(tmp_path / "out", 10, per_shard), pen)
+    assert pen.drawn == list(range(10)) and heard == ([4, 8, 10] if per_shard else list(range(1, 11)))
+    files = members(tmp_path / "out")
+    assert list(files) == [f"{index:09d}.{ending}" for index in range(10) for ending in ("png", "txt")]
+    for index in range(10):
+        assert files[f"{index:09d}.txt"] == f"prompt {index}".encode()
+        assert Image.open(io.BytesIO(files[f"{index:09d}.png"])).getpixel((0, 0)) == (index, 0, 0)
+    (tmp_path / "one.png").write_bytes(files["000000007.png"])
+    assert read_about(tmp_path / "one.png").images == [known(7)]
+    captions = [image.caption for image in ImageFiles(str(tmp_path / "out"))]
+    assert captions == [f"prompt {index}" for index in range(10)]  # as the data of a couple stage
+
+
+@pytest.mark.parametrize("per_shard", [None, 4])
+@pytest.mark.parametrize("error", [None, OSError(28, "No space left on device")])
+@pytest.mark.parametrize("batches", [1, 2, 3])
+def test_what_is_stopped_goes_on_to_the_same_bytes(tmp_path, per_shard, error, batches):
+    whole = ImageFolder(tmp_path / "whole", 10, per_shard)
+    fill(whole, Pen())
+    folder = ImageFolder(tmp_path / "out", 10, per_shard)
+    with pytest.raises((Interrupted, OSError)):
+        fill(folder, Pen(batches, error))
+    assert not [path for path in (tmp_path / "out").iterdir() if ".tmp-" in path.name]
+    held = 10 - sum(len(folder.indices(unit)) for unit in folder.missing())
+    assert held < 10
+    pen = Pen()
+    fill(folder, pen)
+    assert pen.drawn == list(range(held, 10))  # nothing is drawn again
+    assert members(tmp_path / "out") == members(tmp_path / "whole")
+    if per_shard:
+        for path in (tmp_path / "whole").glob("*.tar"):
+            assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+    assert fill(folder, pen) == [] and len(pen.drawn) == 10 - held
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    folder = ImageFolder(tmp_path / "out", 10, 4)
+    fill(folder, Pen())
+    with pytest.raises(ConfigError, match="begun with num_steps 1, and now it is 2"):
+        folder.begin(IDENTITY | {"num_steps": 2})
+    with pytest.raises(ConfigError, match="begun with per_shard 4, and now it is None"):
+        ImageFolder(tmp_path / "out", 10, None).begin(IDENTITY)
+    (tmp_path / "out" / "sample.json").write_text("[")
+    with pytest.raises(ConfigError, match="is damaged"):
+        folder.begin(IDENTITY)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").touch()
+    with pytest.raises(ConfigError, match="holds other files"):
+        ImageFolder(tmp_path / "other", 10, 4).begin(IDENTITY)
+
+
+def test_a_command_that_is_killed_is_typed_again(tmp_path):
+    """SIGKILL, then SIGTERM, then to the end; the images are those of Python."""
+    scheduler = flow_scheduler("velocity", teacher_scheduler())
+    settings = {"kind": "student", "parametrization": "velocity", "num_steps": 1, "guidance_scale": 1.0}
+    model = write_model(tmp_path / "model", scheduler, **settings)
+    (tmp_path / "prompts.txt").write_text("".join(f"the digit {digit}\n" for digit in range(10)))
+    words = [sys.executable, "-m", "cli", "sample", str(model), "--prompts", "prompts.txt", "--seeds", "0-99"]
+    words += ["--output", "out/", "--shard-size", "30", "--batch-size", "10"]
+    root = Path(__file__).parents[2]
+
+    def begun() -> subprocess.Popen:
+        environment = os.environ | {"PYTHONPATH": str(root)}
+        return subprocess.Popen(words, cwd=tmp_path, env=environment, text=True, stdout=-1, stderr=-1)
+
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        process, before = begun(), len(list(tmp_path.glob("out/*.tar")))
+        while process.poll() is None and len(list(tmp_path.glob("out/*.tar"))) < before + 2:
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, err = process.communicate()
+        assert process.returncode == (-9 if number == signal.SIGKILL else 75), err
+    assert "The same command goes on" in err
+    done = begun()
+    out, err = done.communicate()
+    assert done.returncode == 0 and "out: 1,000 images in 34 shards, 1 step" in out, err
+    files = members(tmp_path / "out")
+    assert len(files) == 2000
+    drawn = instaflow.load(model, device="cpu")(["the digit 3", "the digit 9"], seeds=[42, 99])
+    for index, image in zip((342, 999), drawn, strict=True):
+        made = np.asarray(Image.open(io.BytesIO(files[f"{index:09d}.png"]))).astype(int)
+        assert np.abs(made - np.asarray(image)).max() <= 1
