@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import instaflow
@@ -18,6 +19,7 @@ from instaflow.using.generator import Generator
 from instaflow.using.metadata import Drawn, read_about
 from instaflow.using.sheet import sheet
 from pipelines import sample
+from pipelines.sample import load
 from pipelines.sample_request import Request, encoded, wanted_by
 from tests.models.made import teacher_scheduler, write_model
 
@@ -184,6 +186,12 @@ def test_a_film_of_a_straight_path_foretells_its_end(model: Generator) -> None:
     assert len(way.states) == len(way.goals) == 5
     assert all((goal - way.states[-1]).abs().max() < 1e-5 for goal in way.goals)
     assert (way.states[1] - way.states[-1]).abs().max() > 0.1
+
+
+def test_precision_and_batches_are_those_asked_for(models: dict[str, Generator]) -> None:
+    (place, *_) = models
+    loaded = load(Request(models=(place,), dtype="bfloat16", batch_size=3), place)
+    assert (loaded.model.dtype, loaded.batch_size) == (torch.bfloat16, 3)
 
 
 PROMPTS = {"prompts": ("a seven",)}
