@@ -24,7 +24,7 @@ def place(tmp_path, monkeypatch):
     write_model(tmp_path / "runs/mine/student/model", flow_scheduler("velocity", teacher_scheduler()), **STUDENT)
     write_xl_flow(tmp_path / "runs/xl/student/model", "velocity")
     write_refiner(tmp_path / "refiner")
-    Image.effect_noise((40, 30), 90).convert("RGB").save(tmp_path / "photo.jpg")
+    Image.effect_noise((16, 16), 90).convert("RGB").save(tmp_path / "photo.jpg")
     (tmp_path / "prompts.txt").write_text("a red bicycle\na blue car\na green tram\n")
     return tmp_path
 
