@@ -78,7 +78,7 @@ def outside(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]
 def test_the_wheel_holds_every_package_config_and_prompt_file(wheel):
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
-    wanted = {"cli.py"}
+    wanted = {"cli.py", "instaflow/py.typed"}
     for folder in ("instaflow", "pipelines"):
         wanted |= {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*.py")}
     configs = [path for path in (ROOT / "configs").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
