@@ -95,9 +95,11 @@ def test_what_is_stopped_goes_on_to_the_same_bytes(tmp_path, per_shard, error, b
     assert not [path for path in (tmp_path / "out").iterdir() if ".tmp-" in path.name]
     held = 10 - sum(len(folder.indices(unit)) for unit in folder.missing())
     assert held < 10
+    (tmp_path / "out" / ".00001.tar.tmp-left").touch()  # by a writer that was killed
     pen = Pen()
     fill(folder, pen)
     assert pen.drawn == list(range(held, 10))  # nothing is drawn again
+    assert not list((tmp_path / "out").glob(".*.tmp-*"))
     assert members(tmp_path / "out") == members(tmp_path / "whole")
     if per_shard:
         for path in (tmp_path / "whole").glob("*.tar"):
