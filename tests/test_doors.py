@@ -13,6 +13,7 @@ DOORS = {
     "couplings": {"models", "flow", *GROUND},
     "training": {"models", "flow", *GROUND},
     "evaluation": {"models", "flow", *GROUND},
+    "serving": GROUND,  # HTTP alone: who draws is handed in
     "toy": {"flow", "training", "evaluation", *GROUND},  # a method and its page in one
     "digits": GROUND,  # the miniature knows no method; only stages know the miniature
     **dict.fromkeys(GROUND, GROUND),

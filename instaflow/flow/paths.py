@@ -15,3 +15,17 @@ def interpolate(noise: Tensor, data: Tensor, t: Tensor) -> Tensor:
 def velocity(noise: Tensor, data: Tensor) -> Tensor:
     """The constant velocity dx_t/dt = data - noise of the straight path. noise, data: [B, C, H, W]."""
     return data - noise
+
+
+def slerp(noise: Tensor, other: Tensor, t: float) -> Tensor:
+    """The point of the great circle through two noises, each [...], t of the way from the first to the other.
+
+    sin((1-t) θ) / sin θ · noise + sin(t θ) / sin θ · other, where θ is the angle between them (Shoemake 1985). A
+    straight line would pass through noise of too small a norm, which no network was trained on. Where the two point
+    the same way or opposite ones there is no such circle, and the line is taken.
+    """
+    cosine = (noise * other).sum() / (noise.norm() * other.norm())
+    angle = cosine.clamp(-1, 1).acos()
+    if angle.sin() < 1e-4:
+        return (1 - t) * noise + t * other
+    return (((1 - t) * angle).sin() * noise + (t * angle).sin() * other) / angle.sin()

@@ -68,18 +68,32 @@ class Sampling:
     @torch.no_grad()
     def sampled(self, noise: Tensor, prompts: list[str], states: Sequence[State] = ()) -> Sampled:
         """The latents, the prompts' embeddings, and the flow's points at these states of the path."""
-        batch, filling = len(noise), max((self.compiled_for or 0) - len(noise), 0)
+        batch = len(noise)
+        noise, text, embedded, draws = self._prepared(noise, prompts)
+        scales, kept = {state.step: state.scale for state in states}, []
+        for step, x in enumerate(self.path(noise, text, **draws)):
+            if step in scales:
+                kept.append((x[:batch] / scales[step]).half())
+        return Sampled(x[:batch], embedded, kept)
+
+    def steps(self, noise: Tensor, prompts: list[str]) -> Iterator[Tensor]:
+        """The states of a call one by one, for those who do something else between two steps; the last: the latents."""
+        noise, text, _, draws = self._prepared(noise, prompts)
+        return self.path(noise, text, **draws)
+
+    @torch.no_grad()
+    def _prepared(
+        self, noise: Tensor, prompts: list[str]
+    ) -> tuple[Tensor, "Text", "Embedded", dict[str, list[torch.Generator]]]:
+        """What `path` takes: noise on the device, filled up as the text is; the embeddings; what draws numbers."""
+        filling = max((self.compiled_for or 0) - len(noise), 0)
         noise = filled(noise, filling)
         hidden, pooled = self.model.embed(prompts)
         whole = filled(hidden, filling), None if pooled is None else filled(pooled, filling)
         text = self.model.joined(self.no_prompt, whole)
         # A folder's own sampler may draw numbers: then each sample its own, however batches are cut.
         draws = {"generator": [generator_of(one) for one in noise]} if draws_noise(self.scheduler) else {}
-        scales, kept = {state.step: state.scale for state in states}, []
-        for step, x in enumerate(self.path(sent(noise.float(), self.model.device), text, **draws)):
-            if step in scales:
-                kept.append((x[:batch] / scales[step]).half())
-        return Sampled(x[:batch], (hidden, pooled), kept)
+        return sent(noise.float(), self.model.device), text, (hidden, pooled), draws
 
     @torch.no_grad()
     def path(self, noise: Tensor, text: "Text", **draws: Any) -> Iterator[Tensor]:

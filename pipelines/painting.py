@@ -1,0 +1,155 @@
+"""Models that draw for a server, one step at a time."""
+
+import io
+from collections.abc import Generator, Sequence
+from pathlib import PurePath
+
+import numpy as np
+import torch
+from PIL import Image, PngImagePlugin
+from torch import Tensor
+
+from instaflow.couplings.noise import coupled_noise
+from instaflow.errors import InstaFlowError
+from instaflow.flow.paths import slerp
+from instaflow.models.device import device
+from instaflow.models.drawing import Drawing
+from instaflow.models.loading import load_model
+from instaflow.models.model import Model
+from instaflow.models.pixels import PixelModel
+from instaflow.models.sampling import Sampling
+from instaflow.models.text_to_image import TextToImage
+from instaflow.serving.painter import Drawn, Offer
+from instaflow.serving.requests import ImageRequest
+from instaflow.serving.turns import FEW
+
+KEPT = 8
+"""Pairs of steps and guidance whose sampling is kept ready."""
+
+
+class Models:
+    """A Painter of models by their short names."""
+
+    def __init__(self, places: Sequence[str]) -> None:
+        self.models = {
+            name: Ready(load_model(place, device=device()), name)
+            for name, place in zip(short_names(places), places, strict=True)
+        }
+        self.offers = [ready.offer for ready in self.models.values()]
+
+    def draw(self, model: str, asked: ImageRequest) -> Generator[None, None, Drawn]:
+        return self.models[model].draw(asked)
+
+    def try_all(self) -> None:
+        """Draw once with each, so that the first request finds it ready, and a model that cannot is told at once."""
+        for ready in self.models.values():
+            steps = ready.offer.num_steps if ready.offer.num_steps <= FEW else 1
+            for _ in ready.draw(ImageRequest(prompt=ready.model.any_prompt, num_steps=steps)):
+                pass
+
+
+class Ready:
+    """One model, with what was made ready for the settings asked for last."""
+
+    def __init__(self, model: Model, name: str) -> None:
+        model.name = name  # which messages call it by
+        self.model, self.offer = model, offer_of(model, name)
+        self.samplings: dict[tuple[int, float], Sampling] = {}
+        self.drawing: Drawing | None = None
+
+    def draw(self, asked: ImageRequest) -> Generator[None, None, Drawn]:
+        """A pause after each step. Raises DataError for a prompt that is no class, InstaFlowError."""
+        model, settings = self.model, self.model.settings
+        steps = asked.num_steps or settings.num_steps
+        scale = settings.guidance_scale if asked.guidance_scale is None else asked.guidance_scale
+        noise = noise_of(asked, model.latent_shape)
+        truncated = isinstance(model, TextToImage) and is_cut(model, asked.prompt)
+        recommended = (steps, scale) == (settings.num_steps, settings.guidance_scale)
+        if isinstance(model, TextToImage) and recommended and steps <= FEW and len(noise) == 1:
+            drawing = self.drawing = self.drawing or Drawing(model, 1, compiled=False)
+            embedded = drawing.encode(*model.tokens([asked.prompt]))
+            latents, decode = drawing.sample(noise.to(model.device), *embedded), drawing.decode
+        else:
+            latents, decode = noise, model.pictures
+            for latents in self.sampling(steps, scale).steps(noise, [asked.prompt] * len(noise)):  # noqa: B007
+                if model.device.type == "cuda":
+                    torch.cuda.synchronize()  # or all steps would be queued at once, and a pause be none
+                yield
+        if not torch.isfinite(latents).all():
+            raise InstaFlowError(f"'{model.name}' gave latents that are not finite", "Try fewer or more num_steps")
+        how = {"model": model.name, "prompt": asked.prompt, "num_steps": f"{steps}", "guidance_scale": f"{scale:g}"}
+        images = [
+            png(pixels, how | noise_in_words(asked, seed))
+            for pixels, seed in zip(decode(latents).cpu().numpy(), asked.many, strict=True)
+        ]
+        return Drawn(images, steps, scale, truncated)
+
+    def sampling(self, steps: int, scale: float) -> Sampling:
+        key = (steps, scale)
+        if key not in self.samplings:
+            if len(self.samplings) == KEPT:
+                del self.samplings[next(iter(self.samplings))]
+            self.samplings[key] = Sampling(self.model, num_steps=steps, guidance_scale=scale)
+        return self.samplings[key]
+
+
+def offer_of(model: Model, name: str) -> Offer:
+    settings, (height, width) = model.settings, model.image_size
+    is_text = isinstance(model, TextToImage)
+    return Offer(
+        name=name,
+        kind=settings.kind,
+        num_steps=settings.num_steps,
+        guidance_scale=settings.guidance_scale,
+        prompts="text" if is_text else "class" if model.any_prompt else "none",
+        classes=list(model.numbers) if isinstance(model, PixelModel) else [],
+        width=width,
+        height=height,
+        max_tokens=model.tokenizer.model_max_length if isinstance(model, TextToImage) else None,
+    )
+
+
+def noise_of(asked: ImageRequest, shape: tuple[int, int, int]) -> Tensor:
+    """The noises [N, C, H, W] of unit variance: a seed's is that of the first image of `instaflow sample --seed`."""
+
+    def of(seed: int) -> Tensor:
+        return torch.from_numpy(coupled_noise(seed, "sample", [0], shape))
+
+    if asked.seed_to is not None and asked.position is not None:
+        return slerp(of(asked.seed), of(asked.seed_to), asked.position)
+    return torch.cat([of(seed) for seed in asked.many])
+
+
+def is_cut(model: TextToImage, prompt: str) -> bool:
+    """Whether a prompt is longer than the tokenizer's length."""
+    before = model.num_truncated
+    model.count_truncated([prompt])
+    return model.num_truncated > before
+
+
+def noise_in_words(asked: ImageRequest, seed: int) -> dict[str, str]:
+    between = {} if asked.seed_to is None else {"seed_to": f"{asked.seed_to}", "position": f"{asked.position:g}"}
+    return {"seed": f"{seed}"} | between
+
+
+def png(pixels: np.ndarray, facts: dict[str, str]) -> bytes:
+    """A PNG file of pixels [H, W, 3], uint8, with facts as its texts."""
+    content, texts = io.BytesIO(), PngImagePlugin.PngInfo()
+    for key, fact in facts.items():
+        texts.add_itxt(key, fact)  # the kind for any characters
+    Image.fromarray(pixels).save(content, "PNG", pnginfo=texts, compress_level=1)
+    return content.getvalue()
+
+
+def short_names(places: Sequence[str]) -> list[str]:
+    """What models are called: the stage of runs/digits/student/model, else the last part; no two of them the same."""
+    names: list[str] = []
+    for place in places:
+        path = PurePath(place.rstrip("/"))
+        stage = path.parent.name if path.name in ("model", "model-raw") else ""
+        first = name = stage + path.name.removeprefix("model") if stage else path.name.removesuffix(".safetensors")
+        count = 2
+        while name in names:
+            name, count = f"{first}-{count}", count + 1
+        names.append(name)
+    return names
