@@ -466,9 +466,9 @@ def serve(models: tuple[str, ...], host: str, port: int, token: str | None) -> N
     """
     from pipelines.serve import run as run_serve
 
-    if not run_serve(models, host=host, port=port, token=token):
-        sys.stderr.flush()
-        os._exit(0)  # a long step of a drawing that nobody waits for any more
+    run_serve(models, host=host, port=port, token=token)
+    sys.stdout.flush()
+    os._exit(0)  # at once: nothing is left to be written, and a step of a drawing may be under way that none waits for
 
 
 @cli.command()

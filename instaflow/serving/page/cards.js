@@ -17,7 +17,8 @@ export class Card {
     this.element = document.getElementById("card").content.firstElementChild.cloneNode(true);
     this.find = name => this.element.querySelector(name);
     this.find("h2").textContent = offer.name;
-    this.find(".kind").textContent = `${offer.kind}, ${offer.width}×${offer.height}`;
+    const size = `${offer.width}×${offer.height}`;
+    this.find(".kind").textContent = offer.name === offer.kind ? size : `${offer.kind}, ${size}`;
     this.element.setAttribute("aria-label", offer.name);
     this.picture = this.find(".picture");
     this.picture.style.aspectRatio = `${offer.width} / ${offer.height}`;

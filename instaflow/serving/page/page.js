@@ -36,7 +36,7 @@ function told(card, status) {
   clearTimeout(settling);
   settling = setTimeout(() => {
     const first = cards.find(one => one.result);
-    if (first && cards.every(one => one.shown === one.asked)) past.add(state, first.image);
+    if (first?.image.naturalWidth && cards.every(one => one.shown === one.asked)) past.add(state, first.image);
   }, SETTLED);
 }
 
@@ -109,7 +109,7 @@ async function alive() {
   setTimeout(alive, ALIVE);
 }
 
-const {models} = await fetch("api/models").then(answer => answer.json());
+const {models} = await fetch("api/models").then(answer => answer.json()).catch(() => ({models: []}));
 cards = models.map(offer => new Card(offer, told));
 $("cards").classList.toggle("one", cards.length === 1);
 $("cards").append(...cards.map(card => card.element));
