@@ -1,14 +1,17 @@
 """Models that draw for a server, one step at a time."""
 
 import io
+import json
 from collections.abc import Generator, Sequence
 from pathlib import PurePath
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
+from instaflow import __version__
 from instaflow.couplings.noise import coupled_noise
 from instaflow.errors import InstaFlowError
 from instaflow.flow.paths import slerp
@@ -32,7 +35,7 @@ class Models:
 
     def __init__(self, places: Sequence[str]) -> None:
         self.models = {
-            name: Ready(load_model(place, device=device()), name)
+            name: Ready(load_model(place, device=device()), name, place)
             for name, place in zip(short_names(places), places, strict=True)
         }
         self.offers = [ready.offer for ready in self.models.values()]
@@ -51,7 +54,8 @@ class Models:
 class Ready:
     """One model, with what was made ready for the settings asked for last."""
 
-    def __init__(self, model: Model, name: str) -> None:
+    def __init__(self, model: Model, name: str, place: str) -> None:
+        self.place = place
         model.name = name  # which messages call it by
         self.model, self.offer = model, offer_of(model, name)
         self.samplings: dict[tuple[int, float], Sampling] = {}
@@ -77,12 +81,24 @@ class Ready:
                 yield
         if not torch.isfinite(latents).all():
             raise InstaFlowError(f"'{model.name}' gave latents that are not finite", "Try fewer or more num_steps")
-        how = {"model": model.name, "prompt": asked.prompt, "num_steps": f"{steps}", "guidance_scale": f"{scale:g}"}
         images = [
-            png(pixels, how | noise_in_words(asked, seed))
+            png(pixels, self.about(asked, seed, steps, scale))
             for pixels, seed in zip(decode(latents).cpu().numpy(), asked.many, strict=True)
         ]
         return Drawn(images, steps, scale, truncated)
+
+    def about(self, asked: ImageRequest, seed: int, steps: int, scale: float) -> dict[str, Any]:
+        """How one image was drawn, as its file tells it."""
+        between = {"between": [asked.seed, asked.seed_to], "position": asked.position}
+        noise = {"seed": f"{seed}"} if asked.seed_to is None else {"seed": None} | between
+        return {
+            "models": [self.place],
+            "num_steps": [steps],
+            "guidance_scale": [scale],
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "images": [{"prompt": asked.prompt} | noise],
+            "version": __version__,
+        }
 
     def sampling(self, steps: int, scale: float) -> Sampling:
         key = (steps, scale)
@@ -127,17 +143,11 @@ def is_cut(model: TextToImage, prompt: str) -> bool:
     return model.num_truncated > before
 
 
-def noise_in_words(asked: ImageRequest, seed: int) -> dict[str, str]:
-    between = {} if asked.seed_to is None else {"seed_to": f"{asked.seed_to}", "position": f"{asked.position:g}"}
-    return {"seed": f"{seed}"} | between
-
-
-def png(pixels: np.ndarray, facts: dict[str, str]) -> bytes:
-    """A PNG file of pixels [H, W, 3], uint8, with facts as its texts."""
-    content, texts = io.BytesIO(), PngImagePlugin.PngInfo()
-    for key, fact in facts.items():
-        texts.add_itxt(key, fact)  # the kind for any characters
-    Image.fromarray(pixels).save(content, "PNG", pnginfo=texts, compress_level=1)
+def png(pixels: np.ndarray, about: dict[str, Any]) -> bytes:
+    """A PNG file of pixels [H, W, 3], uint8, with how they were drawn as JSON in its text chunk "instaflow"."""
+    content, text = io.BytesIO(), PngImagePlugin.PngInfo()
+    text.add_itxt("instaflow", json.dumps(about, ensure_ascii=False))
+    Image.fromarray(pixels).save(content, "PNG", pnginfo=text, compress_level=1)
     return content.getvalue()
 
 

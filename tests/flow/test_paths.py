@@ -1,6 +1,8 @@
+from itertools import pairwise
+
 import torch
 
-from instaflow.flow.paths import interpolate, velocity
+from instaflow.flow.paths import interpolate, slerp, velocity
 
 
 def pair(seed=0, dtype=torch.float64):
@@ -28,3 +30,17 @@ def test_each_sample_has_its_own_time():
     for index in range(5):
         alone = interpolate(noise[index : index + 1], data[index : index + 1], t[index : index + 1])
         assert torch.equal(interpolate(noise, data, t)[index], alone[0])
+
+
+def test_slerp_keeps_the_norm_and_the_pace():
+    noise, other = (one[0] for one in pair())
+    noise, other = noise / noise.norm(), other / other.norm()
+    way = [slerp(noise, other, step / 4) for step in range(5)]
+    torch.testing.assert_close(way[0], noise)
+    torch.testing.assert_close(way[4], other)
+    for point in way:
+        torch.testing.assert_close(point.norm(), torch.ones((), dtype=torch.float64))
+    angles = torch.stack([(first * last).sum().acos() for first, last in pairwise(way)])
+    torch.testing.assert_close(angles, angles[:1].expand(4))
+    torch.testing.assert_close(slerp(noise, noise, 0.3), noise)  # no circle, and no division by 0
+    assert torch.isfinite(slerp(noise, -noise, 0.3)).all()
