@@ -2,6 +2,10 @@
 
 import base64
 import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +13,7 @@ from instaflow.serving.app import PAGE
 from instaflow.serving.requests import LONGEST_BODY
 from tests.serving.made import HeldBack, served
 
+ROOT = Path(__file__).parents[2]
 JSON = "application/json"
 
 
@@ -84,3 +89,22 @@ def test_the_pages_files_are_there_and_ask_for_nothing_elsewhere(server, path):
     text = answer.content.decode().replace("http://www.w3.org/2000/svg", "")
     assert "http://" not in text and "https://" not in text and "//cdn" not in text
     assert "innerHTML" not in text and "insertAdjacentHTML" not in text and "document.write" not in text
+
+
+def example(server, language, monkeypatch, tmp_path):
+    """A code block of docs/serve.md, for this server and in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "serve.md").read_text("utf-8").replace("http://127.0.0.1:8765/", server.url)
+    return next(block for block in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL) if server.url in block)
+
+
+def test_the_pages_example_in_python_works(server, monkeypatch, tmp_path, capsys):
+    exec(example(server, "python", monkeypatch, tmp_path).replace('"student"', '"fast"'), {})
+    assert {path.name for path in tmp_path.iterdir()} == {f"seven-{seed}.png" for seed in range(3)}
+    assert "drawing" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+def test_the_pages_example_for_a_terminal_works(server, monkeypatch, tmp_path):
+    subprocess.run(example(server, "sh", monkeypatch, tmp_path), shell=True, check=True, capture_output=True)
+    assert (tmp_path / "seven.png").read_bytes() == b"a handwritten seven"

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from instaflow.errors import DataError
-from instaflow.serving.turns import MOST
+from instaflow.serving.turns import MOST, Turn
 from tests.serving.made import Answer, HeldBack, Served, served, soon
 
 JSON = "application/json"
@@ -156,3 +156,11 @@ def test_times_are_told(server, painter):
     painter.let_go()
     seconds = server.ask({"prompt": "x", "model": "slow"}, Accept=JSON).json["seconds"]
     assert 0 < seconds["drawing"] < 10 and 0 < seconds["waiting"] < 10
+
+
+def test_a_long_drawing_lets_short_ones_pass_for_a_while_alone():
+    def due(steps: int, came: float) -> float:
+        return Turn(None, steps, None, None, place=came).due()  # type: ignore[arg-type]
+
+    long = due(25, 0.0)
+    assert due(1, 2.3) < long < due(1, 2.5)
