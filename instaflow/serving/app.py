@@ -121,9 +121,9 @@ async def body_of(request: Request) -> bytes:
 
 async def finished(turn: Turn, request: Request) -> Drawn:
     """What was drawn. Raises Refused, also where the one who asked has gone, and what the drawing raises."""
-    leaving = asyncio.ensure_future(request.receive())
+    leaving: asyncio.Future[Any] = asyncio.ensure_future(request.receive())
     try:
-        await asyncio.wait({turn.done, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([turn.done, leaving], return_when=asyncio.FIRST_COMPLETED)
     finally:
         leaving.cancel()
     if not turn.done.done():

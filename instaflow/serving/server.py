@@ -76,7 +76,8 @@ def serve(
     painter: Painter, thread: Executor, taken: socket.socket, *, host: str, token: str | None, stop: Stop
 ) -> None:
     """Answer what is asked at a socket, until told to stop. `thread` has one thread, in which all is drawn."""
-    asyncio.run(_serve(painter, thread, taken, {host} if is_local(taken) else None, token, stop))
+    hosts = {host.lower(), taken.getsockname()[0]} if is_local(taken) else None
+    asyncio.run(_serve(painter, thread, taken, hosts, token, stop))
 
 
 async def _serve(

@@ -51,14 +51,15 @@ class Served:
     port: int
     stop: Stop
     thread: threading.Thread
+    address: str = "127.0.0.1"
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/"
+        return f"http://{self.address}:{self.port}/"
 
     def ask(self, body: Any = None, path: str = "/api/images", method: str = "", **headers: str) -> "Answer":
         """One request; a body that is not bytes is sent as JSON."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection(self.address, self.port, timeout=60)
         content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         kind = {} if body is None else {"Content-Type": "application/json"}
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -86,15 +87,15 @@ class Answer:
 
 
 @contextmanager
-def served(painter: Painter, token: str | None = None) -> Iterator[Served]:
-    """A server in a thread, ended with the block."""
-    stop, taken = Stop(), bound("127.0.0.1", 0)
+def served(painter: Painter, token: str | None = None, *, address: str = "127.0.0.1") -> Iterator[Served]:
+    """A server in a thread, ended with the block. It was started with the host My.Name, which leads to `address`."""
+    stop, taken = Stop(), bound(address, 0)
     worker = ThreadPoolExecutor(1)
-    options = {"host": "127.0.0.1", "token": token, "stop": stop}
+    options = {"host": "My.Name", "token": token, "stop": stop}
     thread = threading.Thread(target=serve, args=(painter, worker, taken), kwargs=options)
     thread.start()
     try:
-        yield Served(taken.getsockname()[1], stop, thread)
+        yield Served(taken.getsockname()[1], stop, thread, address)
     finally:
         if isinstance(painter, HeldBack):
             painter.let_go()

@@ -25,9 +25,17 @@ def locked():
         yield server
 
 
-@pytest.mark.parametrize("name", ["localhost", "127.0.0.1:80", "[::1]:9000", "LOCALHOST:1"])
+@pytest.mark.parametrize("name", ["localhost", "my.name:80", "127.0.0.1:80", "[::1]:9000", "LOCALHOST:1"])
 def test_this_machines_own_names_pass(server, name):
     assert server.ask(BODY, Host=name).status == 200
+
+
+def test_a_server_at_another_address_of_this_machine_alone_is_asked_by_it():
+    painter = HeldBack()
+    painter.let_go()
+    with served(painter, address="127.0.0.2") as server:
+        assert server.ask(BODY).status == 200
+        assert server.ask(BODY, Host="127.0.0.3").refusal[0] == 403
 
 
 @pytest.mark.parametrize("name", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "", "[", "a@b"])
