@@ -58,9 +58,9 @@ def queued(server: Served, *asked: str, **how: object) -> list[Asking]:
 def test_a_newer_request_of_a_client_takes_the_place_of_one_that_waits(server, painter):
     busy, *_ = queued(server, "busy")
     (old,) = queued(server, "a s", client="tab")
+    (other,) = queued(server, "another tab's", client="other")
     new = Asking(server, "a se", client="tab")
     assert old.status() == 409
-    (other,) = queued(server, "another tab's", client="other")
     painter.let_go()
     assert [one.status() for one in (busy, new, other)] == [200, 200, 200]
     assert painter.steps == ["busy", "a se", "another tab's"]
