@@ -512,6 +512,35 @@ def sample(**options: Any) -> None:
 
 
 @cli.command()
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to be reached at.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0: one that is free, as printed."
+)
+@click.option(
+    "--token",
+    help="What those who ask must know. At an address that other machines reach there is always one, by default a new.",
+)
+def serve(models: tuple[str, ...], host: str, port: int, token: str | None) -> None:
+    """Draw on a local page, as you type.
+
+    Each MODEL is what `instaflow sample` takes. They stand side by side with their times: a student, say, beside its
+    teacher. Seeds, steps, guidance, the way from one noise to another; programs ask the same in JSON (docs/serve.md).
+
+    Only this machine reaches the page. Another --host wants a token, which is part of the address that is printed; what
+    is sent is not encrypted. Ctrl-C or SIGTERM end it, with exit code 0.
+
+    \b
+        instaflow serve runs/digits/student/model runs/digits/teacher/model
+    """
+    from pipelines.serve import run as run_serve
+
+    run_serve(models, host=host, port=port, token=token)
+    sys.stdout.flush()
+    os._exit(0)  # at once: nothing is left to be written, and a step of a drawing may be under way that none waits for
+
+
+@cli.command()
 @click.argument("model")
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option(

@@ -53,6 +53,7 @@ def test_the_table_holds_the_promised_commands_in_the_data_s_order():
     others = {
         "run",
         "sample",
+        "serve",
         "compare",
         "plan",
         "rehearse",

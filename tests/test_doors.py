@@ -14,6 +14,7 @@ DOORS = {
     "training": {"models", "flow", *GROUND},
     "evaluation": {"models", "flow", *GROUND},
     "using": {"couplings", "models", "flow", *GROUND},
+    "serving": GROUND,  # HTTP alone: who draws is handed in
     "toy": {"flow", "training", "evaluation", *GROUND},  # a method and its page in one
     "digits": GROUND,  # the miniature knows no method; only stages know the miniature
     **dict.fromkeys(GROUND, GROUND),

@@ -83,6 +83,7 @@ def test_the_wheel_holds_every_package_config_and_prompt_file(wheel):
         wanted |= {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*.py")}
     configs = [path for path in (ROOT / "configs").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     wanted |= {f"instaflow/{path.relative_to(ROOT).as_posix()}" for path in configs}
+    wanted |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "instaflow" / "serving" / "page").iterdir()}
     assert held == wanted
 
 

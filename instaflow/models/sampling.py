@@ -72,17 +72,29 @@ class Sampling:
     @torch.no_grad()
     def of_embedded(self, noise: Tensor, embedded: "Embedded", states: Sequence[State] = ()) -> Sampled:
         """The same of prompts that are embedded."""
-        batch, filling = len(noise), max((self.compiled_for or 0) - len(noise), 0)
+        batch = len(noise)
+        noise, text, draws = self._prepared(noise, embedded)
+        scales, kept = {state.step: state.scale for state in states}, []
+        for step, x in enumerate(self.path(noise, text, **draws)):
+            if step in scales:
+                kept.append((x[:batch] / scales[step]).half())
+        return Sampled(x[:batch], embedded, kept)
+
+    def steps(self, noise: Tensor, prompts: list[str]) -> Iterator[Tensor]:
+        """The states of a call one by one, for those who do something else between two steps; the last: the latents."""
+        noise, text, draws = self._prepared(noise, self.model.embed(prompts))
+        return self.path(noise, text, **draws)
+
+    @torch.no_grad()
+    def _prepared(self, noise: Tensor, embedded: "Embedded") -> tuple[Tensor, "Text", dict[str, list[torch.Generator]]]:
+        """What `path` takes: noise on the device, filled up as the text is, and what draws numbers."""
+        filling = max((self.compiled_for or 0) - len(noise), 0)
         noise, (hidden, pooled) = filled(noise, filling), embedded
         whole = filled(hidden, filling), None if pooled is None else filled(pooled, filling)
         text = self.model.joined(self.no_prompt, whole)
         # A folder's own sampler may draw numbers: then each sample its own, however batches are cut.
         draws = {"generator": [generator_of(one) for one in noise]} if draws_noise(self.scheduler) else {}
-        scales, kept = {state.step: state.scale for state in states}, []
-        for step, x in enumerate(self.path(sent(noise.float(), self.model.device), text, **draws)):
-            if step in scales:
-                kept.append((x[:batch] / scales[step]).half())
-        return Sampled(x[:batch], (hidden, pooled), kept)
+        return sent(noise.float(), self.model.device), text, draws
 
     @torch.no_grad()
     def path(self, noise: Tensor, text: "Text", **draws: Any) -> Iterator[Tensor]:
