@@ -144,7 +144,7 @@ def about(report: Report) -> dict[str, Any]:
         f"rows.{row.label}.{row.num_steps}": f"guidance {row.guidance_scale}, {row.num_samples} samples"
         for row in report.rows
     }
-    aims = {f"aims.{i}": ", ".join(f"{k} {v}" for k, v in vars(aim).items() if v) for i, aim in enumerate(report.aims)}
+    aims = {f"aims.{i}": ", ".join(f"{k} {v}" for k, v in aim if v) for i, aim in enumerate(report.aims)}
     return {
         "stages": [stage.name for stage in report.stages],
         **{f"protocol.{name}": text for name, text in vars(seedless(report)).items()},

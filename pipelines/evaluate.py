@@ -23,7 +23,7 @@ from instaflow.evaluation.observations import Observations
 from instaflow.evaluation.page import write_page
 from instaflow.evaluation.perception import of_one_prompt
 from instaflow.evaluation.precision_recall import precision_recall
-from instaflow.evaluation.report import Aim, Floors, Protocol, Report, Row, Stage, model_kind, report_json
+from instaflow.evaluation.report import Floors, Protocol, Report, Row, Stage, model_kind, report_json
 from instaflow.evaluation.saved import read_report
 from instaflow.evaluation.scores import curve_of, score_curves
 from instaflow.files import fingerprint_of, write_file, write_json
@@ -143,7 +143,7 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
         peak_memory=float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
         floors=floors(stage, protocol, measure.real),
         stages=[*stages, evaluation_stage(stage, sum(m.subject.images.count for m in measured))],
-        aims=[Aim(**aim.model_dump()) for aim in stage.stage.aims],
+        aims=stage.stage.aims,
         losses=loss_curves(stage, stages),
         previews=preview_curves(stage, stages),
         scores=score_curves(stage.folder, [curve_of(stage.run, subject.card) for subject in subjects]),

@@ -7,8 +7,9 @@ from typing import Any
 from instaflow.evaluation import findings
 from instaflow.evaluation.comparison import BETTER, HIGHER, Spread, spread, spread_json
 from instaflow.evaluation.comparison_words import TITLES, UNITS
-from instaflow.evaluation.report import Aim, Report, Row
+from instaflow.evaluation.report import Report, Row
 from instaflow.evaluation.wording import named, number, percent, plus_minus, steps
+from instaflow.sections import Aim
 
 BETTER_WAY = {**BETTER, "clip_score": HIGHER}
 NAMES = {**TITLES, "clip_score": "CLIP score"}
@@ -143,7 +144,7 @@ def outcome_json(found: Outcome) -> dict[str, Any]:
     """An outcome as values that strict JSON can hold."""
     figures = {name: spread_json(getattr(found, name)) for name in ("came", "bound", "short")}
     words = {"asked": found.asked.replace("`", ""), "verdict": found.verdict}
-    return {**vars(found.aim), **words, "reached": found.is_reached, **figures}
+    return {**found.aim.model_dump(), **words, "reached": found.is_reached, **figures}
 
 
 def _said(figure: str, value: float | None) -> str:

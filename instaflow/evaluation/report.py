@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from instaflow.sections import Aim
+
 # [H, W, 3] or [H, W] uint8, or a PIL image
 Picture = np.ndarray | Image.Image
 
@@ -77,23 +79,6 @@ class Stage:
     samples: int | None = None  # couplings made, training samples seen, or images evaluated
     processes: int | None = None  # each with a device of its own: a GPU or, without one, the processor
     hardware: str = ""  # which device
-
-
-@dataclass(frozen=True, kw_only=True)
-class Aim:
-    """A figure that a model at a number of steps is meant to reach, by one of three bounds.
-
-    value: the figure; times_reference: the same as a multiple of the reference's; better_than: another model, which is
-    to be worse at as many steps. source: where the aim is from.
-    """
-
-    model: str
-    num_steps: int
-    figure: str
-    value: float | None = None
-    times_reference: float | None = None
-    better_than: str | None = None
-    source: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,7 +323,7 @@ def report_json(report: Report) -> dict[str, Any]:
         "floors": dataclasses.asdict(report.floors),
         "rows": [dataclasses.asdict(row) for row in report.rows],
         "stages": [dataclasses.asdict(stage) for stage in report.stages],
-        "aims": [dataclasses.asdict(aim) for aim in report.aims],
+        "aims": [aim.model_dump() for aim in report.aims],
         "scores": [dataclasses.asdict(curve) for curve in report.scores],
         "checks": [dataclasses.asdict(check) for check in report.checks],
         "straightness_profiles": [dataclasses.asdict(profile) for profile in report.straightness],

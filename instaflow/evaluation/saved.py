@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from instaflow.errors import DataError
-from instaflow.evaluation.report import Aim, Floors, Protocol, Report, Row, Stage
+from instaflow.evaluation.report import Floors, Protocol, Report, Row, Stage
+from instaflow.sections import Aim
 
 FIGURES = (
     "frechet_distance_real",
@@ -26,7 +27,7 @@ FIGURES = (
     "seconds_per_image",
 )
 """The figures of a row."""
-Part = TypeVar("Part", Row, Floors, Stage, Aim, Protocol)
+Part = TypeVar("Part", Row, Floors, Stage, Protocol)
 
 
 def read_report(file: Path, hint: str = "") -> Report:
@@ -70,7 +71,7 @@ def _report(content: dict[str, Any]) -> Report:
         versions=content["versions"],
         floors=floors,
         stages=[_part(Stage, stage) for stage in content["stages"]],
-        aims=[_part(Aim, aim) for aim in content.get("aims", [])],
+        aims=[Aim(**aim) for aim in content.get("aims", [])],
     )
 
 

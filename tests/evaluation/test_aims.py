@@ -9,8 +9,9 @@ import pytest
 from instaflow.evaluation.aims import outcome_json, outcomes, summary
 from instaflow.evaluation.markdown import markdown
 from instaflow.evaluation.page import page
-from instaflow.evaluation.report import Aim, Report, report_json
+from instaflow.evaluation.report import Report, report_json
 from instaflow.evaluation.saved import read_report
+from instaflow.sections import Aim
 from tests.evaluation.example import full_report
 
 REAL, TEACHER, ACCURACY = "frechet_distance_real", "frechet_distance_teacher", "prompt_accuracy"
