@@ -20,10 +20,12 @@ from instaflow.models.settings import ModelSettings, read_settings
 from instaflow.rundir import stage_folders
 from instaflow.training.checkpoint import complete_checkpoints
 from instaflow.training.perceptual import PerceptualDistance, load_network, write_tiny_network
-from pipelines import dmd, sample
+from pipelines import dmd
 from pipelines.experiment import run_all, run_one
 from pipelines.plan import Plan
 from pipelines.rehearse import rehearsal_of
+from pipelines.sample import run as sample
+from pipelines.sample_request import Request, wanted_by
 from tests.experiments import folders
 from tests.models.made import load, noise, write_edm, write_flow, write_model
 from tests.pipelines import alone
@@ -328,19 +330,19 @@ stages:
         models["dmd"].sample(start, ["3", "3"])
 
 
-def test_noise_between_steps_is_each_image_s_own(done, tmp_path, monkeypatch):
+def test_noise_between_steps_is_each_image_s_own(done, tmp_path):
     """It follows from the seed and the image's place: not from the batch, nor from who else is in it."""
     folder, prompts = str(done / "four" / "model"), ["a seven", "an odd digit", "a seven"]
 
-    def latents(seed: int, prompts: list[str]) -> np.ndarray:
-        options = {"num_steps": None, "guidance_scale": None, "noise_file": None, "output": tmp_path / "grid.png"}
-        sample.run(folder, prompts, seed=seed, latents_file=tmp_path / "latents.npy", **options)
+    def latents(prompts: list[str], **options: int) -> np.ndarray:
+        files = {"latents_file": tmp_path / "latents.npy", "output": f"{tmp_path}/grid.png"}
+        request = Request(models=(folder,), prompts=tuple(prompts), seed=0, **files, **options)
+        sample(request, wanted_by(request))
         return np.load(tmp_path / "latents.npy")
 
-    whole = latents(0, prompts)
-    np.testing.assert_allclose(latents(0, prompts[:1]), whole[:1], atol=1e-4)
-    monkeypatch.setattr(sample, "BATCH", 2)
-    np.testing.assert_allclose(latents(0, prompts), whole, atol=1e-4)
+    whole = latents(prompts)
+    np.testing.assert_allclose(latents(prompts[:1]), whole[:1], atol=1e-4)
+    np.testing.assert_allclose(latents(prompts, batch_size=2), whole, atol=1e-4)
     model, first = load(done / "four" / "model"), noise(3)
     turned = model.sample(first.flip(0), prompts[::-1]).flip(0)
     torch.testing.assert_close(turned, model.sample(first, prompts), rtol=0, atol=1e-4)
