@@ -189,6 +189,13 @@ def test_a_safety_checker_that_is_not_here_is_told(typed, student, tmp_path):
 # --- one file ---------------------------------------------------------------------------------------------------------
 
 
+def lie_alike(pipeline):
+    """Give each weight memory of its own. A file's lie in it at odd places, where kernels add up in another order."""
+    for part in pipeline.components.values():
+        for weight in part.parameters() if isinstance(part, torch.nn.Module) else ():
+            weight.data = weight.data.clone()
+
+
 @pytest.mark.parametrize("family", ["student", "sd2", "xl"])
 def test_one_file_gives_the_same_images(typed, student, tmp_path, family):
     place = {
@@ -201,10 +208,9 @@ def test_one_file_gives_the_same_images(typed, student, tmp_path, family):
     kind = StableDiffusionXLPipeline if family == "xl" else StableDiffusionPipeline
     whole = kind.from_pretrained(place)
     pipeline = kind.from_single_file(str(file), config=str(tmp_path / "one" / "one"), local_files_only=True)
-    own = whole.unet.state_dict()
-    assert all(torch.equal(value, own[name]) for name, value in pipeline.unet.state_dict().items())
-    images = [stock(made, 1.5, output_type="pt") for made in (pipeline, whole)]
-    torch.testing.assert_close(*images, rtol=0, atol=1e-5)  # how weights lie in memory changes a kernel's last bits
+    for made in (pipeline, whole):
+        lie_alike(made)
+    assert torch.equal(stock(pipeline, 1.5, output_type="pt"), stock(whole, 1.5, output_type="pt"))
     assert load(file).settings == load(place).settings
     assert f'from_single_file("{file.name}"' in (tmp_path / "one" / "README.md").read_text()
 
