@@ -3,7 +3,8 @@
 import hashlib
 import json
 import re
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
 from instaflow.errors import DataError, reason_of
@@ -296,3 +297,17 @@ def fetched_model(name: str) -> Path:
     except DataError as error:
         raise DataError(f"The hub model '{name}' cannot be used: {error.message}", error.hint) from error
     return folder
+
+
+def short_names(places: Sequence[str]) -> list[str]:
+    """What models are called: the stage of runs/digits/student/model, else the last part; no two of them the same."""
+    names: list[str] = []
+    for place in places:
+        path = PurePath(place.rstrip("/"))
+        stage = path.parent.name if path.name in ("model", "model-raw") else ""
+        first = name = stage + path.name.removeprefix("model") if stage else path.name.removesuffix(".safetensors")
+        count = 2
+        while name in names:
+            name, count = f"{first}-{count}", count + 1
+        names.append(name)
+    return names

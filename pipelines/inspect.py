@@ -17,7 +17,7 @@ from instaflow.models.device import device, set_up_cpu
 from instaflow.models.vae import decoded, load_vae
 from instaflow.places import cached_model, is_hub_name, model_fingerprint
 from instaflow.progress import Progress
-from pipelines.sample_request import encoded
+from instaflow.using.metadata import encoded
 
 
 def draw_sheet(folder: Path, output: Path, *, count: int, model: str | None = None) -> str:

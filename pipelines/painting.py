@@ -1,17 +1,13 @@
 """Models that draw for a server, one step at a time."""
 
 import io
-import json
 from collections.abc import Generator, Sequence
-from pathlib import PurePath
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import Image
 from torch import Tensor
 
-from instaflow import __version__
 from instaflow.errors import InstaFlowError
 from instaflow.flow.paths import slerp
 from instaflow.models.device import device
@@ -21,10 +17,13 @@ from instaflow.models.model import Model
 from instaflow.models.pixels import PixelModel
 from instaflow.models.sampling import Sampling
 from instaflow.models.text_to_image import TextToImage
-from instaflow.serving.painter import Drawn, Offer
+from instaflow.places import short_names
+from instaflow.serving.painter import Images, Offer
 from instaflow.serving.requests import ImageRequest
 from instaflow.serving.turns import FEW
+from instaflow.using.metadata import About, Drawn
 from instaflow.using.seeds import noise_of as seeded
+from instaflow.using.seeds import written
 
 KEPT = 8
 """Pairs of steps and guidance whose sampling is kept ready."""
@@ -40,7 +39,7 @@ class Models:
         }
         self.offers = [ready.offer for ready in self.models.values()]
 
-    def draw(self, model: str, asked: ImageRequest) -> Generator[None, None, Drawn]:
+    def draw(self, model: str, asked: ImageRequest) -> Generator[None, None, Images]:
         return self.models[model].draw(asked)
 
     def try_all(self) -> None:
@@ -61,7 +60,7 @@ class Ready:
         self.samplings: dict[tuple[int, float], Sampling] = {}
         self.drawing: Drawing | None = None
 
-    def draw(self, asked: ImageRequest) -> Generator[None, None, Drawn]:
+    def draw(self, asked: ImageRequest) -> Generator[None, None, Images]:
         """A pause after each step. Raises DataError for a prompt that is no class, InstaFlowError."""
         model, settings = self.model, self.model.settings
         steps = asked.num_steps or settings.num_steps
@@ -85,20 +84,14 @@ class Ready:
             png(pixels, self.about(asked, seed, steps, scale))
             for pixels, seed in zip(decode(latents).cpu().numpy(), asked.many, strict=True)
         ]
-        return Drawn(images, steps, scale, truncated)
+        return Images(images, steps, scale, truncated)
 
-    def about(self, asked: ImageRequest, seed: int, steps: int, scale: float) -> dict[str, Any]:
-        """How one image was drawn, as its file tells it."""
-        between = {"between": [asked.seed, asked.seed_to], "position": asked.position}
-        noise = {"seed": f"{seed}"} if asked.seed_to is None else {"seed": None} | between
-        return {
-            "models": [self.place],
-            "num_steps": [steps],
-            "guidance_scale": [scale],
-            "dtype": str(self.model.dtype).removeprefix("torch."),
-            "images": [{"prompt": asked.prompt} | noise],
-            "version": __version__,
-        }
+    def about(self, asked: ImageRequest, seed: int, steps: int, scale: float) -> About:
+        """How one image was drawn."""
+        drawn = Drawn(asked.prompt, written(seed))
+        if asked.seed_to is not None:
+            drawn = Drawn(asked.prompt, None, (written(seed), written(asked.seed_to)), asked.position)
+        return About([self.place], [steps], [scale], str(self.model.dtype).removeprefix("torch."), [drawn])
 
     def sampling(self, steps: int, scale: float) -> Sampling:
         key = (steps, scale)
@@ -140,23 +133,8 @@ def is_cut(model: TextToImage, prompt: str) -> bool:
     return model.num_truncated > before
 
 
-def png(pixels: np.ndarray, about: dict[str, Any]) -> bytes:
-    """A PNG file of pixels [H, W, 3], uint8, with how they were drawn as JSON in its text chunk "instaflow"."""
-    content, text = io.BytesIO(), PngImagePlugin.PngInfo()
-    text.add_itxt("instaflow", json.dumps(about, ensure_ascii=False))
-    Image.fromarray(pixels).save(content, "PNG", pnginfo=text, compress_level=1)
+def png(pixels: np.ndarray, about: About) -> bytes:
+    """A PNG file of pixels [H, W, 3], uint8, that tells how they were drawn."""
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG", pnginfo=about.chunk(), compress_level=1)
     return content.getvalue()
-
-
-def short_names(places: Sequence[str]) -> list[str]:
-    """What models are called: the stage of runs/digits/student/model, else the last part; no two of them the same."""
-    names: list[str] = []
-    for place in places:
-        path = PurePath(place.rstrip("/"))
-        stage = path.parent.name if path.name in ("model", "model-raw") else ""
-        first = name = stage + path.name.removeprefix("model") if stage else path.name.removesuffix(".safetensors")
-        count = 2
-        while name in names:
-            name, count = f"{first}-{count}", count + 1
-        names.append(name)
-    return names

@@ -17,7 +17,7 @@ from instaflow.models.samplers import flow_scheduler
 from instaflow.models.sampling import Sampling
 from instaflow.models.settings import ModelSettings
 from instaflow.rundir import StageFolder
-from pipelines.sample_request import encoded
+from instaflow.using.metadata import encoded
 
 BATCH = 16
 

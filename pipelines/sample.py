@@ -1,7 +1,6 @@
 """Images of models: what `instaflow sample` does."""
 
 import io
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,15 @@ from instaflow.errors import ConfigError, DataError
 from instaflow.files import write_file
 from instaflow.models.device import set_up_cpu
 from instaflow.models.text_to_image import TextToImage
+from instaflow.places import short_names
 from instaflow.plurals import counted
 from instaflow.using.film import film, frames, way_of
 from instaflow.using.generator import Generator
-from instaflow.using.metadata import About, Drawn
+from instaflow.using.metadata import About, Drawn, encoded
 from instaflow.using.seeds import written
 from instaflow.using.sheet import sheet
 from instaflow.using.strips import through_noises, through_prompts
-from pipelines.sample_request import FILMS, Request, Wanted, encoded
+from pipelines.sample_request import FILMS, Request, Wanted
 
 
 def run(request: Request, wanted: Wanted) -> str:
@@ -81,7 +81,7 @@ def on_a_sheet(request: Request, wanted: Wanted) -> str:
         content = io.BytesIO()
         np.save(content, latents.float().cpu().numpy())
         write_file(request.latents_file, content.getvalue())
-    names = labels(request.models)
+    names = short_names(request.models)
     several = len(names) > 1
     words = [f"{name}: {caption(one)}" if several else caption(one) for name in names for one in drawn]
     columns = len(drawn) if several else columns
@@ -121,7 +121,7 @@ def animated(request: Request, wanted: Wanted) -> str:
     """A film of the models' paths from the same noise."""
     ways, hows, shape = [], [], None
     prompts = [wanted.prompt(index) for index in range(len(wanted))]
-    for place, label in zip(request.models, labels(request.models), strict=True):
+    for place, label in zip(request.models, short_names(request.models), strict=True):
         model = load(request, place)
         if shape not in (None, model.latent_shape):
             message = f"'{place}' starts from noise of shape {model.latent_shape}, '{request.models[0]}' of {shape}"
@@ -140,13 +140,6 @@ def animated(request: Request, wanted: Wanted) -> str:
 
 def caption(drawn: Drawn) -> str:
     return drawn.prompt if drawn.seed is None else f"{drawn.seed}  {drawn.prompt}"
-
-
-def labels(places: Sequence[str]) -> list[str]:
-    """What models are called below their images: by their stage, or in whole where two are called so."""
-    paths = [Path(place) for place in places]
-    names = [path.parent.name if path.name in ("model", "model-raw") else path.name for path in paths]
-    return names if len(set(names)) == len(names) else list(places)
 
 
 def steps_and_guidance(hows: list[dict[str, Any]]) -> tuple[list[int], list[float]]:

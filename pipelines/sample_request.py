@@ -1,6 +1,5 @@
 """What `instaflow sample` is asked for, and what of it makes no sense: told before anything heavy is loaded."""
 
-import io
 import math
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from instaflow.errors import ConfigError
 from instaflow.prompt_files import lines_of
 from instaflow.prompt_sources import Prompts
 from instaflow.sections import Dtype, PromptSource
-from instaflow.using.metadata import About, Drawn
+from instaflow.using.metadata import Drawn, encoded
 from instaflow.using.seeds import Seed, parse_seeds, written
 
 MOST = 4096  # images of a sheet
@@ -194,21 +193,3 @@ def check_count(request: Request, wanted: Wanted) -> None:
     if not request.is_folder and count > MOST:
         hint = "End --output in a slash for a folder of images: --output images/"
         raise ConfigError(f"A sheet shows {MOST:,} images at most, not {count:,}", hint)
-
-
-def encoded(image: Image.Image, output: Path, about: About | None = None) -> bytes:
-    """The image as a file of the format that the ending of `output` stands for. Raises ConfigError.
-
-    A PNG tells how it was made.
-    """
-    name, content = Image.registered_extensions().get(output.suffix.lower(), ""), io.BytesIO()
-    if name not in Image.SAVE:
-        hint = "Name it, say, grid.png; a folder of images ends in a slash: images/"
-        raise ConfigError(f"'{output}' has no ending of an image format that can be written", hint)
-    try:
-        image.save(content, name, **({"pnginfo": about.chunk()} if about and name == "PNG" else {}))
-    except Exception as error:  # a format without a writer, colours or such sizes: each raises its own kind
-        size = "×".join(map(str, image.size))
-        message = f"'{output}': {name} does not take an RGB image of {size} pixels: {error}"
-        raise ConfigError(message, "Name it, say, grid.png") from error
-    return content.getvalue()

@@ -18,6 +18,7 @@ from instaflow.evaluation.report import (
     Trajectories,
 )
 from instaflow.evaluation.trajectories import project
+from instaflow.flow.paths import slerp
 from instaflow.flow.straightness import Straightness
 from instaflow.models.device import device
 from instaflow.models.loading import load_model
@@ -99,8 +100,7 @@ def strips(stage: StageFolder, protocol: Judging, subject: Subject) -> list[Stri
     found = []
     for place in protocol.gallery(STRIPS):
         first, last = (noise_of(stage, model, [index]) for index in (place, place + 1))
-        angle = torch.linspace(0, torch.pi / 2, BETWEEN).view(-1, 1, 1, 1)
-        noise = torch.cos(angle) * first + torch.sin(angle) * last  # of variance 1, for the two are independent
+        noise = torch.cat([slerp(first, last, step / (BETWEEN - 1)) for step in range(BETWEEN)])
         prompt = protocol.prompts[place]
         latents = model.sample(noise, [prompt] * BETWEEN, num_steps=1, guidance_scale=subject.guidance_scale)
         found.append(Strip(prompt=prompt, images=list(pixels(model.decode(latents).cpu()))))

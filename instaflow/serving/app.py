@@ -16,7 +16,7 @@ from instaflow import __version__
 from instaflow.config import nearest
 from instaflow.serving.answers import HANDLERS
 from instaflow.serving.guard import Guard
-from instaflow.serving.painter import Drawn, Offer, Painter
+from instaflow.serving.painter import Images, Offer, Painter
 from instaflow.serving.requests import LONGEST_BODY, ImageRequest, Refused, parse
 from instaflow.serving.turns import Turn, Turns
 
@@ -119,7 +119,7 @@ async def body_of(request: Request) -> bytes:
     return body
 
 
-async def finished(turn: Turn, request: Request) -> Drawn:
+async def finished(turn: Turn, request: Request) -> Images:
     """What was drawn. Raises Refused, also where the one who asked has gone, and what the drawing raises."""
     leaving: asyncio.Future[Any] = asyncio.ensure_future(request.receive())
     try:
@@ -135,7 +135,7 @@ def gone() -> Refused:
     return Refused(499, "The one who asked has gone")
 
 
-def told(offer: Offer, asked: ImageRequest, turn: Turn, drawn: Drawn) -> dict[str, Any]:
+def told(offer: Offer, asked: ImageRequest, turn: Turn, drawn: Images) -> dict[str, Any]:
     """How images were drawn, and how long it took."""
     return {
         "model": offer.name,
@@ -146,7 +146,7 @@ def told(offer: Offer, asked: ImageRequest, turn: Turn, drawn: Drawn) -> dict[st
     }
 
 
-def listed(asked: ImageRequest, drawn: Drawn) -> list[dict[str, Any]]:
+def listed(asked: ImageRequest, drawn: Images) -> list[dict[str, Any]]:
     """The images with their noises."""
     between = {} if asked.seed_to is None else {"seed_to": asked.seed_to, "position": asked.position}
     return [

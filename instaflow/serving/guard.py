@@ -97,7 +97,7 @@ class Guard:
             )
 
     def with_cookie(self, request: Request) -> Response:
-        """To the same address without the token, which the browser keeps as a cookie of this session."""
+        """To the same address without the token, which the browser keeps as a cookie until it is closed."""
         assert self.token is not None
         answer = RedirectResponse(request.url.path, 303)
         answer.set_cookie(cookie_of(request), fingerprint(self.token), httponly=True, samesite="lax")

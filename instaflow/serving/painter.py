@@ -23,7 +23,7 @@ class Offer:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Images:
     """The images of a request, PNG files, and how they were drawn."""
 
     images: list[bytes]
@@ -38,6 +38,6 @@ class Painter(Protocol):
     @property
     def offers(self) -> Sequence[Offer]: ...
 
-    def draw(self, model: str, asked: ImageRequest) -> Generator[None, None, Drawn]:
+    def draw(self, model: str, asked: ImageRequest) -> Generator[None, None, Images]:
         """The drawing of a request: a step, then a pause, until it returns. Raises InstaFlowError for a bad prompt."""
         ...

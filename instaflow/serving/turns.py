@@ -6,7 +6,7 @@ from collections.abc import Generator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
-from instaflow.serving.painter import Drawn
+from instaflow.serving.painter import Images
 from instaflow.serving.requests import Refused
 
 MOST = 32
@@ -16,7 +16,7 @@ PATIENCE = 0.1
 FEW = 4
 """Steps: a drawing of so few, once begun, is drawn to its end, though a newer one is wanted."""
 
-Work = Generator[None, None, Drawn]
+Work = Generator[None, None, Images]
 
 
 @dataclass(eq=False)
@@ -26,7 +26,7 @@ class Turn:
     work: Work
     steps: int  # that it takes, of all its images
     owner: tuple[str, str] | None  # client and model
-    done: "asyncio.Future[Drawn]"
+    done: "asyncio.Future[Images]"
     came: float = field(default_factory=time.perf_counter)
     place: float = 0.0  # in the queue: when it came, or the one that it replaced
     taken: int = 0  # steps
@@ -105,13 +105,13 @@ class Turns:
                 self.waiting.remove(turn)
 
 
-def step(turn: Turn) -> Drawn | None:
+def step(turn: Turn) -> Images | None:
     """Go on with a drawing by one step; its images if that was the last."""
     begun = time.perf_counter()
     try:
         next(turn.work)
     except StopIteration as end:
-        drawn: Drawn = end.value
+        drawn: Images = end.value
         return drawn
     finally:
         turn.drawing += time.perf_counter() - begun

@@ -1,5 +1,6 @@
-"""What an image tells of itself: model, prompts, seeds, steps and guidance, in a text chunk of its PNG."""
+"""An image as a file, and what it tells of itself: model, prompts, seeds, steps, guidance, in a text chunk of a PNG."""
 
+import io
 import json
 import shlex
 from dataclasses import asdict, dataclass, field, replace
@@ -10,7 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 from pydantic import TypeAdapter, ValidationError
 
 from instaflow import __version__
-from instaflow.errors import DataError, reason_of
+from instaflow.errors import ConfigError, DataError, reason_of
 from instaflow.plurals import counted
 
 KEY = "instaflow"
@@ -19,10 +20,16 @@ KEY = "instaflow"
 
 @dataclass(frozen=True)
 class Drawn:
-    """How one image was drawn. seed: as `seeds.written`; None where the noise came from a file or lies between two."""
+    """How one image was drawn.
+
+    seed: as `seeds.written`; None where the noise came from a file or lies between two. between: those two, where they
+    are known, and `position` on the great circle from the one to the other, 0 to 1.
+    """
 
     prompt: str
     seed: str | None
+    between: tuple[str, str] | None = None
+    position: float | None = None
 
 
 @dataclass(frozen=True)
@@ -44,9 +51,30 @@ class About:
 
     def chunk(self) -> PngInfo:
         """The text chunk that a PNG is saved with."""
-        text = PngInfo()
-        text.add_itxt(KEY, json.dumps(asdict(self), ensure_ascii=False))
+        text, content = PngInfo(), asdict(self)
+        for drawn in content["images"]:
+            if drawn["between"] is None:
+                del drawn["between"], drawn["position"]
+        text.add_itxt(KEY, json.dumps(content, ensure_ascii=False))
         return text
+
+
+def encoded(image: Image.Image, output: Path, about: About | None = None) -> bytes:
+    """The image as a file of the format that the ending of `output` stands for. Raises ConfigError.
+
+    A PNG tells how it was made.
+    """
+    name, content = Image.registered_extensions().get(output.suffix.lower(), ""), io.BytesIO()
+    if name not in Image.SAVE:
+        hint = "Name it, say, grid.png; a folder of images ends in a slash: images/"
+        raise ConfigError(f"'{output}' has no ending of an image format that can be written", hint)
+    try:
+        image.save(content, name, **({"pnginfo": about.chunk()} if about and name == "PNG" else {}))
+    except Exception as error:  # a format without a writer, colours or such sizes: each raises its own kind
+        size = "×".join(map(str, image.size))
+        message = f"'{output}': {name} does not take an RGB image of {size} pixels: {error}"
+        raise ConfigError(message, "Name it, say, grid.png") from error
+    return content.getvalue()
 
 
 def read_about(file: Path) -> About:
@@ -76,6 +104,8 @@ def told(about: About) -> str:
     lines.append("")
     for drawn in about.images:
         seed = "noise without a seed" if drawn.seed is None else f"seed {drawn.seed}"
+        if drawn.between:
+            seed = f"{drawn.position:g} of the way from seed {drawn.between[0]} to {drawn.between[1]}"
         lines.append(f"- {seed}: {json.dumps(drawn.prompt, ensure_ascii=False)}")
     if len(about.images) == len(about.models) == 1 and about.images[0].seed is not None:
         lines += ["", "Again:", "", f"    {again(about)}"]

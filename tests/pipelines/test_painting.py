@@ -12,9 +12,11 @@ from PIL import Image
 from instaflow.couplings.noise import coupled_noise
 from instaflow.errors import DataError, InstaFlowError
 from instaflow.flow.paths import slerp
-from instaflow.serving.painter import Drawn
+from instaflow.places import short_names
+from instaflow.serving.painter import Images
 from instaflow.serving.requests import ImageRequest
-from pipelines.painting import Models, short_names
+from pipelines.painting import Models
+from pipelines.show import run as show
 from tests.models.made import load, teacher_scheduler, write_edm, write_flow, write_model
 
 
@@ -36,7 +38,7 @@ def models(places):
     return Models([str(place) for place in places.values()])
 
 
-def drawn(models: Models, model: str, **asked: Any) -> tuple[Drawn, int]:
+def drawn(models: Models, model: str, **asked: Any) -> tuple[Images, int]:
     """The images, and after how many pauses."""
     work, pauses = models.draw(model, ImageRequest(**({"prompt": "a seven"} | asked))), 0
     while True:
@@ -104,17 +106,20 @@ def test_two_drawings_in_turns_give_what_they_give_alone(models):
     assert [found[0], found[1]] == alone
 
 
-def test_a_file_holds_how_it_was_drawn(models, places):
+def test_a_file_holds_how_it_was_drawn(models, places, tmp_path):
+    file = tmp_path / "drawn.png"
+
     def told(**asked: Any) -> dict[str, Any]:
-        image = Image.open(io.BytesIO(drawn(models, "student", prompt="é 🙂 a <b>", **asked)[0].images[0]))
-        return json.loads(image.text["instaflow"])  # type: ignore[attr-defined, no-any-return]
+        file.write_bytes(drawn(models, "student", prompt="é 🙂 a <b>", **asked)[0].images[0])
+        return json.loads(Image.open(file).text["instaflow"])  # type: ignore[attr-defined, no-any-return]
 
     about = told(seed=9)
     assert about["images"] == [{"prompt": "é 🙂 a <b>", "seed": "9"}]
     assert (about["models"], about["num_steps"]) == ([str(places["student"])], [1])
     assert (about["guidance_scale"], about["dtype"]) == ([1.0], "float32")
     (image,) = told(seed=9, seed_to=2, position=0.5)["images"]
-    assert (image["seed"], image["between"], image["position"]) == (None, [9, 2], 0.5)
+    assert (image["seed"], image["between"], image["position"]) == (None, ["9", "2"], 0.5)
+    assert '- 0.5 of the way from seed 9 to 2: "é 🙂 a <b>"' in show(file)
 
 
 @pytest.mark.parametrize("name", ["student", "teacher"])

@@ -16,11 +16,11 @@ import instaflow
 from instaflow.errors import ConfigError, DataError, InstaFlowError
 from instaflow.models.samplers import flow_scheduler
 from instaflow.using.generator import Generator
-from instaflow.using.metadata import Drawn, read_about
+from instaflow.using.metadata import Drawn, encoded, read_about
 from instaflow.using.sheet import sheet
 from pipelines import sample
 from pipelines.sample import load
-from pipelines.sample_request import Request, encoded, wanted_by
+from pipelines.sample_request import Request, wanted_by
 from tests.models.made import teacher_scheduler, write_model
 
 SHAPE = (2, 4, 8, 8)  # of the noise of two prompts

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from instaflow.interruption import Stop
-from instaflow.serving.painter import Drawn, Offer, Painter
+from instaflow.serving.painter import Images, Offer, Painter
 from instaflow.serving.requests import ImageRequest
 from instaflow.serving.server import bound, serve
 
@@ -29,7 +29,7 @@ class HeldBack:
         Offer("slow", "teacher", 25, 7.5, "text", [], 8, 8, 10),
     )
 
-    def draw(self, model: str, asked: ImageRequest) -> Generator[None, None, Drawn]:
+    def draw(self, model: str, asked: ImageRequest) -> Generator[None, None, Images]:
         steps = asked.num_steps or {"fast": 1, "slow": 25}[model]
         for number in range(steps):
             self.steps.append(asked.prompt)
@@ -38,7 +38,7 @@ class HeldBack:
                 raise self.fault
             if number < steps - 1:
                 yield
-        return Drawn([asked.prompt.encode()] * len(asked.many), steps, 1.0, truncated=False)
+        return Images([asked.prompt.encode()] * len(asked.many), steps, 1.0, truncated=False)
 
     def let_go(self, steps: int = 10**6) -> None:
         self.may.release(steps)
