@@ -496,11 +496,12 @@ def sample(**options: Any) -> None:
     folder's images go on where a command was stopped.
 
     \b
-        instaflow sample runs/digits/student/model --prompt "a handwritten seven" --prompt "an odd digit"
-        instaflow sample runs/digits/student/model --prompts prompts.txt --seeds 0-3 --captions
-        instaflow sample runs/digits/student/model --prompt "a seven" --seeds 3,8 --between 6
-        instaflow sample runs/digits/{teacher,2rf,student}/model --prompt "a seven" --animate
-        instaflow sample runs/digits/student/model --prompts captions.txt --output images/ --shard-size 1000
+        M=runs/digits/student/model
+        instaflow sample $M --prompt "a handwritten seven" --prompt "an odd one"
+        instaflow sample $M --prompts prompts.txt --seeds 0-3 --captions
+        instaflow sample $M --prompt "a seven" --seeds 3,8 --between 6
+        instaflow sample runs/digits/{2rf,student}/model --prompt "a 7" --animate
+        instaflow sample $M --prompts prompts.txt --output out/ --shard-size 1000
     """
     from pipelines.sample_request import Request, wanted_by
 

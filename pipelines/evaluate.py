@@ -133,7 +133,7 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
 
     # Report
     report = Report(
-        title=stage.run.name,
+        title=Path(stage.source).stem,
         config=Path(stage.source).name,
         seed=stage.seed,
         hardware=hardware(),

@@ -318,7 +318,7 @@ class Watch:
         for row in self.compared:
             said.append(f"To compare with, {named(row.label)} in {steps(row.num_steps)}: {in_words(row)}.")
         report = Report(
-            title=f"{self.stage.run.name}, while it trains",
+            title=f"{Path(self.stage.source).stem}, while it trains",
             config=Path(self.stage.source).name,
             seed=self.stage.seed,
             hardware=hardware(),

@@ -95,8 +95,7 @@ def outcome(aim: Aim, reports: Mapping[int, Report], reference: str) -> Outcome:
 
 def figure_of(aim: Aim, model: str, report: Report) -> float | None:
     """The aim's figure of a model's moving average; the best of its guidance scales."""
-    rows = [r for r in findings.own_rows(report) if (r.model, r.num_steps) == (model, aim.num_steps)]
-    return best([r for r in rows if r.weights == "ema"] or rows, aim.figure)
+    return best(findings.rows_at(report, model, aim.num_steps), aim.figure)
 
 
 def bound_of(aim: Aim, report: Report) -> float | None:

@@ -46,11 +46,20 @@ def target(report: Report) -> Row | None:
     return next((row for row in own_rows(report) if row.frechet_distance_teacher == 0), reference(report))
 
 
-def result(report: Report) -> Row | None:
-    """The row that the experiment is about: the student at its fewest steps, else another that was distilled.
+def rows_at(report: Report, model: str, num_steps: int) -> list[Row]:
+    """The rows of a model at a number of steps, one for each guidance scale; EMA where there is any."""
+    rows = [row for row in own_rows(report) if (row.model, row.num_steps) == (model, num_steps)]
+    return [row for row in rows if row.weights == "ema"] or rows
 
-    Where nothing was reflowed, a model whose distribution was matched goes before those that are its controls.
+
+def result(report: Report) -> Row | None:
+    """The row that the experiment is about: of its first aim, else the student at its fewest steps.
+
+    Without a student it is another that was distilled: one whose distribution was matched before its controls.
     """
+    for aim in report.aims[:1]:
+        if rows := rows_at(report, aim.model, aim.num_steps):
+            return rows[0]
     others = [row for row in own_rows(report) if row.kind not in ("teacher", "flow", "student")]
     for kind in ("student", "dmd", *dict.fromkeys(row.kind for row in others), "flow"):
         if rows := rows_of(report, kind):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from instaflow.evaluation.aims import outcome_json, outcomes, summary
+from instaflow.evaluation.findings import result
 from instaflow.evaluation.markdown import markdown
 from instaflow.evaluation.page import page
 from instaflow.evaluation.report import Report, report_json
@@ -100,6 +101,14 @@ def test_the_average_counts_and_of_a_sweep_the_best_scale():
     assert outcomes({0: replace(base, rows=[*base.rows, beside])})[0].verdict == "missed"
     other = replace(student, guidance_scale=2.0, swept=True, **{REAL: 0.29})
     assert outcomes({0: replace(base, rows=[*base.rows, other])})[0].came.mean == 0.29
+
+
+def test_the_page_is_about_the_model_of_its_first_aim():
+    base = full_report()
+    assert result(base).label == "student"
+    first = Aim(model="direct", num_steps=1, figure=REAL, value=1.0)
+    about = result(replace(base, aims=[first, aim(value=1.0)]))
+    assert (about.label, about.num_steps) == ("direct", 1)
 
 
 def test_page_markdown_and_file_tell_the_aims(tmp_path):
