@@ -651,6 +651,24 @@ def import_edm(state: Path, folder: Path, class_names: Path | None) -> None:
     click.echo(run_import(state, folder, class_names))
 
 
+@cli.command("import-pickle")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("output", type=click.Path(path_type=Path))
+def import_pickle(model: Path, output: Path) -> None:
+    """Take the tensors out of a .ckpt, or of a folder's .bin files, as .safetensors.
+
+    Such files are pickles, which can run code as they are loaded; no other command opens one. This one reads them by
+    PyTorch's reader of plain tensors, which runs nothing, and refuses a file that holds more.
+
+    \b
+        instaflow import-pickle v1-5-pruned.ckpt v1-5-pruned.safetensors
+        instaflow import-pickle old-model/ new-model/
+    """
+    from pipelines.import_pickle import run as run_import
+
+    click.echo(run_import(model, output))
+
+
 @cli.command()
 @click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="The first one.")
 @click.option(

@@ -102,7 +102,7 @@ def check_folder(folder: Path) -> None:
     pickled = any(folder.glob("unet/*.bin"))
     raise DataError(
         f"'{folder}' lacks {', '.join(missing)}",
-        "Its .bin files are pickles, which can run code: have them converted to .safetensors by someone who trusts them"
+        f"Its .bin files are pickles, which can run code. Their tensors alone: instaflow import-pickle {folder} OUTPUT"
         if pickled
         else "Restore what is missing, or make the model's stage again",
     )
@@ -113,7 +113,7 @@ def check_file(file: Path) -> None:
     if file.suffix in PICKLES:
         raise DataError(
             f"'{file}' is a pickle, which can run code as it is loaded; this toolkit reads none",
-            "Take the model's .safetensors file",
+            f"Take its .safetensors file, or its tensors alone: instaflow import-pickle {file} OUTPUT.safetensors",
         )
     if file.suffix != ".safetensors":
         raise DataError(f"'{file}' is no model", "A model is a pipeline's folder, a .safetensors file or a hub name")
