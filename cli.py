@@ -482,6 +482,13 @@ what_to_draw, noise_option, how_option, made_of_it = (
     help="Pack a folder's images into tars of N: a webdataset.",
 )
 @made_of_it(
+    "--worker-index",
+    type=click.IntRange(min=0),
+    metavar="I",
+    help="Draw only worker I's share of a folder, from 0; Slurm's and Kubernetes' variables fill it in.",
+)
+@made_of_it("--worker-count", type=click.IntRange(min=1), metavar="N", help="How many workers fill the folder.")
+@made_of_it(
     "--latents-out",
     "latents_file",
     type=click.Path(dir_okay=False, path_type=Path),

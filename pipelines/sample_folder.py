@@ -13,6 +13,7 @@ from instaflow.rundir import locked
 from instaflow.using.generator import Generator
 from instaflow.using.image_folder import ImageFolder
 from instaflow.using.metadata import About
+from instaflow.world import worker
 from pipelines.sample import sampled_with, tell_cut
 from pipelines.sample_request import Request, Wanted
 
@@ -20,7 +21,8 @@ from pipelines.sample_request import Request, Wanted
 def run(request: Request, wanted: Wanted, model: Generator) -> str:
     """Draw the images that the folder lacks; returns a line that says what it holds now. Raises InstaFlowError."""
     (place,), how = request.models, sampled_with(request, model)
-    folder = ImageFolder(request.target, len(wanted), request.shard_size)
+    me = worker(request.worker_index, request.worker_count)
+    folder = ImageFolder(request.target, len(wanted), request.shard_size, me)
     about = About([place], [how["num_steps"]], [how["guidance_scale"]], request.dtype)
 
     def draw(indices: Sequence[int]) -> list[Image.Image]:
@@ -28,7 +30,7 @@ def run(request: Request, wanted: Wanted, model: Generator) -> str:
             [wanted.prompt(index) for index in indices], seeds=[wanted.seed(index) for index in indices], **how
         )
 
-    with locked(folder.folder):
+    with locked(folder.folder, shared=me.count > 1):
         folder.begin(
             {
                 "model": model_fingerprint(place),
@@ -38,9 +40,11 @@ def run(request: Request, wanted: Wanted, model: Generator) -> str:
                 **how,
             }
         )
-        done = folder.count - sum(len(folder.indices(unit)) for unit in folder.missing())
-        with Progress("sample", total=folder.count, unit="images", start=done) as progress, listening() as stop:
+        total = folder.images(folder.share())
+        done = total - folder.images(folder.missing())
+        with Progress("sample", total=total, unit="images", start=done) as progress, listening() as stop:
             folder.fill(draw, wanted.drawn, about, batch_size=request.batch_size, stop=stop, report=progress.update)
     tell_cut(model)
-    shards = f" in {counted(-(-folder.count // request.shard_size), 'shard')}" if request.shard_size else ""
-    return f"{folder.folder}: {counted(folder.count, 'image')}{shards}, {counted(how['num_steps'], 'step')}"
+    shards = f" in {counted(len(folder.share()), 'shard')}" if request.shard_size else ""
+    whose = f" of worker {me.index} of {me.count}" if me.count > 1 else ""
+    return f"{folder.folder}: {counted(total, 'image')}{shards}{whose}, {counted(how['num_steps'], 'step')}"

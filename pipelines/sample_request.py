@@ -15,6 +15,7 @@ from instaflow.prompt_sources import Prompts
 from instaflow.sections import Dtype, PromptSource
 from instaflow.using.metadata import Drawn, encoded
 from instaflow.using.seeds import Seed, parse_seeds, written
+from instaflow.world import worker
 
 MOST = 4096  # images of a sheet
 MOST_FILMED = 16  # images of each model
@@ -41,6 +42,8 @@ class Request:
     latents_file: Path | None = None
     output: str | None = None
     shard_size: int | None = None
+    worker_index: int | None = None
+    worker_count: int | None = None
 
     @property
     def target(self) -> Path:
@@ -106,7 +109,7 @@ def wanted_by(request: Request) -> Wanted:
 
 
 def check_together(request: Request) -> None:
-    """Raises ConfigError for options that don't go together."""
+    """Raises InstaFlowError for options that don't go together."""
     if bool(request.prompts) == (request.prompt_file is not None):
         both = "Both --prompt and --prompts are given" if request.prompts else "There is no prompt"
         raise ConfigError(both, "Give --prompt TEXT, as often as you like, or --prompts FILE")
@@ -128,8 +131,10 @@ def check_together(request: Request) -> None:
     for one, other in CLASHES:
         if there[one] and there[other]:
             raise ConfigError(f"{one} and {other} do not go together", "Leave one out, or do it by two commands")
-    if request.shard_size and not request.is_folder:
-        raise ConfigError("--shard-size is for a folder of images", "End --output in a slash: --output images/")
+    for name, value in {"--shard-size": request.shard_size, "--worker-count": request.worker_count}.items():
+        if value and not request.is_folder:
+            raise ConfigError(f"{name} is for a folder of images", "End --output in a slash: --output images/")
+    worker(request.worker_index, request.worker_count)
 
 
 def check_files(request: Request) -> None:

@@ -17,9 +17,10 @@ from typing import Any
 from PIL import Image
 
 from instaflow.errors import ConfigError, Interrupted
-from instaflow.files import remove_leftovers, write_file, write_json
+from instaflow.files import json_text, remove_leftovers, write_file, write_new
 from instaflow.interruption import Stop
 from instaflow.using.metadata import About, Drawn
+from instaflow.world import ALONE, Worker
 
 IDENTITY = "sample.json"
 Draw = Callable[[Sequence[int]], list[Image.Image]]
@@ -35,6 +36,8 @@ class ImageFolder:
     folder: Path
     count: int
     per_shard: int | None
+    worker: Worker = ALONE
+    """Of several that fill the folder, each has a fixed share of its images or shards."""
 
     def begin(self, identity: dict[str, Any]) -> None:
         """Note what the folder is of. Raises ConfigError where it was begun as something else."""
@@ -42,12 +45,10 @@ class ImageFolder:
         self.folder.mkdir(exist_ok=True)
         identity = {**identity, "count": self.count, "per_shard": self.per_shard}
         hint = f"Give the same options to go on, or another folder; or delete '{self.folder}' to begin anew"
-        if not file.exists():
-            if any(not one.name.startswith(".") for one in self.folder.iterdir()):
-                raise ConfigError(
-                    f"'{self.folder}' holds other files", "Give an empty folder, or one that is not there"
-                )
-            write_json(file, identity)
+        others = any(not one.name.startswith(".") for one in self.folder.iterdir())
+        if not file.exists() and others:
+            raise ConfigError(f"'{self.folder}' holds other files", "Give an empty folder, or one that is not there")
+        if write_new(file, json_text(identity)):  # another worker may just have
             return
         try:
             begun = json.loads(file.read_text(encoding="utf-8"))
@@ -58,11 +59,19 @@ class ImageFolder:
                 before = begun.get(key) if isinstance(begun, dict) else begun
                 raise ConfigError(f"'{self.folder}' was begun with {key} {before!r}, and now it is {now!r}", hint)
 
-    def missing(self) -> list[int]:
-        """The images or shards that are not there, by their number."""
+    def share(self) -> range:
+        """The images or shards that are this worker's, by their number."""
         units = self.count if self.per_shard is None else -(-self.count // self.per_shard)
+        return range(self.worker.index, units, self.worker.count)
+
+    def missing(self) -> list[int]:
+        """Those of its share that are not there."""
         held = {one.name for one in self.folder.iterdir()}
-        return [unit for unit in range(units) if self._name(unit) not in held]
+        return [unit for unit in self.share() if self._name(unit) not in held]
+
+    def images(self, units: Iterable[int]) -> int:
+        """How many images these hold."""
+        return sum(len(self.indices(unit)) for unit in units)
 
     def indices(self, shard: int) -> range:
         first = shard * (self.per_shard or 1)
@@ -74,13 +83,14 @@ class ImageFolder:
     def fill(
         self, draw: Draw, known: Known, about: About, *, batch_size: int, stop: Stop, report: Callable[[int], None]
     ) -> None:
-        """Draw what is missing; each file is whole or absent. `report` hears how many images are done.
+        """Draw what is missing of its share; each file is whole or absent. `report` hears how many images are done.
 
         Raises Interrupted where it was told to stop.
         """
         missing = self.missing()
         remove_leftovers(self.folder / "*")
-        done = self.count - sum(len(self.indices(unit)) for unit in missing)
+        total = self.images(self.share())
+        done = total - self.images(missing)
         with ThreadPoolExecutor() as encoders:
 
             def files(indices: Sequence[int]) -> Iterator[tuple[int, Drawn, bytes]]:
@@ -90,7 +100,7 @@ class ImageFolder:
                 for start in range(0, len(indices), batch_size):
                     if stop():
                         raise Interrupted(
-                            f"{done:,} of {self.count:,} images are in '{self.folder}' ({stop.signal})",
+                            f"{done:,} of {total:,} images are in '{self.folder}' ({stop.signal})",
                             "The same command goes on",
                         )
                     batch = indices[start : start + batch_size]

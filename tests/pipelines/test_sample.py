@@ -207,6 +207,7 @@ CLASHES = {
     "several models and --latents-out do not": {"models": ("a", "b"), "latents_file": Path("x.npy")},
     "a folder of images and --captions do not": {"output": "images/", "captions": True},
     "--shard-size is for a folder": {"shard_size": 10},
+    "--worker-count is for a folder": {"worker_index": 0, "worker_count": 2},
     "in no format of films": {"animate": True, "output": "way.jpg"},
     "--between has nothing": {"between": 3, **PROMPTS},
     "A sheet shows 4,096 images at most, not 10,000": {"seeds": "0-4999"},
@@ -220,6 +221,11 @@ def test_what_makes_no_sense_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert told in refusal(model, tmp_path, ConfigError, **CLASHES[told]).message
+
+
+def test_a_worker_is_one_of_the_count(tmp_path: Path, model: Generator) -> None:
+    error = refusal(model, tmp_path, InstaFlowError, output=f"{tmp_path / 'out'}/", worker_index=2, worker_count=2)
+    assert "The worker's index is 2, but their count is 2" in error.message and not (tmp_path / "out").exists()
 
 
 def test_prompts_come_from_files_and_from_standard_input(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from instaflow.interruption import Stop
 from instaflow.models.samplers import flow_scheduler
 from instaflow.using.image_folder import ImageFolder
 from instaflow.using.metadata import About, Drawn, read_about
+from instaflow.world import Worker
 from tests.models.made import teacher_scheduler, write_model
 
 ABOUT = About(["a model"], [1], [1.0], "float32")
@@ -105,6 +107,40 @@ def test_what_is_stopped_goes_on_to_the_same_bytes(tmp_path, per_shard, error, b
         for path in (tmp_path / "whole").glob("*.tar"):
             assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
     assert fill(folder, pen) == [] and len(pen.drawn) == 10 - held
+
+
+@pytest.mark.parametrize("per_shard", [None, 4])
+def test_workers_share_a_folder(tmp_path, per_shard):
+    fill(ImageFolder(tmp_path / "whole", 10, per_shard), Pen())
+    drawn = {}
+    for index in (1, 0, 2):
+        folder, pen = ImageFolder(tmp_path / "out", 10, per_shard, Worker(index, 3)), Pen()
+        heard = fill(folder, pen)
+        assert folder.missing() == [] and heard[-1] == folder.images(folder.share()) == len(pen.drawn)
+        drawn[index] = pen.drawn
+    assert drawn[1] == ([4, 5, 6, 7] if per_shard else [1, 4, 7])
+    assert sorted(index for mine in drawn.values() for index in mine) == list(range(10))
+    files = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == files
+
+
+def test_of_workers_who_begin_at_once_each_finds_the_folder_begun(tmp_path):
+    processes = get_context("fork")
+    for trial in range(5):
+        folder, gate = ImageFolder(tmp_path / f"out{trial}", 10, 4), processes.Barrier(4)
+
+        def begin(folder=folder, gate=gate):
+            gate.wait()
+            folder.begin(IDENTITY)
+
+        workers = [processes.Process(target=begin) for _ in range(4)]
+        for one in workers:
+            one.start()
+        for one in workers:
+            one.join()
+        assert [one.exitcode for one in workers] == [0, 0, 0, 0]
+    with pytest.raises(ConfigError, match="begun with num_steps"):
+        folder.begin(IDENTITY | {"num_steps": 2})
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):

@@ -61,4 +61,5 @@ def test_the_commands_on_the_page_run(place, typed, monkeypatch):
         "strip.png",
         "way.png",
     } < made
-    assert len(list(place.glob("images/*.tar"))) == 2 and len(list(place.glob("loose/*.png"))) == 3
+    assert len(list(place.glob("images/*.tar"))) == 2 and len(list(place.glob("big/*.tar"))) == 8
+    assert len(list(place.glob("loose/*.png"))) == 3
