@@ -560,8 +560,8 @@ def serve(models: tuple[str, ...], host: str, port: int, token: str | None) -> N
 @click.option("--teacher", metavar="PLACE", help="The model it began with, if its run does not tell.")
 @click.option(
     "--lock-guidance/--no-lock-guidance",
-    default=True,
-    help="Make stock diffusers skip guidance for a student. Locked, ControlNetModel.from_unet refuses it.",
+    default=None,
+    help="Of --to diffusers: skip guidance for a student (the default). ControlNetModel.from_unet refuses it then.",
 )
 @click.option("--rank", type=click.IntRange(1), default=64, show_default=True, help="Of the LoRA.")
 @click.option(
@@ -575,7 +575,7 @@ def export(
     output: Path,
     to: str,
     teacher: str | None,
-    lock_guidance: bool,
+    lock_guidance: bool | None,
     rank: int,
     add: str | None,
     strength: float,

@@ -35,6 +35,8 @@ class InstaFlowError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if hint:
+            self.add_note(f"Hint: {hint}")  # in a traceback, where Python calls
 
 
 class ConfigError(InstaFlowError):

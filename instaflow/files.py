@@ -103,6 +103,7 @@ def replace_folder(temporary: Path, folder: Path) -> None:
     """
     for file in sorted(temporary.rglob("*")):
         if file.is_file():
+            open_to_readers(file)
             with open(file, "rb") as handle:
                 os.fsync(handle.fileno())
     older = folder.with_name(f".{folder.name}.old")
@@ -112,6 +113,11 @@ def replace_folder(temporary: Path, folder: Path) -> None:
     os.replace(temporary, folder)
     sync_folder(folder.parent)
     shutil.rmtree(older, ignore_errors=True)
+
+
+def open_to_readers(file: Path) -> None:
+    """Let those read a file to whom its folder is open: safetensors writes files that are their owner's alone."""
+    file.chmod(file.stat().st_mode | file.parent.stat().st_mode & 0o444)
 
 
 def sync_folder(folder: Path) -> None:

@@ -138,10 +138,11 @@ def pipeline_class(folder: Path) -> str:
     """The pipeline that a folder's model_index.json names. Raises DataError if it is none that this toolkit reads."""
     index = folder / "model_index.json"
     if not index.is_file():
-        inside = folder / "model" / "model_index.json"
-        hint = (
-            f"Did you mean '{folder / 'model'}'?" if inside.is_file() else "A diffusers pipeline folder holds that file"
-        )
+        inside = [file.parent for file in sorted(folder.glob("model/model_index.json"))]
+        inside = inside or [file.parent for file in sorted(folder.glob("*/model/model_index.json"))]
+        hint = "A diffusers pipeline folder holds that file"
+        if inside:
+            hint = f"Did you mean {' or '.join(repr(str(one)) for one in inside)}?"
         raise DataError(f"'{folder}' is no pipeline folder: it has no model_index.json", hint)
     try:
         name: Any = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
@@ -289,6 +290,7 @@ def fetched_model(name: str) -> Path:
         reason = reason_of(error)
         raise DataError(
             f"The hub model '{name}' is not on this machine, and it cannot be fetched: {reason}",
+            "If a folder is meant, there is none of that name. "
             f"Where there is network: hf download {name} --local-dir FOLDER. Bring model_index.json and the folders "
             f"{FOLDERS} (json, txt and safetensors files) here, and write FOLDER in place of the name",
         ) from error

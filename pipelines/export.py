@@ -61,24 +61,26 @@ def run(
     to: str,
     *,
     teacher: str | None,
-    lock: bool,
+    lock: bool | None,
     rank: int,
     added: str | None,
     strength: float,
 ) -> list[str]:
     """Write the model at `place` into the folder `output`; returns lines on what was written.
 
-    added: a delta's folder, or a model whose difference to the teacher is added, times `strength`. Raises ConfigError
-    or DataError.
+    lock: whether stock diffusers is to skip guidance; None where it can be. added: a delta's folder, or a model whose
+    difference to the teacher is added, times `strength`. Raises ConfigError or DataError.
     """
     if output.exists():
         raise ConfigError(f"'{output}' is there already", "Choose another name, or delete it")
     if not output.absolute().parent.is_dir():
         raise ConfigError(f"The folder of '{output}' does not exist", "Make it first")
+    if lock is not None and to != "diffusers":
+        raise ConfigError(f"--to {to} has no place for a lock of guidance", "Leave it out, or export --to diffusers")
     set_up_cpu()
     model = load_model(place, device=device())
     found = provenance_of(Path(place), model.settings.lineage)
-    request = Request(place, output, lock, rank, found, teacher or found.teacher)
+    request = Request(place, output, lock is not False, rank, found, teacher or found.teacher)
     if added:
         request = transplant(model, request, added, strength)
     temporary = output.with_name(f".{output.name}.tmp")
@@ -126,6 +128,7 @@ def to_diffusers(model: Model, folder: Path, request: Request) -> list[str]:
     write_model(folder, **model.parts, scheduler=model.scheduler, settings=model.settings)
     checker = keep_safety(folder, request)
     notes = ["Stock diffusers calls it without guidance, whatever guidance_scale is passed."] if locked else []
+    notes = notes or unlocked(model.settings)
     describe(folder, request, [*notes, *checker])
     return ["a folder for diffusers", *notes, *checker]
 
@@ -134,8 +137,9 @@ def to_instaflow(model: Model, folder: Path, request: Request) -> list[str]:
     """A folder for InstaFlow's own pipeline."""
     write_released(model, folder)
     checker = keep_safety(folder, request)
-    describe(folder, request, checker)
-    return ["for InstaFlow's RectifiedFlowPipeline", *checker]
+    notes = [*unlocked(model.settings), *checker]
+    describe(folder, request, notes)
+    return ["for InstaFlow's RectifiedFlowPipeline", *notes]
 
 
 def to_single_file(model: Model, folder: Path, request: Request) -> list[str]:
@@ -159,6 +163,7 @@ pipeline = {kind}.from_single_file("{name}.safetensors", config="{name}")
 {drawn(settings)}""",
     )
     notes = [] if settings.kind == "teacher" else [SAMPLED[settings.parametrization]]
+    notes += unlocked(settings)
     describe(folder, request, notes)
     return [f"{file.name}, and its configuration in {name}/", *notes]
 
@@ -178,9 +183,10 @@ for key, change in load_file("{DELTA}").items():  # key: PART.NAME
     part, _, name = key.partition(".")
     getattr(pipeline, part).get_parameter(name).data += change""",
     )
-    describe(folder, request, [])
+    notes = unlocked(model.settings)
+    describe(folder, request, notes)
     many = sum(change.numel() for change in delta.values())
-    return [f"{DELTA}: {len(delta)} of {len(weights_of(model))} weights differ, {many:,} numbers"]
+    return [f"{DELTA}: {len(delta)} of {len(weights_of(model))} weights differ, {many:,} numbers", *notes]
 
 
 def to_lora(model: Model, folder: Path, request: Request) -> list[str]:
@@ -193,12 +199,13 @@ def to_lora(model: Model, folder: Path, request: Request) -> list[str]:
         "A LoRA for its teacher",
         f"""from diffusers import {sampler}
 
-pipeline.load_lora_weights(".")  # a pipeline of the teacher
+pipeline.load_lora_weights(".")  # a pipeline of the teacher; pip install peft
 pipeline.scheduler = {sampler}.from_pretrained(".", subfolder="scheduler")
 {drawn(settings)}""",
     )
     error = f"Rank {request.rank} leaves out {found.error:.2%} of the U-Net's difference to its teacher"
     notes = [f"{error}, {found.left_out:.2%} in biases and normalizations (root of the squares, relative)."]
+    notes += unlocked(settings)
     describe(folder, request, notes)
     return [LORA, *notes]
 
@@ -216,6 +223,7 @@ pipeline = {PIPELINE}.from_pretrained(".", provider="CPUExecutionProvider")
 {drawn(model.settings, f"height={height}, width={width}, ")}""",
     )
     notes = [f"onnxruntime's U-Net is within {far:.1e} of PyTorch's, relative to its largest output."]
+    notes += unlocked(model.settings)
     describe(folder, request, notes)
     return ["graphs for onnxruntime", *notes]
 
@@ -275,6 +283,13 @@ def load_scheduler(folder: Path) -> Any:
     if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
         raise DataError(f"'{folder}' names no scheduler of diffusers", "Export the delta again")
     return kind.from_config(config)
+
+
+def unlocked(settings: ModelSettings) -> list[str]:
+    """What is to be said of a model that guidance would ruin, in a form that does not keep it off."""
+    if settings.kind == "teacher" or settings.guidance_scale > 1:
+        return []
+    return ["Guidance is trained in: call it with guidance_scale=1.0. The default of 7.5 ruins its images."]
 
 
 def drawn(settings: ModelSettings, sizes: str = "") -> str:

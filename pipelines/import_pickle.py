@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from instaflow.errors import ConfigError, DataError, reason_of
-from instaflow.files import replace_folder, temporary_name
+from instaflow.files import open_to_readers, replace_folder, temporary_name
 from instaflow.places import PICKLES, configuration_of
 from instaflow.plurals import counted
 
@@ -58,6 +58,7 @@ def run(place: Path, output: Path) -> str:
     temporary = output.with_name(temporary_name(output.name))
     try:
         write_tensors(temporary, tensors)
+        open_to_readers(temporary)
         temporary.replace(output)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,6 +1,8 @@
 """Images of models: what `instaflow sample` does."""
 
 import io
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -99,21 +101,21 @@ def strip(between: int, wanted: Wanted, model: Generator, how: dict[str, Any]) -
         noise, prompts = model.noise(seeds), wanted.prompts
         latents = through_prompts(model, prompts, between, noise=noise, **how)
         ends = [Drawn(prompt, written(seeds[0])) for prompt in prompts]
-        blank = [Drawn(f"{one.prompt} → {other.prompt}", one.seed) for one, other in pairwise(ends)]
-        return latents, spread(ends, blank, between), len(latents)
+        ways = [partial(Drawn, f"{one.prompt} → {other.prompt}", one.seed, None) for one, other in pairwise(ends)]
+        return latents, spread(ends, ways, between), len(latents)
     noise = through_noises(model.noise(seeds), between)
-    lines, drawn = [], []
+    lines, drawn, names = [], [], [written(seed) for seed in seeds]
     for prompt in wanted.prompts:
         lines.append(model.latents(prompt, noise=noise, **how))
-        drawn += spread(
-            [Drawn(prompt, written(seed)) for seed in seeds], [Drawn(prompt, None)] * (len(seeds) - 1), between
-        )
+        ways = [partial(Drawn, prompt, None, two) for two in pairwise(names)]
+        drawn += spread([Drawn(prompt, name) for name in names], ways, between)
     return torch.cat(lines), drawn, len(noise)
 
 
-def spread(ends: list[Drawn], middles: list[Drawn], between: int) -> list[Drawn]:
-    """The ends with so many of each middle between them."""
-    inside = [part for end, middle in zip(ends, middles, strict=False) for part in (end, *[middle] * between)]
+def spread(ends: list[Drawn], ways: Sequence[Callable[[float], Drawn]], between: int) -> list[Drawn]:
+    """The ends with so many steps of the way to the next between them."""
+    positions = [round(step / (between + 1), 6) for step in range(1, between + 1)]
+    inside = [part for end, way in zip(ends, ways, strict=False) for part in (end, *map(way, positions))]
     return [*inside, ends[-1]]
 
 
@@ -139,7 +141,10 @@ def animated(request: Request, wanted: Wanted) -> str:
 
 
 def caption(drawn: Drawn) -> str:
-    return drawn.prompt if drawn.seed is None else f"{drawn.seed}  {drawn.prompt}"
+    seed = drawn.seed
+    if drawn.between:
+        seed = f"{' → '.join(drawn.between)} at {drawn.position:g}"
+    return f"{seed}  {drawn.prompt}" if seed else drawn.prompt
 
 
 def steps_and_guidance(hows: list[dict[str, Any]]) -> tuple[list[int], list[float]]:
@@ -147,10 +152,10 @@ def steps_and_guidance(hows: list[dict[str, Any]]) -> tuple[list[int], list[floa
 
 
 def tell_cut(model: Generator) -> None:
-    """Say how many prompts were longer than the model reads."""
+    """Say of how many images the prompt was longer than the model reads."""
     if isinstance(model.model, TextToImage) and (count := model.model.num_truncated):
-        many = "1 prompt is" if count == 1 else f"{count:,} prompts are"
-        print(f"{many} longer than {model.model.tokenizer.model_max_length} tokens and cut there")
+        most = model.model.tokenizer.model_max_length
+        print(f"Of {counted(count, 'image')} the prompt is longer than {most} tokens, and cut there")
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

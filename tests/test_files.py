@@ -186,6 +186,16 @@ def test_a_folder_is_whole_or_absent_wherever_a_kill_comes(tmp_path, older):
     assert names(tmp_path) == ["model"]  # the last one, which no kill stopped, left nothing behind
 
 
+@pytest.mark.parametrize(("folder", "file"), [(0o755, 0o644), (0o750, 0o640), (0o700, 0o600), (0o775, 0o644)])
+def test_a_file_is_read_by_whom_its_folder_is_open_to(tmp_path, folder, file):
+    temporary = fill(tmp_path / ".model.tmp", "new")
+    temporary.chmod(folder)
+    weights = next(path for path in temporary.iterdir() if path.is_file())
+    weights.chmod(0o600)  # as safetensors writes it
+    replace_folder(temporary, tmp_path / "model")
+    assert (tmp_path / "model" / weights.name).stat().st_mode & 0o777 == file
+
+
 # --- fingerprints ---------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from instaflow.errors import ConfigError
 from instaflow.files import write_json
+from instaflow.models.settings import write_settings
 
 PIPELINE = "OnnxStableDiffusionPipeline"
 STOCK_SCALE = 0.18215
@@ -83,6 +84,7 @@ def write_onnx(model: Any, folder: Path) -> float:
     index |= {"scheduler": ["diffusers", type(model.scheduler).__name__]}
     index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
     write_json(folder / "model_index.json", index)
+    write_settings(folder, model.settings)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(model.device)
     return compared(folder / "unet" / "model.onnx", model.unet, noise, step, hidden)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import os
 import socket
@@ -36,6 +37,8 @@ def bound(host: str, port: int) -> socket.socket:
     except OSError as error:
         taken.close()
         hint = "Choose another by --port; --port 0 takes a free one"
+        if error.errno == errno.EADDRNOTAVAIL:
+            hint = "--host is an address of this machine: 127.0.0.1, or 0.0.0.0 for all it has"
         raise InstaFlowError(f"Port {port} of {host} cannot be had: {os.strerror(error.errno or 0)}", hint) from error
     return taken
 

@@ -23,7 +23,8 @@ class Drawn:
     """How one image was drawn.
 
     seed: as `seeds.written`; None where the noise came from a file or lies between two. between: those two, where they
-    are known, and `position` on the great circle from the one to the other, 0 to 1.
+    are known, and `position` on the great circle from the one to the other, 0 to 1. A position without them is of the
+    way from a prompt to the next.
     """
 
     prompt: str
@@ -53,8 +54,9 @@ class About:
         """The text chunk that a PNG is saved with."""
         text, content = PngInfo(), asdict(self)
         for drawn in content["images"]:
-            if drawn["between"] is None:
-                del drawn["between"], drawn["position"]
+            for key in ("between", "position"):
+                if drawn[key] is None:
+                    del drawn[key]
         text.add_itxt(KEY, json.dumps(content, ensure_ascii=False))
         return text
 
@@ -106,8 +108,10 @@ def told(about: About) -> str:
         seed = "noise without a seed" if drawn.seed is None else f"seed {drawn.seed}"
         if drawn.between:
             seed = f"{drawn.position:g} of the way from seed {drawn.between[0]} to {drawn.between[1]}"
+        elif drawn.position is not None:
+            seed += f", {drawn.position:g} of the way"
         lines.append(f"- {seed}: {json.dumps(drawn.prompt, ensure_ascii=False)}")
-    if len(about.images) == len(about.models) == 1 and about.images[0].seed is not None:
+    if len(about.images) == len(about.models) == 1 and about.images[0].seed and about.images[0].position is None:
         lines += ["", "Again:", "", f"    {again(about)}"]
     return "\n".join(lines)
 

@@ -17,6 +17,7 @@ from instaflow.errors import ConfigError, DataError, InstaFlowError
 from instaflow.models.samplers import flow_scheduler
 from instaflow.using.generator import Generator
 from instaflow.using.metadata import Drawn, encoded, read_about
+from instaflow.using.metadata import told as told_in_words
 from instaflow.using.sheet import sheet
 from pipelines import sample
 from pipelines.sample import load
@@ -143,6 +144,14 @@ def test_a_strip_leads_from_end_to_end(tmp_path: Path, model: Generator, several
         assert len(way) == 7
         ends, found = model.latents(["a seven", "a two", "a nine"], seeds=1).numpy(), way[[0, 3, 6]]
     assert np.abs(found - ends).max() < 1e-4
+    told = read_about(tmp_path / "grid.png").images[:4]
+    if several == "seeds":
+        way_of = [Drawn("a seven", None, ("1", "2"), position) for position in (0.333333, 0.666667)]
+        assert told == [Drawn("a seven", "1"), *way_of, Drawn("a seven", "2")]
+    else:
+        way_of = [Drawn("a seven → a two", "1", None, position) for position in (0.333333, 0.666667)]
+        assert told == [Drawn("a seven", "1"), *way_of, Drawn("a two", "1")]
+    assert "0.333333 of the way" in told_in_words(read_about(tmp_path / "grid.png"))
     steps = np.abs(np.diff(way[:7], axis=0)).max(axis=(1, 2, 3))
     assert steps.min() > 0.1 * steps.max()  # every image is a step on
     assert Image.open(tmp_path / "grid.png").size == (7 * 128, 128 * len(way) // 7)

@@ -68,7 +68,7 @@ function listen() {
   });
   for (const key of ["seed", "seed_to"]) {
     $(key).addEventListener("input", () => {
-      if (!$(key).validity.valid || $(key).value === "") return;
+      if ($(key).value === "" || !$(key).reportValidity()) return;
       state[key] = Number($(key).value);
       askAll();
     });
