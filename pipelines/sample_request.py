@@ -5,11 +5,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from glob import has_magic
 from pathlib import Path
 
 from PIL import Image
 
 from instaflow.errors import ConfigError
+from instaflow.places import find_model
 from instaflow.prompt_files import lines_of
 from instaflow.prompt_sources import Prompts
 from instaflow.sections import Dtype, PromptSource
@@ -97,12 +99,15 @@ CLASHES = [
 
 
 def wanted_by(request: Request) -> Wanted:
-    """The images that are asked for. Raises ConfigError where it can't be, or options don't go together."""
+    """The images that are asked for. Raises InstaFlowError where it can't be, or options don't go together."""
     scale = request.guidance_scale
     if scale is not None and not math.isfinite(scale):
         raise ConfigError(f"'--guidance-scale' must be a finite number, not {scale}", "Try, say, 1.5")
     check_together(request)
     check_files(request)
+    for place in request.models:
+        if Path(place).exists():  # what is to be fetched is told later
+            find_model(place)
     wanted = Wanted(prompts_of(request), request.named_seeds, request.seed or 0)
     check_count(request, wanted)
     return wanted
@@ -163,6 +168,9 @@ def prompts_of(request: Request) -> list[str]:
         return list(request.prompts)
     if request.prompt_file == "-":
         return typed_in()
+    file = Path(request.prompt_file)
+    if not (file.exists() or "://" in request.prompt_file or has_magic(request.prompt_file)):
+        raise ConfigError(f"The file '{file}' does not exist", "A relative path starts where the command is typed")
     return list(Prompts(PromptSource(path=request.prompt_file, column=request.column)))
 
 

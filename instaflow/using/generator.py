@@ -100,7 +100,7 @@ class Generator:
 
     def noise(self, seeds: Seeds) -> Tensor:
         """The noises of seeds, [N, C, H, W] float32: the same bits on every machine."""
-        many = [seeds] if isinstance(seeds, int | np.integer) else list(seeds)
+        many = list(seeds) if isinstance(seeds, Iterable) else [seeds]
         if not many:
             raise ConfigError("There is no seed", "Give at least one")
         return torch.from_numpy(noise_of(many, self.latent_shape))
@@ -211,7 +211,7 @@ class Generator:
 
 def texts_of(prompts: str | Sequence[str]) -> list[str]:
     """Prompts as a list. Raises ConfigError where there is none, or one is no text."""
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    texts = list(prompts) if isinstance(prompts, Iterable) and not isinstance(prompts, str) else [prompts]
     if not texts:
         raise ConfigError("There is no prompt", 'Give at least one; "" is the empty one')
     for place, text in enumerate(texts):

@@ -254,8 +254,18 @@ def test_prompts_come_from_files_and_from_standard_input(
         assert np.abs(np.load(tmp_path / "out.npy") - expected).max() < 1e-5
     with pytest.raises(ConfigError, match="Standard input holds no prompt"):
         run(tmp_path, model, prompts=(), prompt_file="-")
-    with pytest.raises(ConfigError, match=r"'gone\.txt' does not exist"):
+    with pytest.raises(ConfigError, match=r"'gone\.txt' does not exist") as caught:
         run(tmp_path, model, prompts=(), prompt_file="gone.txt")
+    assert caught.value.hint == "A relative path starts where the command is typed"
+
+
+@pytest.mark.parametrize("place", ["run", "run/student"])
+def test_a_folder_around_the_model_is_told_before_anything_is_loaded(tmp_path: Path, place: str) -> None:
+    (tmp_path / "run" / "student" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "student" / "model" / "model_index.json").write_text("{}")
+    with pytest.raises(DataError, match="is no pipeline folder") as caught:
+        wanted_by(Request(models=(f"{tmp_path / place}",), prompts=("a seven",), output=f"{tmp_path}/x.png"))
+    assert caught.value.hint == f"Did you mean '{tmp_path}/run/student/model'?"
 
 
 @pytest.mark.parametrize("ending", ["jpg", "webp", "gif", "PDF"])
