@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,9 +84,9 @@ def queued(slurm: Slurm) -> list[str]:
     return slurm.type("squeue", "--noheader", "--format=%F").split()
 
 
-def samples(run: Path, stage: str) -> list[int]:
-    """How far a training was at each line of its figures."""
-    return [line["samples_seen"] for line in read_stats(run / stage / "stats.jsonl") if "loss" in line]
+def figures(run: Path, stage: str) -> list[dict[str, Any]]:
+    """The lines of a training, one for each step, with the time of it."""
+    return [line for line in read_stats(run / stage / "stats.jsonl") if "loss" in line]
 
 
 def made(run: Path) -> dict[str, int]:
@@ -104,8 +105,8 @@ class Story:
     """The job of a script that was submitted by hand besides."""
     kept: dict[str, int]
     """The shards that were done when a node was lost."""
-    preempted: list[int]
-    """How far `direct` was at the end of its first turn, and of its second."""
+    preempted: list[list[dict[str, Any]]]
+    """The figures of `direct` at the end of its first turn, and of its second."""
     told: dict[str, str]
     """What a command printed at some moments."""
 
@@ -123,7 +124,7 @@ def story(cluster, words, tmp_path_factory) -> Story:
     kept = made(run)
 
     # a job is cancelled; `direct` waits for its two nodes
-    until(cluster, run, lambda: len(samples(run, "2rf")) > 1, SOON)
+    until(cluster, run, lambda: len(figures(run, "2rf")) > 1, SOON)
     cluster.type("scancel", first["2rf"])
     until(cluster, run, lambda: queued(cluster) == [first["direct"]])
     told["cancelled"] = typed(cluster, "status", run, expect=75)
@@ -134,19 +135,19 @@ def story(cluster, words, tmp_path_factory) -> Story:
 
     # a training on both nodes is preempted, goes on, comes near its time limit, and goes on
     job = first["direct"]
-    until(cluster, run, lambda: len(samples(run, "direct")) > 1, SOON)
+    until(cluster, run, lambda: len(figures(run, "direct")) > 1, SOON)
     cluster.type("scontrol", "requeue", job)
     until(cluster, run, lambda: cluster.job(job)["JobState"] == "PENDING")
-    preempted = [samples(run, "direct")[-1]]
+    preempted = [figures(run, "direct")]
     told["preempted"] = typed(cluster, "status", run, expect=75)
-    until(cluster, run, lambda: samples(run, "direct")[-1] > preempted[0], SOON)
+    until(cluster, run, lambda: len(figures(run, "direct")) > len(preempted[0]), SOON)
     cluster.freeze(job)  # else it were done before the controller, twice a minute, looks at the limits
     told["running"] = typed(cluster, "status", run, expect=75)
     cluster.type("scontrol", "update", f"JobId={job}", "TimeLimit=10")
     end = f"Job {job} ends with exit code 75"
     until(cluster, run, lambda: end in log(run, "direct").partition("(SIGUSR1)")[2])
     until(cluster, run, lambda: cluster.job(job)["JobState"] == "PENDING")
-    preempted.append(samples(run, "direct")[-1])
+    preempted.append(figures(run, "direct"))
     cluster.type("scontrol", "update", f"JobId={job}", "TimeLimit=20")
     until(cluster, run, lambda: not queued(cluster))
 
@@ -216,13 +217,16 @@ def test_a_job_that_is_cancelled_takes_those_after_it_along_and_its_stage_goes_o
 
 
 def test_a_training_on_two_nodes_that_is_preempted_or_at_its_limit_goes_on(story):
-    said, (first, second) = log(story.run, "direct"), story.preempted
+    said, lines = log(story.run, "direct"), figures(story.run, "direct")
     assert said.count("starts on node[1-2]") == 3
-    assert 0 < first < second < 6080
     assert "(SIGTERM)" in said and "(SIGUSR1)" in said
-    assert re.search(rf"direct +interrupted +{first:,} of 6,080 samples; job", story.told["preempted"])
+    first, second = story.preempted
+    assert 0 < len(first) < len(second) < len(lines)
+    assert first == lines[: len(first)] and second == lines[: len(second)]  # no step was made twice
+    assert [line["samples_seen"] for line in lines] == list(range(64, 6081, 64))
+    done = f"{first[-1]['samples_seen']:,} of 6,080 samples"
+    assert re.search(rf"direct +interrupted +{done}; job", story.told["preempted"])
     assert re.search(r"direct +running +[\d,]+ of 6,080 samples, [\d,.]+/s, .* left; job", story.told["running"])
-    assert samples(story.run, "direct") == list(range(64, 6081, 64))  # none lost, none twice
 
 
 def test_a_second_submission_is_told_what_is_live(story):

@@ -176,7 +176,7 @@ def test_of_an_array_one_job_s_failure_counts_whatever_the_others_say(stages, li
     end = "Job {} starts on n1\n{}\nJob {} ends with exit code {}\n"
     (folder / "pairs-12_0.log").write_text(end.format(14, "Error: no room", 14, 1))
     (folder / "pairs-12_1.log").write_text(end.format(12, "made", 12, 0))
-    (folder / "pairs-121_0.log").write_text(end.format(13, "Error: another's", 13, 1))
+    (folder / "pairs-1_2.log").write_text(end.format(1, "Error: of an earlier submission", 1, 1))
     assert lines(1)["pairs"] == "failed job 12 | no room"
     (folder / "pairs-12_0.log").write_text("Job 15 starts on n2\n")  # in its second turn
     assert lines(75)["pairs"] == "running job 12"
