@@ -35,8 +35,8 @@ class Turn:
 
     exit_code: int | None
     """None as long as it runs, and if it was killed."""
-    is_cancelled: bool
-    """Whether Slurm ended it, to requeue it or for good."""
+    stopped: str
+    """Where Slurm ended it: interrupted, to be queued again, or cancelled, for good; else ""."""
     reason: str
     """Where it failed: the error that it printed, in one line."""
     written: float
@@ -53,6 +53,12 @@ def read_jobs(folder: Path) -> dict[str, Submitted]:
     return {name: Submitted(**entry) for name, entry in read_json(file).items()} if file.is_file() else {}
 
 
+def latest(folder: Path, name: str, job: str) -> str:
+    """The number of a stage's last job: the one that was submitted, or, by its log, one submitted by hand later."""
+    logs = (re.fullmatch(rf"{re.escape(name)}-(\d+)(_\d+)?\.log", path.name) for path in folder.iterdir())
+    return str(max([int(job), *(int(log[1]) for log in logs if log)]))
+
+
 def turns(folder: Path, name: str, job: str) -> list[Turn]:
     """The last turn of each job that a stage's `job` consists of, as far as they have begun."""
     log = re.compile(rf"{re.escape(name)}-{re.escape(job)}(_\d+)?\.log")
@@ -65,17 +71,19 @@ def turn_of(log: Path) -> Turn:
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
     start = re.compile(STARTS.format(r"\d+", ".*"))
     first = max((place for place, line in enumerate(lines) if start.fullmatch(line)), default=0)
-    exit_code, is_cancelled, said = None, False, []
+    exit_code, stopped, said = None, "", []
     for line in filter(None, lines[first:]):
         if end := re.fullmatch(ENDS.format(r"\d+", r"(\d+)"), line):
             exit_code = int(end[1])
-        elif re.search(r"\*\*\* JOB \d+ ON .* CANCELLED AT ", line):
-            is_cancelled = True
-            if "DUE TO TIME LIMIT" in line:
+        elif why := re.search(r"\*\*\* JOB \d+ ON .* CANCELLED AT \S+(.*) \*\*\*", line):
+            stopped = stopped or ("interrupted" if why[1] else "cancelled")
+            if why[1] == " DUE TO TIME LIMIT":
                 exit_code = exit_code or TIMED_OUT
                 said.append("Error: the job came to its time limit before the stage had saved")
+        elif line.startswith("srun: error: Node failure on "):  # after which srun exits with 0
+            stopped = stopped or "interrupted"
         elif not line.startswith(("srun: ", "slurmstepd")) or "oom" in line:
             said.append(line)
     errors = [line.removeprefix("Error: ") for line in said if line.startswith("Error: ")]
     reason = (errors or said or [""])[-1]
-    return Turn(exit_code, is_cancelled, reason, log.stat().st_mtime)
+    return Turn(exit_code, stopped, reason, log.stat().st_mtime)

@@ -12,12 +12,14 @@ from instaflow.config import parse_stage
 from instaflow.couplings.manifest import read_manifest
 from instaflow.couplings.shards import shards_to_make, sidecar_path
 from instaflow.errors import DataError, InstaFlowError
-from instaflow.jobs import AGAIN, FOLDER, Submitted, read_jobs, turns
+from instaflow.jobs import AGAIN, FOLDER, Submitted, latest, read_jobs, turns
 from instaflow.plurals import counted
 from instaflow.rundir import read_done, read_json, read_stats
 from instaflow.stages import CoupleStage, EvaluateStage, TrainingStage
 
 RECENT = 20  # pieces of work that a rate is taken from
+BROKEN = {"cancelled": "was cancelled", "failed": "failed"}
+"""States of a stage with which the jobs that wait for it have ended."""
 SILENT = 600  # seconds without a sign, after which they are told
 
 
@@ -40,7 +42,7 @@ class Standing:
 
     name: str
     state: str
-    """done, running, waiting, interrupted, failed, or unfinished: what is left belongs to workers of other commands."""
+    """done, running, waiting, interrupted, cancelled, failed, or unfinished: what is left belongs to other commands."""
     words: str
     reason: str = ""
     job: str | None = None
@@ -68,7 +70,8 @@ def run(run: Path) -> tuple[list[str], int]:
 
 def standing(run: Path, name: str, entry: Submitted | None, before: Mapping[str, Standing]) -> Standing:
     """Where one stage stands; `before` holds those that it builds on."""
-    folder, job = run / name, entry.job if entry else None
+    folder = run / name
+    job = latest(run / FOLDER, name, entry.job) if entry and entry.job else None
     if (folder / "done.json").is_file():
         return Standing(name, "done", f"in {duration(read_done(folder)['seconds'])}", job=job)
     state, reason = state_of(run, name, job)
@@ -76,8 +79,8 @@ def standing(run: Path, name: str, entry: Submitted | None, before: Mapping[str,
         stuck = [parent for parent in entry.after if parent in before] if entry else []
         stuck = [parent for parent in stuck if before[parent].state != "done"]
         words = f"for {' and '.join(repr(parent) for parent in stuck)}" if stuck else "for its turn"
-        if broken := [parent for parent in stuck if before[parent].state == "failed"]:
-            words = f"for '{broken[0]}', which failed"
+        if broken := [parent for parent in stuck if before[parent].state in BROKEN]:
+            words = f"for '{broken[0]}', which {BROKEN[before[broken[0]].state]}"
         return Standing(name, state, words, job=job)
     work = work_of(folder)
     return Standing(name, state, told(work, state, folder) if work else "", reason, job)
@@ -99,16 +102,17 @@ def state_of(run: Path, name: str, job: str | None) -> tuple[str, str]:
     last = turns(run / FOLDER, name, job)
     if not last:
         return (state, reason) if changed > (run / FOLDER / "jobs.json").stat().st_mtime else ("waiting", "")
+    stops = {turn.stopped for turn in last}
     if changed > max(turn.written for turn in last):
-        return state, reason
+        return ("cancelled" if state == "interrupted" and "cancelled" in stops else state), reason
     failed = [turn for turn in last if turn.exit_code not in (None, 0, *AGAIN)]
     if failed:
         return "failed", failed[0].reason
-    if any(turn.exit_code is None and not turn.is_cancelled for turn in last):
+    if any(turn.exit_code is None and not turn.stopped for turn in last):
         return ("running" if state in ("waiting", "unfinished") else state), reason
-    if any(turn.exit_code is None for turn in last):
-        return "interrupted", ""
-    return ("interrupted" if any(turn.exit_code for turn in last) else state), reason
+    if "cancelled" in stops:
+        return "cancelled", ""
+    return ("interrupted" if any(turn.exit_code or turn.stopped for turn in last) else state), reason
 
 
 # --- progress ---------------------------------------------------------------------------------------------------------

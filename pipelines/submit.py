@@ -19,7 +19,8 @@ from instaflow.cluster import Cluster, Resources, resources_of, seconds_of
 from instaflow.config import Experiment, load_profile
 from instaflow.errors import ConfigError, InstaFlowError
 from instaflow.files import write_file
-from instaflow.jobs import ENDS, FOLDER, STARTS, Submitted, read_jobs, write_jobs
+from instaflow.jobs import ENDS, FOLDER, STARTS, Submitted, write_jobs
+from instaflow.plurals import counted
 from instaflow.rundir import StageFolder, locked, stage_folders
 from instaflow.sections import share_of
 from instaflow.stages import CoupleStage, TrainingStage
@@ -120,6 +121,7 @@ def script(job: Job, folder: Path, experiment: Experiment) -> str:
         *([f"--time={asked.time}"] if asked.time else []),
         f"--signal=USR1@{asked.notice}",
         "--requeue",
+        *(["--kill-on-invalid-dep=yes"] if job.after else []),
     ]
     after = "--dependency=afterok:JOB[:JOB...] " if job.after else ""
     of = f", after {' and '.join(job.after)}" if job.after else ""
@@ -207,7 +209,7 @@ def submit(experiment: Experiment, jobs: dict[str, Job], folder: Path) -> None:
     submitted = {name: Submitted(experiment.stage_parents(name)) for name in experiment.stages}
     for name, job in jobs.items():
         parents = [number for parent in job.after if (number := submitted[parent].job)]
-        after = [f"--dependency=afterok:{':'.join(parents)}", "--kill-on-invalid-dep=yes"] if parents else []
+        after = [f"--dependency=afterok:{':'.join(parents)}"] if parents else []
         try:
             said = slurm("sbatch", "--parsable", *after, str(folder / f"{name}.sh"))
         except InstaFlowError as error:
@@ -216,6 +218,8 @@ def submit(experiment: Experiment, jobs: dict[str, Job], folder: Path) -> None:
                 (folder / "jobs.json").unlink()
             error.message = f"Stage '{name}' was not submitted: {error.message}"
             error.hint = "No stage is: change what the experiment's `cluster` or the profile asks for"
+            if "(gres)" in error.message:
+                error.hint += f"; no node has its {counted(job.asked.gpus, 'GPU')}, and `gpus: 0` asks for none"
             raise
         submitted[name] = replace(submitted[name], job=said.strip().partition(";")[0])
         write_jobs(folder, submitted)
@@ -226,17 +230,17 @@ def submit(experiment: Experiment, jobs: dict[str, Job], folder: Path) -> None:
 
 
 def refuse_beside_live_jobs(folder: Path) -> None:
-    """Raises InstaFlowError if jobs of an earlier submission wait or run, and says which."""
-    numbers = {entry.job: name for name, entry in read_jobs(folder).items() if entry.job}
-    if not numbers:
-        return
+    """Raises InstaFlowError if jobs of this run wait or run, also such as were submitted by hand, and says which."""
     live: dict[str, list[str]] = {}
-    for line in slurm("squeue", "--noheader", "--array", "--format=%F|%T|%j").splitlines():
-        number, state, job = line.strip().split("|", 2)
-        if number in numbers and job == job_name(folder, numbers[number]):
+    stages: dict[str, str] = {}
+    for line in slurm("squeue", "--noheader", "--array", "--format=%F|%T|%o", "--sort=i").splitlines():
+        number, state, script = line.strip().split("|", 2)
+        path = Path(script)
+        if path.suffix == ".sh" and path.parent.resolve() == folder.resolve():
+            stages[number] = path.stem
             live.setdefault(number, []).append(state.lower())
     if live:
-        told = [f"'{numbers[number]}' (job {number}: {', '.join(how_many(states))})" for number, states in live.items()]
+        told = [f"'{stages[number]}' (job {number}: {', '.join(how_many(states))})" for number, states in live.items()]
         raise InstaFlowError(
             f"'{folder.parent}' was submitted before, and has live jobs: {'; '.join(told)}",
             f"Wait for them, or cancel them: scancel {' '.join(live)}",

@@ -1,5 +1,6 @@
 """How the tests share the cores, and what several files share: a typed command, the digits runs, whole and small."""
 
+import fcntl
 import os
 import socket
 import sys
@@ -73,9 +74,17 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with every count cut to a tenth; tests copy what they change."""
-    run = tmp_path_factory.mktemp("small") / "digits"
-    instaflow("run", CONFIG, "--run-dir", run, *cut_to_a_tenth())
+    """The same with every count cut to a tenth; tests copy what they change.
+
+    Of all workers of these tests that have as many cores, and so the same bits, one makes it, and the others wait.
+    """
+    place = tmp_path_factory.getbasetemp()
+    place = place.parent if worker else place
+    run = place / f"small-{len(os.sched_getaffinity(0))}" / "digits"
+    run.parent.mkdir(exist_ok=True)
+    with open(run.parent / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        instaflow("run", CONFIG, "--run-dir", run, *cut_to_a_tenth())  # which is done at once the second time
     return run
 
 

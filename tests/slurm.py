@@ -39,8 +39,8 @@ KillWait=20
 SchedulerParameters=sched_interval=2
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
-NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2
-NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2
+NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=3
+NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=3
 PartitionName=both Nodes=node1,node2 Default=YES
 """
 """A requeued job waits until its credentials have expired: twenty seconds here, two minutes by default. With
@@ -90,11 +90,13 @@ class Slurm:
         """Kill all that runs on a node, and let the controller know at once, where it would wait for minutes."""
         self.daemons[node].kill()
         self.daemons[node].wait()
+        send(signal.SIGSTOP, processes(SLURMD_NODENAME=node))  # else they end, or tell of it, meanwhile
         self.type("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
-        for environment in Path("/proc").glob("[0-9]*/environ"):
-            with suppress(OSError):  # it may have ended, or be another user's
-                if f"SLURMD_NODENAME={node}".encode() in environment.read_bytes().split(b"\0"):
-                    os.kill(int(environment.parent.name), signal.SIGKILL)
+        send(signal.SIGKILL, processes(SLURMD_NODENAME=node))
+
+    def freeze(self, job: str) -> None:
+        """Stop the clock for a job's tasks, until Slurm signals them: with any signal it sends SIGCONT."""
+        send(signal.SIGSTOP, processes(SLURM_JOB_ID=job, SLURM_STEP_ID="0"))
 
     def job(self, number: str) -> dict[str, str]:
         """All that is told of a job, or of one of an array's."""
@@ -103,6 +105,22 @@ class Slurm:
 
     def logs(self) -> str:
         return "\n".join(f"--- {file.name}\n{file.read_text()[-2000:]}" for file in sorted(self.folder.glob("*.log")))
+
+
+def processes(**variables: str) -> list[int]:
+    """Those that were started with these variables in their environment."""
+    wanted, found = {f"{name}={value}".encode() for name, value in variables.items()}, []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # it may have ended, or be another user's
+            if wanted <= {*environment.read_bytes().split(b"\0")}:
+                found.append(int(environment.parent.name))
+    return found
+
+
+def send(number: signal.Signals, processes: list[int]) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, number)
 
 
 def missing() -> str | None:
@@ -157,7 +175,7 @@ def started(folder: Path) -> Iterator[Slurm]:
                     daemon.wait()
 
 
-def wait_until(ready: Callable[[], bool], slurm: Slurm, seconds: float = 60) -> None:
+def wait_until(ready: Callable[[], bool], slurm: Slurm, seconds: float = 60, pause: float = 0.3) -> None:
     """Wait until `ready()`, for which a command of Slurm's may fail as well. Fails with the logs."""
     deadline = time.monotonic() + seconds
     while True:
@@ -167,4 +185,4 @@ def wait_until(ready: Callable[[], bool], slurm: Slurm, seconds: float = 60) -> 
         except AssertionError:
             pass
         assert time.monotonic() < deadline, slurm.logs()
-        time.sleep(0.3)
+        time.sleep(pause)

@@ -1,6 +1,8 @@
-"""Real runs of the digits experiment by the real command, whole or with its counts cut to a tenth."""
+"""Real runs of the digits experiment by the real command, whole or with its counts cut to a tenth; what they made."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from instaflow.config import load_experiment
+from instaflow.files import sha256_of
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "digits.yaml"
@@ -24,11 +27,13 @@ def cut_to_a_tenth() -> list[str]:
             for index, phase in enumerate(settings.get(key) or []):
                 for count in ("samples", "warmup_samples"):
                     options += ["--set", f"stages.{name}.{key}.{index}.{count}={phase[count] // 10}"]
-        for key in ("count", "records_per_shard", "num_samples"):
+        for key in ("count", "records_per_shard", "num_samples", "straightness_samples"):
             if key in settings:
                 options += ["--set", f"stages.{name}.{key}={settings[key] // 10}"]
         if settings.get("preview"):
             options += ["--set", f"stages.{name}.preview.every={settings['preview']['every'] // 10}"]
+        if settings["kind"] == "evaluate":  # its gaps and diversity are those of all prompts, whatever is counted
+            options += ["--set", f"stages.{name}.perceptual=null"]
         if settings["kind"] == "couple":
             options += ["--set", f"stages.{name}.batch_size={settings['records_per_shard'] // 20}"]
     return options
@@ -76,3 +81,19 @@ def torchrun(processes: int, *arguments: str | Path, module: str = "cli") -> sub
     )
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done
+
+
+def copy_parents(run: Path, to: Path, *stages: str) -> Path:
+    """A new run that holds copies of these stages of another."""
+    for stage in stages:
+        shutil.copytree(run / stage, to / stage)
+    return to
+
+
+def shards(run: Path, stage: str) -> dict[str, str]:
+    return {file.name: sha256_of(file) for file in sorted((run / stage / "shards").iterdir())}
+
+
+def losses(run: Path, stage: str) -> list[tuple[str, int, float]]:
+    lines = [json.loads(line) for line in (run / stage / "stats.jsonl").read_text().splitlines()]
+    return [(line["job"], line["samples_seen"], line["loss"]) for line in lines if "loss" in line]

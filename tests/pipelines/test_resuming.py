@@ -1,7 +1,6 @@
 """Stages that are killed, stopped, copied, damaged or shared among processes end in the same bytes."""
 
 import json
-import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,26 +10,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from instaflow.files import sha256_of
-from tests.pipelines.runs import CONFIG, cut_to_a_tenth, instaflow, stop_when, torchrun
+from tests.pipelines.runs import CONFIG, copy_parents, cut_to_a_tenth, instaflow, losses, shards, stop_when, torchrun
 
 pytestmark = pytest.mark.slow
 TENTH = cut_to_a_tenth()
-
-
-def copy_parents(run: Path, to: Path, *stages: str) -> Path:
-    """A new run that holds copies of these stages of another."""
-    for stage in stages:
-        shutil.copytree(run / stage, to / stage)
-    return to
-
-
-def shards(run: Path, stage: str) -> dict[str, str]:
-    return {file.name: sha256_of(file) for file in sorted((run / stage / "shards").iterdir())}
-
-
-def losses(run: Path, stage: str) -> list[tuple[str, int, float]]:
-    lines = [json.loads(line) for line in (run / stage / "stats.jsonl").read_text().splitlines()]
-    return [(line["job"], line["samples_seen"], line["loss"]) for line in lines if "loss" in line]
 
 
 def previews(run: Path, stage: str) -> list[tuple[float, ...] | str]:

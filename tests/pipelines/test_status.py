@@ -112,6 +112,7 @@ Job 11 ends with exit code {code}
             "failed job 11 | slurmstepd: error: Detected 1 oom-kill event(s)",
         ),
         ("Stopped: told to", 75, "interrupted job 11"),
+        ("srun: error: Node failure on n1", 0, "interrupted job 11"),
         ("", 138, "interrupted job 11"),
     ],
 )
@@ -127,20 +128,44 @@ def test_a_job_s_log_tells_how_it_ended(stages, lines, printed, code, told):
     ("why", "told"),
     [
         (" DUE TO TIME LIMIT", "failed job 11 | the job came to its time limit before the stage had saved"),
-        ("", "interrupted job 11"),
+        ("", "cancelled job 11"),
         (" DUE TO JOB REQUEUE", "interrupted job 11"),
     ],
 )
 def test_a_job_that_slurm_ends_is_told_so_by_its_log(stages, lines, why, told):
-    folder = submit(stages, teacher="11")
+    folder = submit(stages, teacher="11", pairs="12")
     begin(stages["teacher"])
     grow_old(stages["teacher"].folder / "state.json", 5)
     cancelled = f"slurmstepd: error: *** JOB 11 ON n1 CANCELLED AT 2026-01-01T00:00:00{why} ***\n"
     (folder / "teacher-11.log").write_text(f"Job 11 starts on n1\n{cancelled}")
-    found = lines(1 if "failed" in told else 75)["teacher"]
-    assert found.replace("0 of 16 samples; ", "") == told
+    found = lines(1 if "failed" in told else 75)
+    assert found["teacher"].replace("0 of 16 samples; ", "") == told
+    waits = {"failed": ", which failed", "cancelled": ", which was cancelled", "interrupted": ""}[told.split()[0]]
+    assert found["pairs"] == f"waiting for 'teacher'{waits}; job 12"
     (folder / "teacher-11.log").write_text(f"Job 11 starts on n1\n{cancelled}Job 11 starts on n2\n")
     assert lines(75)["teacher"] == "running 0 of 16 samples; job 11"
+
+
+def test_a_job_that_saved_when_it_was_cancelled_is_not_interrupted_until_it_is_worked_on(stages, lines):
+    folder = submit(stages, teacher="11")
+    (folder / "teacher-11.log").write_text(
+        "Job 11 starts on n1\nslurmstepd: error: *** JOB 11 ON n1 CANCELLED AT 0 ***\n"
+    )
+    grow_old(folder / "teacher-11.log", 5)
+    begin(stages["teacher"], "interrupted")  # which it wrote a moment later
+    assert lines(75)["teacher"] == "cancelled 0 of 16 samples; job 11"
+    begin(stages["teacher"])  # by another command
+    assert lines(75)["teacher"] == "running 0 of 16 samples; job 11"
+
+
+def test_a_job_that_was_submitted_by_hand_later_is_the_stage_s_own(stages, lines):
+    folder = submit(stages, teacher="9", pairs="10")
+    (folder / "teacher-9.log").write_text(LOG.format("Error: no room", code=1).replace("11", "9"))
+    assert lines(1)["teacher"] == "failed job 9 | no room"
+    (folder / "teacher-12.log").write_text("Job 12 starts on n1\n")
+    assert lines(75)["teacher"] == "running job 12"
+    (folder / "pairs-13_0.log").write_text("Job 14 starts on n1\n")
+    assert lines(75)["pairs"] == "running job 13"
 
 
 def test_of_an_array_one_job_s_failure_counts_whatever_the_others_say(stages, lines):
@@ -151,7 +176,7 @@ def test_of_an_array_one_job_s_failure_counts_whatever_the_others_say(stages, li
     end = "Job {} starts on n1\n{}\nJob {} ends with exit code {}\n"
     (folder / "pairs-12_0.log").write_text(end.format(14, "Error: no room", 14, 1))
     (folder / "pairs-12_1.log").write_text(end.format(12, "made", 12, 0))
-    (folder / "pairs-121_0.log").write_text(end.format(13, "Error: another's", 13, 1))
+    (folder / "pairs-1_2.log").write_text(end.format(1, "Error: of an earlier submission", 1, 1))
     assert lines(1)["pairs"] == "failed job 12 | no room"
     (folder / "pairs-12_0.log").write_text("Job 15 starts on n2\n")  # in its second turn
     assert lines(75)["pairs"] == "running job 12"

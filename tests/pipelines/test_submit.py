@@ -55,6 +55,7 @@ def test_each_stage_has_a_script_that_asks_for_what_the_experiment_says(submitte
     log = tmp_path / "run" / "jobs"
     common = {"--partition=gpu", "--account=me", "--cpus-per-task=6", "--mem=64G", "--time=1-00:00:00"}
     common |= {"--signal=USR1@300", "--requeue", "--open-mode=append", f"--chdir={Path.cwd()}"}
+    common |= {"--kill-on-invalid-dep=yes"}  # what can never run does not wait for ever, submitted by hand either
     assert options(scripts["2rf"]) == common | {
         "--job-name=run-2rf",
         f"--output={log}/2rf-%j.log",
@@ -69,6 +70,7 @@ def test_each_stage_has_a_script_that_asks_for_what_the_experiment_says(submitte
         "--ntasks-per-node=4",
         "--gpus-per-node=4",
     }
+    assert "--kill-on-invalid-dep=yes" not in options(scripts["teacher"])  # which waits for nothing
     assert not log.exists()
 
 
