@@ -162,7 +162,8 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
                 whole = (
                     f"{'.'.join(keys[: depth + 1])}={{{': {'.join(keys[depth + 1 :])}: {text}{'}' * (last_key - depth)}"
                 )
-                hint = f"{nearest(key, node)}; to add a section, set it whole: --set '{whole}'"
+                known = f"{nearest(key, node)}; to" if node else "To"
+                hint = f"{known} add a section, set it whole: --set '{whole}'"
                 raise ConfigError(f"--set '{override}': '{here}' has no '{key}'", hint)
             else:
                 node[key] = copy(node[key])

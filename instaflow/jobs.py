@@ -85,5 +85,5 @@ def turn_of(log: Path) -> Turn:
         elif not line.startswith(("srun: ", "slurmstepd")) or "oom" in line:
             said.append(line)
     errors = [line.removeprefix("Error: ") for line in said if line.startswith("Error: ")]
-    reason = (errors or said or [""])[-1]
+    reason = [*errors[:1], *said[-1:], ""][0]  # the first task to fail tells why, the others what became of it
     return Turn(exit_code, stopped, reason, log.stat().st_mtime)

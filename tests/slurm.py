@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -17,6 +18,7 @@ PROGRAMS = ("taskset", "munged", "slurmctld", "slurmd", "sbatch", "srun", "squeu
 NODES = ("node1", "node2")
 CONF = """
 ClusterName=two
+FirstJobId={first_job}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmUser={user}
@@ -35,6 +37,10 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
 ReturnToService=2
+MessageTimeout=60
+TCPTimeout=60
+BatchStartTimeout=300
+SlurmdTimeout=0
 KillWait=20
 SchedulerParameters=sched_interval=2
 SelectType=select/cons_tres
@@ -44,7 +50,8 @@ NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=3
 PartitionName=both Nodes=node1,node2 Default=YES
 """
 """A requeued job waits until its credentials have expired: twenty seconds here, two minutes by default. With
-less a busy machine does not launch a job in time."""
+less a busy machine does not launch a job in time. For its sake, too, no other wait is short, and no node is given up
+but by `lose_node`."""
 MADE = {"key-file": "munge.key", "socket": "munge.socket", "pid-file": "munge.pid"}
 MADE |= {"log-file": "munge.log", "seed-file": "munge.seed"}
 
@@ -60,7 +67,7 @@ class Slurm:
 
     def type(self, *words: str) -> str:
         """What a command of Slurm's prints. Fails with its errors."""
-        done = subprocess.run(words, capture_output=True, text=True, env=self.environment, timeout=60)
+        done = subprocess.run(words, capture_output=True, text=True, env=self.environment, timeout=300)
         assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
         return done.stdout
 
@@ -145,6 +152,7 @@ def started(folder: Path) -> Iterator[Slurm]:
     conf = CONF.format(
         host=socket.gethostname(),
         ports=[free_port() for _ in range(3)],
+        first_job=random.randrange(1, 1_000_000),  # the tasks' port follows from it, and this machine may have others
         user=pwd.getpwuid(os.getuid()).pw_name,
         folder=folder,
     )
@@ -169,13 +177,13 @@ def started(folder: Path) -> Iterator[Slurm]:
                 daemon.terminate()
             for daemon in slurm.daemons.values():
                 try:
-                    daemon.wait(10)
+                    daemon.wait(60)
                 except subprocess.TimeoutExpired:
                     daemon.kill()
                     daemon.wait()
 
 
-def wait_until(ready: Callable[[], bool], slurm: Slurm, seconds: float = 60, pause: float = 0.3) -> None:
+def wait_until(ready: Callable[[], bool], slurm: Slurm, seconds: float = 300, pause: float = 0.3) -> None:
     """Wait until `ready()`, for which a command of Slurm's may fail as well. Fails with the logs."""
     deadline = time.monotonic() + seconds
     while True:

@@ -27,7 +27,7 @@ def cut_to_a_tenth() -> list[str]:
             for index, phase in enumerate(settings.get(key) or []):
                 for count in ("samples", "warmup_samples"):
                     options += ["--set", f"stages.{name}.{key}.{index}.{count}={phase[count] // 10}"]
-        for key in ("count", "records_per_shard", "num_samples", "straightness_samples"):
+        for key in ("count", "records_per_shard", "num_samples", "straightness_samples", "straightness_steps"):
             if key in settings:
                 options += ["--set", f"stages.{name}.{key}={settings[key] // 10}"]
         if settings.get("preview"):

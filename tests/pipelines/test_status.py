@@ -104,6 +104,7 @@ Job 11 ends with exit code {code}
     ("printed", "code", "told"),
     [
         ("Error: it is too large\nHint: make it smaller", 1, "failed job 11 | it is too large"),
+        ("Error: the port is taken\nError: the first one is not there", 1, "failed job 11 | the port is taken"),
         ("Traceback\nRuntimeError: odd", 1, "failed job 11 | RuntimeError: odd"),
         ("teacher: 4/8 samples", 137, "failed job 11 | teacher: 4/8 samples"),
         (
