@@ -90,8 +90,9 @@ def test_a_torn_upload_is_never_seen_under_the_name(weak, operation, old):
     if old:
         store.put("shards/a.tar", old)
     fail(operation, [ConnectionError("reset by peer\nat length")] * (len(PAUSES) + 1))
-    with pytest.raises(StoreError, match=r'shards/a.tar" could not be written: reset by peer$') as caught:
+    with pytest.raises(StoreError) as caught:
         store.put("shards/a.tar", b"new bytes")
+    assert str(caught.value).endswith('shards/a.tar" could not be written: reset by peer')
     assert "same command goes on" in caught.value.hint
     assert store.sizes("shards").get("a.tar") == (len(old) if old else None)
     store.put("shards/a.tar", b"new bytes")
