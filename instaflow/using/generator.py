@@ -15,6 +15,7 @@ from instaflow.models.device import device as own_device
 from instaflow.models.loading import DTYPES, load_model
 from instaflow.models.model import Model
 from instaflow.models.sampling import Sampling, fetched
+from instaflow.plurals import counted
 from instaflow.prompt_sources import check_text
 from instaflow.sections import Dtype
 from instaflow.using.seeds import Seeds, noise_of
@@ -51,6 +52,11 @@ class Generator:
         self.model, self.batch_size = model, batch_size
         self.settings, self.latent_shape, self.image_size = model.settings, model.latent_shape, model.image_size
         self._sampling: Sampling | None = None
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        steps, scale = counted(self.settings.num_steps, "step"), self.settings.guidance_scale
+        return f"<{self.model.name!r}: {height}×{width} pixels in {steps}, guidance {scale:g}>"
 
     def __call__(
         self,

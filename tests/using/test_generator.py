@@ -46,6 +46,10 @@ def test_images_are_what_the_model_samples_and_decodes(model):
     assert np.abs(pixels(model(prompts, noise=noise.numpy())) - pixels(images)).max() == 0
 
 
+def test_a_notebook_tells_what_it_is(model, folder):
+    assert repr(model) == f"<'{folder}': 16×16 pixels in 1 step, guidance 1>"
+
+
 def test_a_seed_and_a_prompt_give_one_image_whatever_stands_beside(model):
     many = model.latents(["a seven", "a two", "a seven"], seeds=[5, 6, (0, 2)])
     alone = model.latents("a seven", seeds=5)
