@@ -12,6 +12,8 @@ from pathlib import Path
 
 from instaflow.config import load_experiment
 from instaflow.files import sha256_of
+from tests.pipelines.started import Started
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "digits.yaml"
@@ -49,38 +51,45 @@ def environment() -> dict[str, str]:
 
 def instaflow(*arguments: str | Path, expect: int = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run a command to its end; fail with its output unless it exits as expected."""
-    done = subprocess.run(command(*arguments), capture_output=True, text=True, cwd=cwd, env=environment())
+    done = start(*arguments, cwd=cwd).ended()
     assert done.returncode == expect, (
         f"exit {done.returncode}, not {expect}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     )
     return done
 
 
+def start(*arguments: str | Path, cwd: Path | None = None) -> Started:
+    """Start a command."""
+    return Started("cli", *map(str, arguments), cwd=cwd or Path.cwd(), environment=environment())
+
+
 def stop_when(
     ready: Callable[[], bool], number: signal.Signals, *arguments: str | Path
 ) -> subprocess.CompletedProcess[str]:
     """Start a command, send it a signal once `ready()`, and wait for its end."""
-    process = subprocess.Popen(
-        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
-    )
+    process = start(*arguments)
     deadline = time.monotonic() + 300
     while not ready() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     stopped_in_time = process.poll() is None
     process.send_signal(number)
-    out, err = process.communicate(timeout=120)
-    assert stopped_in_time, f"the command ended before it could be stopped:\n{out[-2000:]}\n{err[-2000:]}"
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
-def torchrun(processes: int, *arguments: str | Path, module: str = "cli") -> subprocess.CompletedProcess[str]:
-    """Run a command in several processes; fail with their output unless all of them succeed."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    done = subprocess.run(
-        [*launcher, "-m", module, *map(str, arguments)], capture_output=True, text=True, env=environment()
+    done = process.ended(timeout=120)
+    assert stopped_in_time, (
+        f"the command ended before it could be stopped:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     )
-    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done
+
+
+def together(processes: int, *arguments: str | Path, module: str = "cli") -> None:
+    """Run a command in several processes, as torchrun does; fail with their output unless all of them succeed."""
+    among = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_PORT": free_port()}
+    begun = []
+    for rank in range(processes):
+        named = {name: str(value) for name, value in {**among, "RANK": rank, "LOCAL_RANK": rank}.items()}
+        where = environment() | named | {"MASTER_ADDR": "127.0.0.1"}
+        begun.append(Started(module, *map(str, arguments), cwd=Path.cwd(), environment=where))
+    for done in [one.ended(timeout=600) for one in begun]:
+        assert not done.returncode, f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 
 
 def copy_parents(run: Path, to: Path, *stages: str) -> Path:

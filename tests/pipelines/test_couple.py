@@ -1,10 +1,8 @@
 """A couple stage shared by several commands: fixed shares, leases alone, one that is killed."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -28,7 +26,7 @@ from pipelines.couple import repair
 from pipelines.experiment import run_one
 from tests.models.made import build_parts, teacher_scheduler
 from tests.pipelines.conftest import TEXT
-from tests.pipelines.runs import command, environment, instaflow
+from tests.pipelines.runs import instaflow, start
 
 
 @pytest.fixture(scope="module")
@@ -120,18 +118,17 @@ def test_repair_waits_for_no_worker_but_refuses_to_mix_with_one(config, alone, t
 
 def test_commands_that_share_a_stage_outlive_one_that_is_killed(config, alone, tmp_path):
     arguments = ("couple", config, "--run-dir", tmp_path)
-    first = subprocess.Popen(command(*arguments), env=environment(), stdout=subprocess.DEVNULL)
+    first = start(*arguments)
     while not list((tmp_path / "pairs").glob("leases/*.json")) and first.poll() is None:
         time.sleep(0.01)
-    os.kill(first.pid, signal.SIGSTOP)  # it holds a lease, and lives
-    second = subprocess.Popen(command(*arguments), env=environment(), stdout=subprocess.PIPE, text=True)
+    first.send_signal(signal.SIGSTOP)  # it holds a lease, and lives
+    second = start(*arguments)
     while len(list((tmp_path / "pairs").glob("shards/*.json"))) < 5 and second.poll() is None:
         time.sleep(0.05)
     assert second.poll() is None  # it waits for the last shard
-    first.kill()
-    first.wait()
-    out, _ = second.communicate(timeout=300)
-    assert second.returncode == 0 and "pairs: done in" in out
+    first.send_signal(signal.SIGKILL)
+    done = second.ended(timeout=300)
+    assert done.returncode == 0 and "pairs: done in" in done.stdout
     assert shards(tmp_path) == alone
     assert "done before" in instaflow(*arguments).stdout
 

@@ -30,7 +30,7 @@ from tests.experiments import folders
 from tests.models.made import load, noise, write_edm, write_flow, write_model
 from tests.pipelines import alone
 from tests.pipelines.dmd_worker import PHASES, ZERO
-from tests.pipelines.runs import torchrun
+from tests.pipelines.runs import together
 from tests.training.made import StopAt
 
 PROMPTS = ["a seven", "an odd digit"]
@@ -181,7 +181,7 @@ def two(config, done, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("two")
     for case in [f"{name}-{stage}" for name in ("whole", "resumed") for stage in ZERO]:
         alone.prepare(run / case, "whole", done)
-    torchrun(2, config, run, done, module="tests.pipelines.dmd_worker")
+    together(2, config, run, done, module="tests.pipelines.dmd_worker")
     alone.prepare(run / "alone", "whole", done)
     train(config, run / "alone", done, PHASES)
     return run

@@ -32,7 +32,7 @@ from pipelines.status import work_of
 from tests.conftest import forbid_network
 from tests.evaluation.stand_ins import tiny_clip, write_inception
 from tests.models.made import write_flow, write_model
-from tests.pipelines.runs import torchrun
+from tests.pipelines.runs import together
 from tests.training.made import StopAt
 from tests.training.test_perceptual import write_backbone
 
@@ -160,7 +160,7 @@ def test_a_model_more_is_all_that_is_sampled_anew(config, done, tmp_path, monkey
 
 @pytest.mark.slow
 def test_two_processes_come_to_the_figures_of_one(config, looked, eye, tmp_path):
-    torchrun(2, "evaluate", config, "--run-dir", tmp_path / "run", "--set", eye)
+    together(2, "evaluate", config, "--run-dir", tmp_path / "run", "--set", eye)
     assert rows(tmp_path / "run") == rows(looked)
     assert json.loads((tmp_path / "run" / "report" / "report.json").read_text())["rows"][0]["card"]["processes"] == 2
 

@@ -19,7 +19,7 @@ from instaflow.rundir import read_stats
 from instaflow.sections import Preview
 from pipelines.previews import Previews
 from tests.models.made import load, write_model
-from tests.pipelines.runs import instaflow, torchrun
+from tests.pipelines.runs import instaflow, together
 from tests.training.made import TIMINGS
 
 pytestmark = pytest.mark.slow
@@ -120,7 +120,7 @@ def reflowed_again(config, run, to, setting, processes=1):
     """The reflow stage anew, on the same couplings, with another setting."""
     shutil.copytree(run / "pairs", to / "pairs")
     arguments = ("reflow", config, "--run-dir", to, "--set", f"stages.2rf.{setting}")
-    instaflow(*arguments) if processes == 1 else torchrun(processes, *arguments)
+    instaflow(*arguments) if processes == 1 else together(processes, *arguments)
     return to
 
 

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from instaflow.files import sha256_of
-from tests.pipelines.runs import CONFIG, copy_parents, cut_to_a_tenth, instaflow, losses, shards, stop_when, torchrun
+from tests.pipelines.runs import CONFIG, copy_parents, cut_to_a_tenth, instaflow, losses, shards, stop_when, together
 
 pytestmark = pytest.mark.slow
 TENTH = cut_to_a_tenth()
@@ -103,16 +103,16 @@ def test_the_teacher_resumes_exactly(small_run: Path, tmp_path: Path) -> None:
 
 def test_two_processes_make_the_same_couplings(small_run: Path, tmp_path: Path) -> None:
     run = copy_parents(small_run, tmp_path, "teacher")
-    torchrun(2, "couple", CONFIG, "--run-dir", run, "--stage", "pairs", *TENTH)
+    together(2, "couple", CONFIG, "--run-dir", run, "--stage", "pairs", *TENTH)
     assert shards(run, "pairs") == shards(small_run, "pairs")
 
 
 def test_two_processes_train_the_same_up_to_rounding(small_run: Path, tmp_path: Path) -> None:
     run = copy_parents(small_run, tmp_path, "teacher", "pairs")
-    torchrun(2, "reflow", CONFIG, "--run-dir", run, "--stage", "2rf", *TENTH)
-    together, alone = losses(run, "2rf"), losses(small_run, "2rf")
-    assert [entry[:2] for entry in together] == [entry[:2] for entry in alone]
-    np.testing.assert_allclose([loss for *_, loss in together], [loss for *_, loss in alone], rtol=1e-4)
+    together(2, "reflow", CONFIG, "--run-dir", run, "--stage", "2rf", *TENTH)
+    two, one = losses(run, "2rf"), losses(small_run, "2rf")
+    assert [entry[:2] for entry in two] == [entry[:2] for entry in one]
+    np.testing.assert_allclose([loss for *_, loss in two], [loss for *_, loss in one], rtol=1e-4)
     shown = [[entry for entry in previews(place, "2rf") if isinstance(entry, tuple)] for place in (run, small_run)]
     assert len(shown[0]) == 5
     np.testing.assert_allclose(*shown, rtol=1e-2)

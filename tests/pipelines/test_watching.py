@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from pipelines import watching
 from pipelines.experiment import run_all, run_one
 from pipelines.trainings import checkpoints_of, cost_at, hold, model_at
 from tests.models.made import load, write_edm, write_flow, write_model
-from tests.pipelines.runs import command, environment, instaflow, torchrun
+from tests.pipelines.runs import instaflow, start, together
 from tests.training.made import StopAt
 
 CPU = torch.device("cpu")
@@ -310,17 +310,15 @@ def test_a_training_elsewhere_is_watched_from_before_its_beginning_to_its_end(co
     """Another process makes pairs and trains on them while this one watches."""
     run = tmp_path / "run"
     arguments = ["--run-dir", run, "--stage", "report", "--watch"]
-    with subprocess.Popen(
-        command("evaluate", config, *arguments), stdout=subprocess.PIPE, text=True, env=environment()
-    ) as watcher:
-        assert watcher.stdout
-        lines = [watcher.stdout.readline() for _ in range(2)]
-        assert lines[1] == "report: the training of 2rf is not begun\n"
-        instaflow("couple", config, "--run-dir", run)
-        instaflow("reflow", config, "--run-dir", run)
-        out, _ = watcher.communicate(timeout=120)
-    assert watcher.returncode == 0, out
-    assert "2rf was scored at 4 checkpoints" in out
+    watcher = start("evaluate", config, *arguments)
+    while watcher.told("out").count("\n") < 2 and watcher.poll() is None:
+        time.sleep(0.02)
+    assert watcher.told("out").splitlines()[1:] == ["report: the training of 2rf is not begun"]
+    instaflow("couple", config, "--run-dir", run)
+    instaflow("reflow", config, "--run-dir", run)
+    done = watcher.ended(timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "2rf was scored at 4 checkpoints" in done.stdout
     assert {line["samples_seen"] for line in scores(run)} == {*SAMPLES}
 
 
@@ -330,8 +328,8 @@ def test_processes_that_watch_together_score_shards_as_one(config, trained, tmp_
     run = copied(trained, tmp_path)
     shutil.rmtree(run / "2rf")
     zero = ["--run-dir", run, "--set", "stages.2rf.zero_stage=2"]
-    torchrun(2, "reflow", config, *zero)
-    torchrun(2, "evaluate", config, *zero, "--stage", "report", "--watch")
+    together(2, "reflow", config, *zero)
+    together(2, "evaluate", config, *zero, "--stage", "report", "--watch")
     found = by_row(scores(run))
     assert len(found) == 8
     run_all(load_experiment(config, ["stages.2rf.zero_stage=2"], run=str(run)), Stop())

@@ -1,10 +1,7 @@
 """A folder of many images: killed and begun again it goes on, and holds each image once."""
 
 import io
-import os
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 from multiprocessing import get_context
@@ -23,6 +20,8 @@ from instaflow.using.image_folder import ImageFolder
 from instaflow.using.metadata import About, Drawn, read_about
 from instaflow.world import Worker
 from tests.models.made import teacher_scheduler, write_model
+from tests.pipelines.runs import instaflow as run_command
+from tests.pipelines.runs import start
 
 ABOUT = About(["a model"], [1], [1.0], "float32")
 IDENTITY = {"model": "abc", "num_steps": 1}
@@ -165,22 +164,16 @@ def test_a_command_that_is_killed_is_typed_again(tmp_path):
     settings = {"kind": "student", "parametrization": "velocity", "num_steps": 1, "guidance_scale": 1.0}
     model = write_model(tmp_path / "model", scheduler, **settings)
     (tmp_path / "prompts.txt").write_text("".join(f"the digit {digit}\n" for digit in range(10)))
-    words = [sys.executable, "-m", "cli", "sample", str(model), "--prompts", "prompts.txt", "--seeds", "0-99"]
-    words += ["--output", "out/", "--shard-size", "30", "--batch-size", "10"]
-    root = Path(__file__).parents[2]
-
-    def begun() -> subprocess.Popen:
-        environment = os.environ | {"PYTHONPATH": str(root)}
-        return subprocess.Popen(words, cwd=tmp_path, env=environment, text=True, stdout=-1, stderr=-1)
-
-    killed = begun()
+    words = ["sample", model, "--prompts", "prompts.txt", "--seeds", "0-99", "--output", "out/"]
+    words += ["--shard-size", "30", "--batch-size", "10"]
+    killed = start(*words, cwd=tmp_path)
     while killed.poll() is None and len(list(tmp_path.glob("out/*.tar"))) < 3:
         time.sleep(0.02)
-    killed.kill()
-    assert killed.wait() == -signal.SIGKILL
+    killed.send_signal(signal.SIGKILL)
+    assert killed.ended().returncode == -signal.SIGKILL
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("out/*.tar")}
-    out, err = (done := begun()).communicate()
-    assert done.returncode == 0 and "out: 1,000 images in 34 shards, 1 step" in out, err
+    done = run_command(*words, cwd=tmp_path)
+    assert "out: 1,000 images in 34 shards, 1 step" in done.stdout
     assert all((tmp_path / "out" / name).stat().st_mtime_ns == time for name, time in before.items())
     assert not list(tmp_path.glob("out/.*.tmp-*"))
     files = members(tmp_path / "out")
