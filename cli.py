@@ -563,22 +563,22 @@ def serve(models: tuple[str, ...], host: str, port: int, token: str | None) -> N
     default=None,
     help="Of --to diffusers: skip guidance for a student (the default). ControlNetModel.from_unet refuses it then.",
 )
-@click.option("--rank", type=click.IntRange(1), default=64, show_default=True, help="Of the LoRA.")
+@click.option("--rank", type=click.IntRange(1), help="Of the LoRA.  [default: 64]")
 @click.option(
     "--add",
     metavar="PLACE",
     help="Add a delta, or the difference of a fine-tuned model to the teacher, to MODEL before.",
 )
-@click.option("--strength", type=float, default=1.0, show_default=True, help="So many times is that added.")
+@click.option("--strength", type=float, help="So many times is that added.  [default: 1.0]")
 def export(
     model: str,
     output: Path,
     to: str,
     teacher: str | None,
     lock_guidance: bool | None,
-    rank: int,
+    rank: int | None,
     add: str | None,
-    strength: float,
+    strength: float | None,
 ) -> None:
     """Write a model in another form, for other programs.
 
@@ -894,7 +894,7 @@ def command() -> None:
     except InstaFlowError as error:
         leave(error.message, error.hint, error.exit_code)
     except click.exceptions.Abort:
-        leave("at once; the last checkpoint and finished shards are kept", "The same command goes on", 75)
+        leave("at once; what is finished is kept", "The same command goes on from there", 75)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -64,13 +64,13 @@ def temporary_with(path: Path, content: bytes | str | Iterable[bytes]) -> Iterat
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files of writers of `path` that were killed, on this host as far as can be known.
+    """Remove the temporary files and folders of writers of `path` that were killed, as far as can be known here.
 
     Its name may be a pattern, such as `*`.
     """
     for temporary in path.parent.glob(f".{path.name}.tmp-*"):
         if is_leftover(temporary.name):
-            temporary.unlink(missing_ok=True)
+            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
 
 
 def temporary_name(name: str) -> str:

@@ -287,12 +287,12 @@ def fetched_model(name: str) -> Path:
         if not any(folder.glob("unet/*.safetensors")):  # some models come in half precision alone
             folder = Path(snapshot_download(name, allow_patterns=FETCHED, ignore_patterns=["*.non_ema*"]))
     except Exception as error:  # each layer of the client raises its own kinds
-        reason = reason_of(error)
+        reason, folder = reason_of(error), Path(name.partition("/")[2])
         raise DataError(
             f"The hub model '{name}' is not on this machine, and it cannot be fetched: {reason}",
             "If a folder is meant, there is none of that name. "
-            f"Where there is network: hf download {name} --local-dir FOLDER. Bring model_index.json and the folders "
-            f"{FOLDERS} (json, txt and safetensors files) here, and write FOLDER in place of the name",
+            f"Where there is network: hf download {name} --local-dir {folder}. Bring model_index.json and the folders "
+            f"{FOLDERS} (json, txt and safetensors files) here, and write {folder} in place of the name",
         ) from error
     try:
         check_folder(folder)

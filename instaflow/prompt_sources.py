@@ -192,7 +192,7 @@ def files_of(path: str) -> list[tuple[Any, str]]:
         if is_folder and not inside:
             raise ConfigError(f"prompt file '{name}' is a folder without .tar files", f"Name files: {name}/*.parquet")
         if has_magic(place) and not inside:
-            raise ConfigError(f"'{name}' matches no file", "A relative path starts at the experiment file")
+            raise ConfigError(f"'{name}' matches no file", "In an experiment a relative path starts at its file")
         found += [(system, file) for file in inside or [place]]
     return found
 
@@ -204,7 +204,7 @@ def opened(system: Any, path: str) -> Any:
         return system.open(path, "rb")
     except FileNotFoundError as error:
         message = f"The file '{name}' does not exist"
-        raise ConfigError(message, "A relative path starts at the experiment file") from error
+        raise ConfigError(message, "In an experiment a relative path starts at its file") from error
     except OSError as error:
         raise ConfigError(f"'{name}' cannot be read: {error.strerror or error}", "Check its permissions") from error
 

@@ -1,5 +1,6 @@
 """A model in another form, for other programs: what `instaflow export` does."""
 
+import math
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,8 +9,8 @@ from typing import Any
 import diffusers
 from safetensors.torch import load_file, save_file
 
-from instaflow.errors import ConfigError, DataError, reason_of
-from instaflow.files import fingerprint_of, replace_folder, write_file
+from instaflow.errors import ConfigError, DataError, InstaFlowError, reason_of
+from instaflow.files import fingerprint_of, remove_leftovers, replace_folder, temporary_name, write_file
 from instaflow.models.architecture import read_config
 from instaflow.models.device import device, set_up_cpu
 from instaflow.models.difference import DELTA, LORA, add, difference, low_rank, weights_of
@@ -25,6 +26,10 @@ from instaflow.models.single_file import write_single_file
 from instaflow.places import find_model, is_hub_name, model_fingerprint, pipeline_class
 from instaflow.provenance import Origin, Provenance, licence_of, provenance_of, told, write_provenance
 
+RANK = 64
+AGREE = 1e-3
+"""So far an ONNX graph may be from PyTorch, relative to its largest output: rounding stays below 1e-5 of that."""
+MEND_ONNX = "Try other versions of torch, onnxscript and onnxruntime"
 SAMPLED = {
     "velocity": "The file cannot say how it is sampled: by Euler's method for a flow that answers noise - data at "
     "timesteps of 1000 times the noise level (shift 1).",
@@ -39,7 +44,7 @@ class Request:
 
     place: str
     output: Path
-    lock_guidance: bool
+    lock_guidance: bool | None
     rank: int
     provenance: Provenance
     teacher: str
@@ -62,14 +67,15 @@ def run(
     *,
     teacher: str | None,
     lock: bool | None,
-    rank: int,
+    rank: int | None,
     added: str | None,
-    strength: float,
+    strength: float | None,
 ) -> list[str]:
     """Write the model at `place` into the folder `output`; returns lines on what was written.
 
-    lock: whether stock diffusers is to skip guidance; None where it can be. added: a delta's folder, or a model whose
-    difference to the teacher is added, times `strength`. Raises ConfigError or DataError.
+    lock: whether stock diffusers is to skip guidance; None where it can be. rank: of a LoRA, by default 64. added: a
+    delta's folder, or a model whose difference to the teacher is added, times `strength`, by default 1. Raises
+    ConfigError or DataError.
     """
     if output.exists():
         raise ConfigError(f"'{output}' is there already", "Choose another name, or delete it")
@@ -77,16 +83,23 @@ def run(
         raise ConfigError(f"The folder of '{output}' does not exist", "Make it first")
     if lock is not None and to != "diffusers":
         raise ConfigError(f"--to {to} has no place for a lock of guidance", "Leave it out, or export --to diffusers")
+    if rank is not None and to != "lora":
+        raise ConfigError(f"--rank is a LoRA's, and --to {to} has none", "Leave it out, or export --to lora")
+    if strength is not None and (added is None or not math.isfinite(strength)):
+        message = "--strength goes with --add" if added is None else f"--strength is {strength}"
+        raise ConfigError(message, "Leave it out, or say what is added" if added is None else "Try, say, 0.5")
     set_up_cpu()
     model = load_model(place, device=device())
     found = provenance_of(Path(place), model.settings.lineage)
-    request = Request(place, output, lock is not False, rank, found, teacher or found.teacher)
+    request = Request(place, output, lock, rank or RANK, found, teacher or found.teacher)
     if added:
-        request = transplant(model, request, added, strength)
-    temporary = output.with_name(f".{output.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+        request = transplant(model, request, added, 1.0 if strength is None else strength)
+    remove_leftovers(output)
+    temporary = output.with_name(temporary_name(output.name))
     try:
         said = FORMATS[to](model, temporary, request)
+        if output.exists():
+            raise ConfigError(f"'{output}' has been made meanwhile", "Choose another name")
         replace_folder(temporary, output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -122,7 +135,11 @@ def transplant(model: Model, request: Request, added: str, strength: float) -> R
 
 def to_diffusers(model: Model, folder: Path, request: Request) -> list[str]:
     """A folder for stock diffusers."""
-    locked = request.lock_guidance and model.vae is not None and model.settings.guidance_scale <= 1
+    fits = model.vae is not None and model.settings.guidance_scale <= 1
+    if request.lock_guidance and not fits:
+        scale = f"is sampled with guidance {model.settings.guidance_scale:g}" if model.vae is not None else "has none"
+        raise ConfigError(f"--lock-guidance is for a model without guidance; '{model.name}' {scale}", "Leave it out")
+    locked = fits and request.lock_guidance is not False
     if locked:
         lock_guidance(model.unet)
     write_model(folder, **model.parts, scheduler=model.scheduler, settings=model.settings)
@@ -213,6 +230,10 @@ pipeline.scheduler = {sampler}.from_pretrained(".", subfolder="scheduler")
 def to_onnx(model: Model, folder: Path, request: Request) -> list[str]:
     """Graphs for onnxruntime, as stock diffusers reads them."""
     far = write_onnx(model, folder)
+    if not far < AGREE:
+        raise InstaFlowError(
+            f"A graph of '{model.name}' is off by {far:.1e}: it is not what PyTorch computes", MEND_ONNX
+        )
     height, width = (8 * side for side in model.latent_shape[1:])  # of an image that a VAE of factor 8 would make
     write_card(
         folder,
@@ -222,7 +243,7 @@ def to_onnx(model: Model, folder: Path, request: Request) -> list[str]:
 pipeline = {PIPELINE}.from_pretrained(".", provider="CPUExecutionProvider")
 {drawn(model.settings, f"height={height}, width={width}, ")}""",
     )
-    notes = [f"onnxruntime's U-Net is within {far:.1e} of PyTorch's, relative to its largest output."]
+    notes = [f"In onnxruntime each graph is within {far:.1e} of PyTorch, relative to its largest output."]
     notes += unlocked(model.settings)
     describe(folder, request, notes)
     return ["graphs for onnxruntime", *notes]
@@ -308,7 +329,7 @@ def describe(folder: Path, request: Request, notes: list[str]) -> None:
     """Complete a model's card, and put its provenance beside it."""
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8").rstrip()
-    licence = request.provenance.licence or licence_of(request.teacher)
+    licence = request.provenance.licence or licence_of(request.teacher) or licence_of(request.place)
     if (folder / "safety_checker").is_dir():
         text = text.replace(", safety_checker=None", "")
     if licence:

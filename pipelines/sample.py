@@ -135,7 +135,10 @@ def animated(request: Request, wanted: Wanted) -> str:
         hows.append(how)
         tell_cut(model)
     pictures = frames(ways, prompts)
-    write_file(request.target, film(pictures, FILMS[request.target.suffix.lower()]))
+    drawn = [wanted.drawn(index) for index in range(len(wanted))]
+    drawn = [Drawn(one.prompt, None) for one in drawn] if request.noise_file else drawn
+    about = About([*request.models], *steps_and_guidance(hows), request.dtype, drawn)
+    write_file(request.target, film(pictures, FILMS[request.target.suffix.lower()], about))
     of = counted(len(request.models), "model")
     return f"{request.target}: {counted(len(pictures), 'frame')} of {of}, {counted(len(prompts), 'image')} of each"
 

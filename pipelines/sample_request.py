@@ -152,7 +152,7 @@ def check_files(request: Request) -> None:
             raise ConfigError(f"'{file}' is no regular file", "Choose another name")
         if file is output and request.is_folder and file.is_file():
             raise ConfigError(f"'{file}' is a file", "Give a folder, or leave the slash out")
-    files = [file.absolute() for file in (output, request.latents_file, request.noise_file) if file]
+    files = [file.resolve() for file in (output, request.latents_file, request.noise_file) if file]
     if len(set(files)) < len(files):
         raise ConfigError("Two of the files for noise, latents and image are one", "Give each its own name")
     if request.animate and output.suffix.lower() not in FILMS:

@@ -70,9 +70,17 @@ def read_settings(folder: Path) -> ModelSettings:
 
 
 def released_settings(folder: Path) -> ModelSettings:
-    """How InstaFlow's authors sample what they released: InstaFlow-0.9B in one step, others as a 2-rectified flow."""
-    one_step = any(part.endswith(ONE_STEP) for part in folder.absolute().parts)  # the hub's cache keeps the name, too
-    return INSTAFLOW if one_step else TWO_RECTIFIED_FLOW
+    """How InstaFlow's authors sample what they released: InstaFlow-0.9B in one step, the 2-rectified flow in 25.
+
+    Their files do not say which of the two they are: the folder's name does. Raises DataError where it does not.
+    """
+    for name, settings in {ONE_STEP: INSTAFLOW, FLOW: TWO_RECTIFIED_FLOW}.items():
+        if any(part.endswith(name) for part in folder.absolute().parts):  # the hub's cache keeps the name, too
+            return settings
+    raise DataError(
+        f"'{folder}' is a model that InstaFlow released, and its files do not tell which: one step, or the flow",
+        f"Name the folder as they did: {ONE_STEP} or {FLOW}",
+    )
 
 
 def damaged(file: Path, reason: str) -> DataError:

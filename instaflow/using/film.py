@@ -12,6 +12,7 @@ from torch import Tensor
 from instaflow.errors import ConfigError
 from instaflow.plurals import counted
 from instaflow.using.generator import Generator
+from instaflow.using.metadata import About
 from instaflow.using.sheet import sheet
 
 FRAME, LAST = 150, 2000  # milliseconds
@@ -63,9 +64,10 @@ def frames(ways: Sequence[Way], prompts: list[str]) -> list[Image.Image]:
     return made
 
 
-def film(pictures: Sequence[Image.Image], kind: str) -> bytes:
-    """An animation that repeats for ever and rests at its end; kind: "GIF", "WEBP" or "PNG"."""
+def film(pictures: Sequence[Image.Image], kind: str, about: About) -> bytes:
+    """An animation that repeats for ever and rests at its end; kind: "GIF", "WEBP", or "PNG", which tells of itself."""
     content = io.BytesIO()
     times = [FRAME] * (len(pictures) - 1) + [LAST]
-    pictures[0].save(content, kind, save_all=True, append_images=list(pictures[1:]), duration=times, loop=0)
+    told = {"pnginfo": about.chunk()} if kind == "PNG" else {}
+    pictures[0].save(content, kind, save_all=True, append_images=list(pictures[1:]), duration=times, loop=0, **told)
     return content.getvalue()

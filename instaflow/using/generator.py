@@ -112,7 +112,8 @@ class Generator:
         return torch.from_numpy(noise_of(many, self.latent_shape))
 
     def decode(self, latents: Tensor) -> list[Image.Image]:
-        """Images of scaled latents [N, C, h, w]."""
+        """Images of scaled latents [N, C, h, w]. Raises InstaFlowError where they are not finite."""
+        self._check_finite([torch.isfinite(latents).all()])
         return [image for part in latents.split(self.batch_size) for image in self._begun(part)()]
 
     def encode(self, images: Image.Image | Sequence[Image.Image]) -> Tensor:
@@ -134,7 +135,7 @@ class Generator:
         """Latents [N, C, h, w] on the way between two prompts: (1 - s) of the first's embedding and s of the second's.
 
         shares: N numbers s, 0 for the first prompt; noise: [N, C, H, W] or [1, C, H, W] for all. Raises ConfigError for
-        a model whose prompts are classes.
+        a model whose prompts are classes, InstaFlowError where the latents are not finite.
         """
         sampling = self.sampling(num_steps, guidance_scale)
         hidden, pooled = self.model.embed(prompts)
@@ -145,6 +146,7 @@ class Generator:
         for batch in self._cut(len(shares)):
             rows = [mixed(one, shares[batch]) for one in (hidden, pooled) if one is not None]
             parts.append(sampling.of_embedded(start[batch], (rows[0], rows[1] if pooled is not None else None)).latents)
+        self._check_finite([torch.isfinite(part).all() for part in parts])
         return torch.cat(parts)
 
     def invert(

@@ -94,6 +94,10 @@ def read_about(file: Path) -> About:
         about: About = TypeAdapter(About).validate_json(text)
     except ValidationError as error:
         raise DataError(f"What '{file}' tells of itself is damaged: {reason_of(error)}", hint) from error
+    if not len(about.models) == len(about.num_steps) == len(about.guidance_scale) or any(
+        drawn.between and drawn.position is None for drawn in about.images
+    ):
+        raise DataError(f"What '{file}' tells of itself is damaged: parts of it are missing", hint)
     return about
 
 
@@ -113,12 +117,14 @@ def told(about: About) -> str:
         lines.append(f"- {seed}: {json.dumps(drawn.prompt, ensure_ascii=False)}")
     if len(about.images) == len(about.models) == 1 and about.images[0].seed and about.images[0].position is None:
         lines += ["", "Again:", "", f"    {again(about)}"]
-    return "\n".join(lines)
+    return "".join(
+        one if one.isprintable() or one == "\n" else "�" for one in "\n".join(lines)
+    )  # else a terminal obeys
 
 
 def again(about: About) -> str:
     """The command that draws an image again."""
     (drawn,), (model,), (steps,), (scale,) = about.images, about.models, about.num_steps, about.guidance_scale
     words = ["instaflow", "sample", model, f"--prompt={drawn.prompt}", f"--seeds={drawn.seed}", f"--num-steps={steps}"]
-    words += [f"--guidance-scale={scale:g}", *([] if about.dtype == "float32" else [f"--dtype={about.dtype}"])]
+    words += [f"--guidance-scale={scale}", *([] if about.dtype == "float32" else [f"--dtype={about.dtype}"])]
     return shlex.join(words)

@@ -19,7 +19,8 @@ MOST = 10_000_000
 """Seeds of one command."""
 INDICES = 1 << 64  # of one seed
 HINT = "Write, say, 7 or 0-99 or 3,5,8-11; 7:3 is the noise of the fourth image of --seed 7"
-PART = re.compile(r"(\d+)(?:-(\d+)|:(\d+))?")
+DIGITS = r"(\d{1,40})"
+PART = re.compile(rf"{DIGITS}(?:-{DIGITS}|:{DIGITS})?")
 
 
 def parse_seeds(text: str) -> list[Seed]:

@@ -65,6 +65,13 @@ def test_several_steps_are_theirs_but_for_a_thousandth_of_the_time(released, tmp
         assert (ours - formula).norm() < 0.002 * (formula - noise()).norm()
 
 
+def test_a_name_that_does_not_tell_which_of_them_it_is_is_refused(released, tmp_path):
+    folder = shutil.copytree(released, tmp_path / "my-instaflow")
+    with pytest.raises(DataError, match="do not tell which") as caught:
+        load(folder)
+    assert ONE_STEP in caught.value.hint and FLOW in caught.value.hint
+
+
 def test_its_architecture_is_a_velocity_flows(released):
     architecture = read_architecture(released)
     known = architecture_of(f"XCLiu/{ONE_STEP}")

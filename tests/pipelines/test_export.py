@@ -22,9 +22,11 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from transformers import CLIPConfig, CLIPImageProcessor
 
+from instaflow.models import onnx_graphs
 from instaflow.models.export import save_model
 from instaflow.models.loading import load_model
 from instaflow.models.samplers import flow_scheduler
+from pipelines import export
 from tests.models.made import load, noise, teacher_scheduler, write_flow, write_model, write_published, write_xl_flow
 
 PROMPT = "the digit 7"
@@ -79,6 +81,50 @@ def test_nothing_is_overwritten(typed, student, tmp_path):
     code, _, err = typed("export", write_flow(tmp_path / "other", "epsilon"), tmp_path / "out", "--to", "instaflow")
     assert code == 1 and "InstaFlow's convention" in err
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_a_folder_that_was_made_meanwhile_is_left_alone(typed, student, tmp_path, monkeypatch):
+    """Two exports to one place at once: the first to end stays, the other says so and takes its part along."""
+    begun = export.write_released
+
+    def slow(model, folder):
+        begun(model, folder)
+        (tmp_path / "out").mkdir()
+
+    monkeypatch.setattr(export, "write_released", slow)
+    (tmp_path / ".out.tmp-here-0-1").mkdir()  # left by one that was killed
+    monkeypatch.setattr("instaflow.processes.Process.is_gone", lambda process: process.pid == 1)
+    code, _, err = typed("export", student, tmp_path / "out", "--to", "instaflow")
+    assert code == 1 and "has been made meanwhile" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--to", "diffusers", "--rank", "8"), "--rank is a LoRA's"),
+        (("--to", "diffusers", "--strength", "0.5"), "--strength goes with --add"),
+        (("--to", "diffusers", "--add", "x", "--strength", "nan"), "--strength is nan"),
+        (("--to", "onnx", "--lock-guidance"), "has no place for a lock"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(typed, student, tmp_path, options, message):
+    code, _, err = typed("export", student, tmp_path / "out", *options)
+    assert code == 1 and message in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_flow_with_guidance_is_not_locked(typed, tmp_path):
+    flow = write_flow(tmp_path / "flow", "velocity")
+    code, _, err = typed("export", flow, tmp_path / "out", "--to", "diffusers", "--lock-guidance")
+    assert code == 1 and "is sampled with guidance 1.5" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["flow"]
+
+
+def test_a_teacher_s_own_licence_goes_along(typed, tmp_path):
+    teacher = write_checked(tmp_path / "teacher")
+    exported(typed, teacher, tmp_path / "out", "diffusers")
+    assert "\nlicense: openrail++\n" in (tmp_path / "out" / "README.md").read_text()
 
 
 # --- diffusers --------------------------------------------------------------------------------------------------------
@@ -292,7 +338,7 @@ def test_the_teacher_is_asked_for(typed, family, tmp_path):
 def test_onnxruntime_makes_the_same_images(typed, tmp_path):
     flow = write_flow(tmp_path / "flow", "velocity")
     out = exported(typed, flow, tmp_path / "onnx", "onnx")
-    assert float(re.search(r"within ([\d.e-]+) of PyTorch's", out)[1]) < 1e-4
+    assert float(re.search(r"each graph is within ([\d.e-]+) of PyTorch,", out)[1]) < 1e-4
     pipeline = OnnxStableDiffusionPipeline.from_pretrained(tmp_path / "onnx", provider="CPUExecutionProvider")
     sizes = {"height": 64, "width": 64}  # eight times the latent's, whatever the VAE makes of it
     made = stock(pipeline, 1.5, num_inference_steps=4, latents=noise(1).numpy(), output_type="np", **sizes)
@@ -301,10 +347,27 @@ def test_onnxruntime_makes_the_same_images(typed, tmp_path):
     np.testing.assert_allclose(made, images.permute(0, 2, 3, 1).numpy() / 2 + 0.5, rtol=0, atol=1e-4)
 
 
-def test_onnx_is_an_extra(typed, student, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
+@pytest.mark.parametrize("part", ["text_encoder", "vae_decoder"])
+def test_a_graph_that_computes_something_else_is_not_exported(typed, student, tmp_path, monkeypatch, part):
+    write = onnx_graphs.write_graph
+
+    def tampered(file, graph, inputs, output):
+        own = graph.work
+        if file.parent.name == part:
+            graph.work = lambda *given: own(*given) * 1.01
+        write(file, graph, inputs, output)
+        graph.work = own
+
+    monkeypatch.setattr(onnx_graphs, "write_graph", tampered)
     code, _, err = typed("export", student, tmp_path / "out", "--to", "onnx")
+    assert code == 1 and "is off by 1.0e-02: it is not what PyTorch computes" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_onnx_is_an_extra(typed, student, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "onnxscript", None)
+        code, _, err = typed("export", student, tmp_path / "out", "--to", "onnx")
     assert code == 1 and "'onnxscript', which is not installed" in err and "instaflow[onnx]" in err
-    monkeypatch.undo()
     code, _, err = typed("export", write_xl_flow(tmp_path / "xl", "velocity"), tmp_path / "out", "--to", "onnx")
     assert code == 1 and "is no Stable Diffusion 1 or 2" in err

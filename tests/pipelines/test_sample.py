@@ -16,7 +16,7 @@ import instaflow
 from instaflow.errors import ConfigError, DataError, InstaFlowError
 from instaflow.models.samplers import flow_scheduler
 from instaflow.using.generator import Generator
-from instaflow.using.metadata import Drawn, encoded, read_about
+from instaflow.using.metadata import About, Drawn, encoded, read_about
 from instaflow.using.metadata import told as told_in_words
 from instaflow.using.sheet import sheet
 from pipelines import sample
@@ -98,7 +98,7 @@ def test_a_seed_gives_each_prompt_its_own_noise_and_seeds_are_for_all(tmp_path: 
 
 def test_a_picture_tells_how_it_is_made_again(tmp_path: Path, model: Generator, typed: Any) -> None:
     prompt = "--prompt it's “7”\n"
-    run(tmp_path, model, prompts=(prompt,), seeds="3:2", num_steps=2, guidance_scale=1.5)
+    run(tmp_path, model, prompts=(prompt,), seeds="3:2", num_steps=2, guidance_scale=1.23456789)
     code, out, err = typed("show", tmp_path / "grid.png")
     assert (code, err) == (0, "") and "seed 3:2" in out
     before = (tmp_path / "grid.png").read_bytes()
@@ -115,6 +115,72 @@ def test_what_tells_nothing_of_itself_is_refused(tmp_path: Path, typed: Any) -> 
     for name, told in {"plain.png": "does not tell how it was made", "torn.png": "cannot be read as a PNG"}.items():
         code, _, err = typed("show", tmp_path / name)
         assert code == 1 and told in err and "Hint:" in err
+
+
+@pytest.mark.parametrize("fault", ["models", "position"])
+def test_what_a_picture_tells_is_not_trusted(tmp_path: Path, typed: Any, fault: str) -> None:
+    """Lists that do not match, and words that a terminal would obey."""
+    drawn = Drawn("a seven", None, ("1", "2"), None if fault == "position" else 0.5)
+    about = About(["a", "b"] if fault == "models" else ["a"], [1], [1.0], "float32", [drawn])
+    (tmp_path / "odd.png").write_bytes(encoded(Image.new("RGB", (4, 4)), tmp_path / "odd.png", about))
+    code, _, err = typed("show", tmp_path / "odd.png")
+    assert code == 1 and "is damaged: parts of it are missing" in err
+    about = About(["\x1b]0;title\x07\x9b2J"], [1], [1.0], "float32", [Drawn("a\u202eb", "1")])
+    (tmp_path / "odd.png").write_bytes(encoded(Image.new("RGB", (4, 4)), tmp_path / "odd.png", about))
+    code, out, _ = typed("show", tmp_path / "odd.png")
+    assert code == 0 and "�]0;title��2J" in out and out.replace("\n", "").isprintable()
+
+
+OTHERS = {
+    "prompts": {"prompts": ("a seven", "an even digit")},
+    "seeds": {"seeds": "1"},
+    "dtype": {"dtype": "bfloat16"},
+    "num_steps": {"num_steps": 2},
+    "guidance_scale": {"guidance_scale": 2.0},
+}
+
+
+@pytest.mark.parametrize("changed", ["model", *OTHERS])
+def test_a_folder_takes_no_images_of_another_command(
+    tmp_path: Path, model: Generator, models: dict[str, Generator], changed: str
+) -> None:
+    folder = f"{tmp_path / 'out'}/"
+    assert "2 images" in run(tmp_path, model, output=folder)
+    (tmp_path / "out" / "000000001.png").unlink()
+    other = {"models": (list(models)[1],)} if changed == "model" else OTHERS[changed]
+    with pytest.raises(ConfigError, match=rf"was begun with {changed} .*, and now it is"):
+        run(tmp_path, model, output=folder, **other)
+    assert not (tmp_path / "out" / "000000001.png").exists()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"between": 1, "prompts": ("a seven", "an odd digit")}, {"animate": True, "output": "way.png"}]
+)
+def test_what_is_not_finite_is_no_picture(
+    tmp_path: Path, model: Generator, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    unet = model.model.unet
+    monkeypatch.setattr(unet, "forward", lambda x, *words, **more: (x * float("nan"),))
+    error = refusal(model, tmp_path, InstaFlowError, **changes)
+    assert "gave latents that are not finite" in error.message
+
+
+def test_a_film_in_png_tells_how_it_was_made(tmp_path: Path, model: Generator) -> None:
+    run(tmp_path, model, animate=True, num_steps=2, output=f"{tmp_path}/way.png")
+    about = read_about(tmp_path / "way.png")
+    assert about.num_steps == [2] and about.images == [Drawn("a seven", "0"), Drawn("an odd digit", "0:1")]
+
+
+def test_noise_is_not_written_over_by_another_of_its_names(
+    tmp_path: Path, model: Generator, noise: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "noise.npy", noise)
+    monkeypatch.chdir(tmp_path)
+    other = Path("..") / tmp_path.name / "noise.npy"
+    error = refusal(model, tmp_path, ConfigError, noise_file=Path("noise.npy"), latents_file=other)
+    assert "are one" in error.message
+    assert np.array_equal(np.load(tmp_path / "noise.npy"), noise)
 
 
 def test_several_models_stand_in_rows_of_one_noise(tmp_path: Path, models: dict[str, Generator]) -> None:

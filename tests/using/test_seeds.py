@@ -23,7 +23,7 @@ def test_a_seed_is_read_as_it_was_written(seed):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "3,", "-1", "a", "3-", "5-3", "1.5", "3:4:5", "1-2:3", "0-9999999999", "1:" + "9" * 30]
+    "text", ["", "3,", "-1", "a", "3-", "5-3", "1.5", "3:4:5", "1-2:3", "0-9999999999", "1:" + "9" * 30, "9" * 5000]
 )
 def test_what_is_no_seed_is_refused(text):
     with pytest.raises(ConfigError) as caught:
