@@ -123,7 +123,7 @@ def test_without_network_it_says_what_to_bring(tmp_path: Path, setting: dict[str
     )
     message, hint, seconds = done.stdout.splitlines()
     assert "'owner/name' is not on this machine, and it cannot be fetched" in message
-    assert "hf download owner/name --local-dir FOLDER" in hint and "model_index.json" in hint and "unet, vae" in hint
+    assert "hf download owner/name --local-dir name" in hint and "model_index.json" in hint and "unet, vae" in hint
     assert float(seconds) < 30  # no hang
 
 
