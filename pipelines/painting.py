@@ -11,7 +11,7 @@ from torch import Tensor
 from instaflow.errors import InstaFlowError
 from instaflow.flow.paths import slerp
 from instaflow.models.device import device
-from instaflow.models.drawing import Drawing
+from instaflow.models.drawing import Drawing, can_record
 from instaflow.models.loading import load_model
 from instaflow.models.model import Model
 from instaflow.models.pixels import PixelModel
@@ -68,7 +68,8 @@ class Ready:
         noise = noise_of(asked, model.latent_shape)
         truncated = isinstance(model, TextToImage) and is_cut(model, asked.prompt)
         recommended = (steps, scale) == (settings.num_steps, settings.guidance_scale)
-        if isinstance(model, TextToImage) and recommended and steps <= FEW and len(noise) == 1:
+        at_once = recommended and steps <= FEW and can_record(model.scheduler, steps)
+        if isinstance(model, TextToImage) and at_once and len(noise) == 1:
             drawing = self.drawing = self.drawing or Drawing(model, 1, compiled=False)
             embedded = drawing.encode(*model.tokens([asked.prompt]))
             latents, decode = drawing.sample(noise.to(model.device), *embedded), drawing.decode

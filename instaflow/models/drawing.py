@@ -44,7 +44,7 @@ class Drawing:
             guidance_scale=settings.guidance_scale if guidance_scale is None else guidance_scale,
             scheduler=scheduler,
         )
-        if isinstance(self.sampling.scheduler, LCMScheduler) and self.sampling.num_steps > 1:
+        if not can_record(self.sampling.scheduler, self.sampling.num_steps):
             raise ConfigError(
                 f"'{model.name}' draws noise between its steps, and a recorded drawing has none but its first",
                 "Draw in one step, or with Model.sample",
@@ -82,6 +82,11 @@ class Drawing:
 
     def _decode(self, latents: Tensor) -> Tensor:
         return self.model.pictures(latents, self.batch_size)
+
+
+def can_record(scheduler: Any, num_steps: int) -> bool:
+    """Whether a drawing in so many steps has all its noise at its start: not by a sampler that draws some between."""
+    return num_steps == 1 or not isinstance(scheduler, LCMScheduler)
 
 
 class Recorded:

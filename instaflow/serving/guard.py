@@ -91,7 +91,7 @@ class Guard:
         if method in ("GET", "HEAD"):
             return
         origin = headers.get("origin")
-        if headers.get("sec-fetch-site") == "cross-site" or (origin and urlsplit(origin).netloc != host):
+        if headers.get("sec-fetch-site") == "cross-site" or (origin and origin.partition("://")[2] != host):
             raise Refused(
                 403, "Another site's page asks, which may not", "Ask from this server's own page or a program"
             )

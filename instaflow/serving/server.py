@@ -8,17 +8,20 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from urllib.parse import quote
 
 import uvicorn
 
 from instaflow.errors import ConfigError, InstaFlowError
 from instaflow.interruption import Stop
 from instaflow.serving.app import Service
+from instaflow.serving.connection import Connection
 from instaflow.serving.painter import Painter
 
 GRACE = 1
 """Seconds for answers under way when the server is told to stop."""
 CONNECTIONS = 256
+"""Where so many are open, uvicorn answers 503 itself."""
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -54,7 +57,7 @@ def url_of(taken: socket.socket, token: str | None) -> str:
     if ipaddress.ip_address(address.partition("%")[0]).is_unspecified:
         address = socket.gethostname()
     host = f"[{address}]" if ":" in address else address
-    return f"http://{host}:{port}/" + (f"?token={token}" if token else "")
+    return f"http://{host}:{port}/" + (f"?token={quote(token, safe='')}" if token else "")
 
 
 class Server(uvicorn.Server):
@@ -89,7 +92,7 @@ async def _serve(
     service = Service(painter, thread, hosts=hosts, token=token)
     config = uvicorn.Config(
         service.app,
-        http="h11",
+        http=Connection,
         loop="asyncio",
         ws="none",
         lifespan="off",

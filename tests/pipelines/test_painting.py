@@ -12,12 +12,13 @@ from PIL import Image
 from instaflow.couplings.noise import coupled_noise
 from instaflow.errors import DataError, InstaFlowError
 from instaflow.flow.paths import slerp
+from instaflow.models.samplers import few_step_scheduler
 from instaflow.places import short_names
 from instaflow.serving.painter import Images
 from instaflow.serving.requests import ImageRequest
 from pipelines.painting import Models
 from pipelines.show import run as show
-from tests.models.made import load, teacher_scheduler, write_edm, write_flow, write_model
+from tests.models.made import ddim, load, teacher_scheduler, write_edm, write_flow, write_model
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +29,7 @@ def places(tmp_path_factory):
         "teacher": write_model(folder / "teacher" / "model", scheduler, num_steps=5, guidance_scale=3.0),
         "flow": write_flow(folder / "flow" / "model", "velocity"),
         "student": write_model(folder / "student" / "model", scheduler, num_steps=1, guidance_scale=1.0),
+        "few": write_model(folder / "few", few_step_scheduler(ddim(), 4), num_steps=4, guidance_scale=1.0),
         "edm": write_edm(folder / "edm", class_names=[f"class {number}" for number in range(10)]),
         "unconditional": write_edm(folder / "unconditional", classes=None),
     }
@@ -58,7 +60,7 @@ def seeded(seed: int, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("how", [{}, {"num_steps": 3}, {"num_steps": 1, "guidance_scale": 2.5}])
-@pytest.mark.parametrize("name", ["teacher", "flow", "student"])
+@pytest.mark.parametrize("name", ["teacher", "flow", "student", "few"])
 def test_a_seed_s_image_is_the_first_of_sample(models, places, name, how):
     model = load(places[name])
     for seed in (0, 7):
@@ -90,6 +92,7 @@ def test_several_seeds_are_drawn_as_one_by_one(models):
 def test_there_is_a_pause_after_every_step_of_many(models):
     assert drawn(models, "teacher")[1] >= 5
     assert drawn(models, "student")[1] == 0
+    assert drawn(models, "few")[1] >= 4  # which draws noise between them
 
 
 def test_two_drawings_in_turns_give_what_they_give_alone(models):
@@ -129,7 +132,7 @@ def test_a_long_prompt_is_said_to_be_cut(models, name):
 
 def test_models_say_what_they_take(models):
     offers = {offer.name: offer for offer in models.offers}
-    assert [offer.prompts for offer in offers.values()] == ["text", "text", "text", "class", "none"]
+    assert [offer.prompts for offer in offers.values()] == [*["text"] * 4, "class", "none"]
     assert (offers["teacher"].num_steps, offers["teacher"].guidance_scale) == (5, 3.0)
     assert (offers["flow"].kind, offers["flow"].max_tokens, offers["flow"].width) == ("flow", 10, 16)
     assert "class 3" in offers["edm"].classes and "3" in offers["edm"].classes

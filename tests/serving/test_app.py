@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from instaflow.serving.app import PAGE
-from instaflow.serving.requests import LONGEST_BODY
+from instaflow.serving.app import BODY_SECONDS, PAGE
+from instaflow.serving.connection import HEAD_SECONDS
+from instaflow.serving.requests import LONGEST_BODY, LONGEST_PROMPT, MOST_IMAGES, MOST_STEPS
+from instaflow.serving.server import CONNECTIONS
+from instaflow.serving.turns import MOST
 from tests.serving.made import HeldBack, served
 
 ROOT = Path(__file__).parents[2]
@@ -89,6 +92,14 @@ def test_the_pages_files_are_there_and_ask_for_nothing_elsewhere(server, path):
     text = answer.content.decode().replace("http://www.w3.org/2000/svg", "")
     assert "http://" not in text and "https://" not in text and "//cdn" not in text
     assert "innerHTML" not in text and "insertAdjacentHTML" not in text and "document.write" not in text
+
+
+def test_the_limits_are_those_of_the_page_about_them():
+    text = (ROOT / "docs" / "serve.md").read_text("utf-8")
+    assert f"more than {LONGEST_BODY // 1024} KiB, did not come within {BODY_SECONDS:g} s" in text
+    assert f"has {CONNECTIONS} connections" in text and f"headers come within {HEAD_SECONDS:g} s" in text
+    assert f"up to {LONGEST_PROMPT:,} characters" in text and f"up to {MOST_IMAGES}, an image" in text
+    assert f"1 to {MOST_STEPS} |" in text and f"{MOST} drawings wait" in text
 
 
 def example(server, language, monkeypatch, tmp_path):
