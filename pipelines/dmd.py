@@ -16,6 +16,7 @@ from instaflow.interruption import Stop
 from instaflow.models.device import device
 from instaflow.models.loading import load_model
 from instaflow.models.model import Model
+from instaflow.models.pixels import PixelModel
 from instaflow.models.settings import ModelSettings
 from instaflow.models.stacked import StackedUNet
 from instaflow.prompt_sources import Prompts
@@ -98,7 +99,7 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
 
 
 def open_parts(stage: StageFolder) -> Parts:
-    """Load networks and couplings. Raises ConfigError if they do not go together."""
+    """Load networks and couplings. Raises ConfigError or DataError if they do not go together."""
     settings = stage.stage
     model = load_model(stage.locate(settings.init), device=device())
     if settings.teacher == settings.init:
@@ -134,11 +135,16 @@ def open_parts(stage: StageFolder) -> Parts:
             f"Stage '{stage.name}': the discriminator reads a U-Net's bottleneck, and '{settings.teacher}' is {held}",
             "Leave out gan, or choose another teacher",
         )
+    prompts = list(Prompts(settings.prompts))
+    for asked in (model, teacher):
+        if isinstance(asked, PixelModel):
+            for prompt in dict.fromkeys(prompts):
+                asked.number_of(prompt)  # raises DataError for one that is no class
     pairs, real = (
         open_couplings(stage, settings.sections[key], model) if key in settings.sections else None
         for key in ("regression.couplings", "gan.real")
     )
-    return Parts(model, teacher, copied(teacher), list(Prompts(settings.prompts)), pairs, real)
+    return Parts(model, teacher, copied(teacher), prompts, pairs, real)
 
 
 def make_losses(stage: StageFolder, parts: Parts) -> tuple[MatchingLoss, FakeScoreLoss]:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from instaflow.config import load_experiment
 from instaflow.couplings.noise import coupled_noise
-from instaflow.errors import ConfigError, DataError, Interrupted
+from instaflow.errors import ConfigError, DataError, InstaFlowError, Interrupted
 from instaflow.models.architecture import flops_of, num_parameters, peak_memory
 from instaflow.models.sampling import generator_of
 from instaflow.models.settings import ModelSettings, read_settings
@@ -495,6 +495,35 @@ def test_what_a_teacher_of_another_kind_cannot_do_is_refused(config, done, tmp_p
     with pytest.raises(ConfigError, match=words) as caught:
         run_one(experiment, stage, StopAt())
     assert way_out in caught.value.hint
+
+
+@pytest.mark.parametrize("other", ["init", "teacher"])
+def test_each_prompt_is_a_class_of_both_networks(config, done, tmp_path, other):
+    """All are looked at as the stage opens: training may draw the bad one late."""
+    few = write_edm(tmp_path / "few", classes=5)
+    for change, fault in (("prompts=['3', a seven]", "'a seven'"), (f"{other}={few}", "'8'")):
+        stage = folders(config, f"stages.pixels.{change}", run=done)["pixels"]
+        with pytest.raises(DataError, match=rf"{fault} is no class of .*"):
+            dmd.open_parts(stage)
+
+
+def test_a_run_goes_on_with_its_own_prompts_alone(config, done, tmp_path):
+    """Of a file, too, whose name is no part of what is compared."""
+    file = tmp_path / "prompts.txt"
+    file.write_text("a seven\nan odd digit\n")
+    with pytest.raises(Interrupted):
+        train(config, tmp_path, done, f"prompts={file}", stop_at=2)
+    file.write_text("a seven\nan even digit\n")
+    with pytest.raises(InstaFlowError, match="prompts"):
+        train(config, tmp_path, done, f"prompts={file}")
+
+
+def test_prompts_are_read_before_any_stage_works(config, tmp_path):
+    (tmp_path / "empty.txt").write_text("\n")
+    experiment = load_experiment(config, [f"stages.whole.prompts={tmp_path / 'empty.txt'}"], str(tmp_path / "run"))
+    with pytest.raises(ConfigError, match="holds no prompt"):
+        run_all(experiment, StopAt())
+    assert not (tmp_path / "run" / "pairs").exists()
 
 
 # --- plan and rehearsal -----------------------------------------------------------------------------------------------
