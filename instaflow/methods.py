@@ -177,6 +177,13 @@ class DmdStage(NetworkStage):
         for key, section in (("regression_weight", self.regression), ("gan_weight", self.gan)):
             if section is None and any(getattr(phase, key) is not None for phase in self.phases):
                 raise ValueError(f"phases: {key} goes with a section '{key.removesuffix('_weight')}'")
+        for size in [phase.global_batch_size for phase in self.phases]:
+            takes = [few for few in range(1, min(self.micro_batch_size or size, size) + 1) if size % few == 0]
+            if self.regression and not any(map(self.regression.fits, takes)):  # on no number of processes
+                raise ValueError(
+                    f"regression.share: {self.regression.share:g} of {takes[-1]} samples, which a process takes at a "
+                    "time, is no whole number"
+                )
         matched = self.regression is not None and self.regression.matched
         if self.regression and not matched and not any(self.weight("regression", phase) for phase in self.phases):
             raise ValueError("regression: its weight is 0 in every phase and its samples are not matched; leave it out")

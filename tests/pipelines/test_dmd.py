@@ -245,6 +245,16 @@ def test_a_phase_without_regression_reads_no_pairs(config, done):
             assert ("of 'pairs'" in job.describe(4 * place, 4)) is taken
 
 
+def test_a_phase_whose_discriminator_rests_reads_no_real_images(config, done):
+    stage = folders(config, run=done)["whole"]
+    parts = dmd.open_parts(stage)
+    job = dmd.make_job(stage, parts, *dmd.make_losses(stage, parts), ModelSettings("student", num_steps=1))
+    for place, phase in [*enumerate(stage.stage.phases), (0, stage.stage.phases[0])]:
+        job.begin(phase)
+        assert (job.critic.batch(4 * place, 4)[1] is not None) is (place == 0)
+        assert ("of 'pairs'" in job.critic.describe(4 * place, 4)) is (place == 0)
+
+
 # --- what it begins with and leaves -----------------------------------------------------------------------------------
 
 
@@ -439,6 +449,16 @@ def test_each_setting_reaches_what_it_is_for(config, tmp_path):
     assert not np.array_equal(coupled.latent, photographed.latent[:2])
 
 
+def test_a_small_share_is_measured_before_the_start_as_well(config, done):
+    phase = "[{samples: 64, global_batch_size: 64, learning_rate: 1e-3}]"
+    options = ["regression.share=0.03125", "micro_batch_size=32", f"phases={phase}"]
+    stage = folders(config, *[f"stages.whole.{change}" for change in options], run=done)["whole"]
+    parts = dmd.open_parts(stage)
+    matching, fake_score = dmd.make_losses(stage, parts)
+    checks = dmd.first_checks(stage, parts, dmd.make_job(stage, parts, matching, fake_score, parts.generator.settings))
+    assert len(checks) == 3 and matching.means.total()[1].tolist() == [1, 1, 1]  # pairs as well
+
+
 @pytest.mark.parametrize("share", ["0.3333333", "0.6666667"])
 def test_a_share_gives_as_many_pairs_at_every_position(config, done, tmp_path, share):
     """Millions of samples on, too, where a share that is rounded would be a whole sample off."""
@@ -467,6 +487,8 @@ def test_a_share_gives_as_many_pairs_at_every_position(config, done, tmp_path, s
         (["gan=null"], "gan_weight goes with a section 'gan'"),
         (["regression.share=0.3"], "is no whole number"),
         (["regression.share=1e-9"], "1e-09 of 4 samples, which a process takes at a time, is no whole number"),
+        (["regression.share=0.0625", "micro_batch_size=2"], "0.0625 of 2 samples, which a process takes"),
+        (["phases.0.global_batch_size=6", "micro_batch_size=3"], "0.5 of 3 samples, which a process takes"),
         (["regression.weight=0", "regression.matched=false"], "its weight is 0 in every phase"),
         (["compile=true"], "compile goes without gan"),
         (["compile=true", "gan=null", "num_steps=2", "regression=null"], "compile goes with num_steps: 1"),
