@@ -245,6 +245,12 @@ def test_a_phase_without_regression_reads_no_pairs(config, done):
             assert ("of 'pairs'" in job.describe(4 * place, 4)) is taken
 
 
+def test_pairs_that_are_matched_alone_want_no_perceptual_network(config):
+    change = "stages.whole.regression={couplings: pairs, weight: 0, matched: true}"
+    stages = load_experiment(config, [change]).stages
+    assert stages["whole"].perceptual is None and stages["whole"].regression.loss == "lpips"
+
+
 def test_a_phase_whose_discriminator_rests_reads_no_real_images(config, done):
     stage = folders(config, run=done)["whole"]
     parts = dmd.open_parts(stage)
@@ -483,6 +489,7 @@ def test_a_share_gives_as_many_pairs_at_every_position(config, done, tmp_path, s
         (["num_steps=3", "regression=null", "preview=null"], "3 does not divide"),
         (["noise_range=[0.5, 0.5]"], "0.5 is not below 0.5"),
         (["regression.loss=lpips"], "needs a section 'perceptual'"),
+        (["regression={couplings: pairs, weight: 0, matched: true}", "perceptual={network: x}"], "weight above 0"),
         (["regression=null"], "preview goes with a regression"),
         (["gan=null"], "gan_weight goes with a section 'gan'"),
         (["regression.share=0.3"], "is no whole number"),
@@ -613,6 +620,13 @@ def test_a_student_is_no_teacher(config, done, tmp_path):
     options = [f"stages.whole.teacher={done / 'whole' / 'model'}"]
     with pytest.raises(ConfigError, match="is a student, which knows the data behind noise at its own timesteps alone"):
         run_one(load_experiment(config, options, str(tmp_path)), "whole", StopAt())
+
+
+def test_a_teacher_s_latents_are_the_generator_s(config, done, tmp_path):
+    other = write_edm(tmp_path / "larger", size=16)
+    stage = folders(config, f"stages.pixels.teacher={other}", run=done)["pixels"]
+    with pytest.raises(ConfigError, match=r"larger' makes latents of shape \(3, 16, 16\), '.*edm' \(3, 8, 8\)"):
+        dmd.open_parts(stage)
 
 
 def test_a_discriminator_wants_a_bottleneck(config, done, tmp_path):
