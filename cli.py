@@ -647,7 +647,9 @@ def import_edm(state: Path, folder: Path, class_names: Path | None) -> None:
         net = pickle.load(open("edm-imagenet-64x64-cond-adm.pkl", "rb"))["ema"]
         save_file({k: v.contiguous() for k, v in net.state_dict().items()}, "adm.safetensors")
 
-    Its DDPM++ and NCSN++ networks are refused: no UNet2DModel computes what they do.
+    Its DDPM++ and NCSN++ networks are refused: no UNet2DModel computes what they do. The network must have been trained
+    with EDM's own preconditioning (train.py's --precond=edm, which is its default; sigma_data 0.5): one of VP or VE has
+    a state dict of the same names and shapes, can't be told apart, and would be read wrongly.
 
     \b
         mkdir -p teachers

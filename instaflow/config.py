@@ -20,7 +20,7 @@ from instaflow.files import is_utf8
 from instaflow.methods import KINDS, METHODS, TEACHERS, DmdStage
 from instaflow.places import check_file, is_hub_name, is_to_import
 from instaflow.sections import DIGITS, Section
-from instaflow.stages import CoupleStage, EvaluateStage, ReflowStage, Stage
+from instaflow.stages import CoupleStage, EdmTeacherStage, EvaluateStage, ReflowStage, Stage
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 RESERVED = ("evaluate", "sample")
@@ -107,7 +107,11 @@ def load_experiment(source: str, overrides: Sequence[str] = (), run: str | None 
     for name, stage in parsed.items():
         check_parents(name, stage, parsed)
     cluster = parse_cluster(tree["cluster"], "cluster", parsed)
-    return Experiment(source, folder, seed, in_order(parsed), tuple(overrides), cluster)
+    ordered = in_order(parsed)
+    for name, stage in ordered.items():
+        if isinstance(stage, DmdStage):
+            check_matching(name, stage, ordered)
+    return Experiment(source, folder, seed, ordered, tuple(overrides), cluster)
 
 
 def find_config(source: str) -> Path:
@@ -347,11 +351,19 @@ def check_parents(name: str, stage: Stage, stages: dict[str, Stage]) -> None:
         wanted = stage.parent_keys.get(key, "model")
         where = f"stages.{name}.{key}"
         if parent in stages:
+            refused = tuple(METHODS.values()) if key == "teacher" else ()  # students
+            serving = [other for other, found in stages.items() if found.serves(wanted) and other != name]
+            givers = ", ".join(other for other in serving if not isinstance(stages[other], refused))
             if not stages[parent].serves(wanted):
-                givers = ", ".join(other for other, found in stages.items() if found.serves(wanted) and other != name)
                 raise ConfigError(
                     f"'{where}' needs a stage that gives {article(wanted)}, and '{parent}' gives none",
                     f"Stages that do: {givers}" if givers else "",
+                )
+            if isinstance(stages[parent], refused):
+                raise ConfigError(
+                    f"'{where}' names '{parent}', a student, which knows the data behind noise at its own timesteps "
+                    "alone, and matching asks at all of them",
+                    f"Stages that can teach: {givers}" if givers else "Name the teacher that it was distilled from",
                 )
             if key == "real.couplings" and getattr(stages[parent], "data", None) is None:
                 raise ConfigError(
@@ -365,6 +377,30 @@ def check_parents(name: str, stage: Stage, stages: dict[str, Stage]) -> None:
         elif not Path(parent).is_dir() and not (wanted == "model" and (is_hub_name(parent) or is_to_import(parent))):
             hint = nearest(parent, stages)
             raise ConfigError(f"'{where}' names '{parent}', which is no stage of this experiment and no folder", hint)
+
+
+def check_matching(name: str, stage: DmdStage, stages: dict[str, Stage]) -> None:
+    """Raises ConfigError where distribution matching asks of an EDM what only a Stable Diffusion's network can do."""
+    if stage.guidance_scale > 1 and is_edm(stage.teacher, stages):
+        raise ConfigError(
+            f"'stages.{name}.guidance_scale': '{stage.teacher}' is an EDM, of which guidance_scale knows nothing",
+            "Write guidance_scale: 1",
+        )
+    if stage.num_steps > 1 and is_edm(stage.init, stages):
+        raise ConfigError(
+            f"'stages.{name}.num_steps': '{stage.init}' is an EDM, and diffusers has no sampler that adds noise "
+            "between the steps of such a one",
+            "Write num_steps: 1",
+        )
+
+
+def is_edm(place: str, stages: dict[str, Stage]) -> bool:
+    """Whether a model is known to be an EDM by its stage, by the one that this began with, or by its folder's name."""
+    while place in stages:
+        if isinstance(stages[place], EdmTeacherStage):
+            return True
+        place = getattr(stages[place], "init", "")
+    return is_to_import(place)
 
 
 def article(thing: str) -> str:

@@ -167,18 +167,26 @@ class DmdStage(NetworkStage):
             )
         if self.regression and self.num_steps > 1:
             raise ValueError("regression goes with num_steps: 1, for a coupled noise says nothing of the noise between")
-        by_lpips = self.regression is not None and self.regression.loss == "lpips"
+        regressed = any(self.weight("regression", phase) for phase in self.phases)
+        by_lpips = self.regression is not None and self.regression.loss == "lpips" and regressed
         if by_lpips and self.perceptual is None:
             raise ValueError("regression.loss: lpips needs a section 'perceptual' that says by which network")
         if self.perceptual and not by_lpips:
-            raise ValueError("perceptual goes with regression.loss: lpips")
+            raise ValueError("perceptual goes with regression.loss: lpips, and with a weight above 0 in some phase")
         if self.preview and not self.regression:
             raise ValueError("preview goes with a regression, whose couplings it draws")
         for key, section in (("regression_weight", self.regression), ("gan_weight", self.gan)):
             if section is None and any(getattr(phase, key) is not None for phase in self.phases):
                 raise ValueError(f"phases: {key} goes with a section '{key.removesuffix('_weight')}'")
+        for size in [phase.global_batch_size for phase in self.phases]:
+            takes = [few for few in range(1, min(self.micro_batch_size or size, size) + 1) if size % few == 0]
+            if self.regression and not any(map(self.regression.fits, takes)):  # on no number of processes
+                raise ValueError(
+                    f"regression.share: {self.regression.share:g} of {takes[-1]} samples, which a process takes at a "
+                    "time, is no whole number"
+                )
         matched = self.regression is not None and self.regression.matched
-        if self.regression and not matched and not any(self.weight("regression", phase) for phase in self.phases):
+        if self.regression and not matched and not regressed:
             raise ValueError("regression: its weight is 0 in every phase and its samples are not matched; leave it out")
         if self.gan and not any(self.weight("gan", phase) for phase in self.phases):
             raise ValueError(

@@ -1,5 +1,6 @@
 """The mappings that a stage's settings are made of, and the numbers in them."""
 
+import fractions
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
@@ -116,6 +117,16 @@ class Regression(Section):
     matched: bool = False
     """The coupled samples' distribution is matched as well: with a share of 1 they are half of what is matched (DMD on
     LAION)."""
+
+    @property
+    def exact_share(self) -> fractions.Fraction:
+        """`share` as the fraction that it is written for: 0.3333 is a third."""
+        return fractions.Fraction(self.share).limit_denominator(1000)
+
+    def fits(self, samples: int) -> bool:
+        """Whether as many samples of the matching come with a whole number of coupled ones, and with some."""
+        pairs = samples * self.exact_share
+        return pairs >= 1 and pairs.denominator == 1
 
 
 class Gan(Section):

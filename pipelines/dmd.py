@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from fractions import Fraction
+from math import ceil
 from typing import Any
 
 import torch
@@ -16,13 +16,14 @@ from instaflow.interruption import Stop
 from instaflow.models.device import device
 from instaflow.models.loading import load_model
 from instaflow.models.model import Model
+from instaflow.models.pixels import PixelModel
 from instaflow.models.settings import ModelSettings
 from instaflow.models.stacked import StackedUNet
 from instaflow.prompt_sources import Prompts
 from instaflow.rundir import StageFolder
 from instaflow.training.dmd import Discriminator, FakeScoreLoss, Generator, MatchingLoss
 from instaflow.training.draws import draws
-from instaflow.training.loop import Critic, Job, as_tensors, spans_of, train
+from instaflow.training.loop import Critic, Job, as_tensors, train
 from instaflow.training.start_checks import StartCheck, parity
 from instaflow.world import world
 from pipelines.exporting import scheduler_of, settings_of
@@ -98,7 +99,7 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
 
 
 def open_parts(stage: StageFolder) -> Parts:
-    """Load networks and couplings. Raises ConfigError if they do not go together."""
+    """Load networks and couplings. Raises ConfigError or DataError if they do not go together."""
     settings = stage.stage
     model = load_model(stage.locate(settings.init), device=device())
     if settings.teacher == settings.init:
@@ -134,11 +135,16 @@ def open_parts(stage: StageFolder) -> Parts:
             f"Stage '{stage.name}': the discriminator reads a U-Net's bottleneck, and '{settings.teacher}' is {held}",
             "Leave out gan, or choose another teacher",
         )
+    prompts = list(Prompts(settings.prompts))
+    for asked in (model, teacher):
+        if isinstance(asked, PixelModel):
+            for prompt in dict.fromkeys(prompts):
+                asked.number_of(prompt)  # raises DataError for one that is no class
     pairs, real = (
         open_couplings(stage, settings.sections[key], model) if key in settings.sections else None
         for key in ("regression.couplings", "gan.real")
     )
-    return Parts(model, teacher, copied(teacher), list(Prompts(settings.prompts)), pairs, real)
+    return Parts(model, teacher, copied(teacher), prompts, pairs, real)
 
 
 def make_losses(stage: StageFolder, parts: Parts) -> tuple[MatchingLoss, FakeScoreLoss]:
@@ -176,16 +182,9 @@ def make_losses(stage: StageFolder, parts: Parts) -> tuple[MatchingLoss, FakeSco
 def make_job(
     stage: StageFolder, parts: Parts, matching: MatchingLoss, fake_score: FakeScoreLoss, exported: ModelSettings
 ) -> Job:
-    """The training of both. Raises ConfigError where a batch has no whole number of coupled samples."""
+    """The training of both."""
     settings, model, pairs, real = stage.stage, parts.generator, parts.pairs, parts.real
-    share = Fraction(settings.regression.share if pairs else 0.0).limit_denominator(1000)  # 0.3333 is a third
-    for span in spans_of(settings.phases, settings.micro_batch_size, world().size):
-        coupled = span.micro_batch_size * share
-        if pairs and (coupled < 1 or coupled.denominator > 1):
-            raise ConfigError(
-                f"'stages.{stage.name}.regression.share': {settings.regression.share:g} of {span.micro_batch_size} "
-                "samples, which a process takes at a time, is no whole number",
-            )
+    share = settings.regression.exact_share if pairs else 0
     describe_pairs = describing(pairs, settings.regression.couplings) if pairs else None
     describe_real = describing(real, settings.gan.real) if real else None
 
@@ -206,7 +205,7 @@ def make_job(
 
     def critic_batch(position: int, size: int) -> tuple[Any, ...]:
         (noise,) = as_tensors(model.device, noise_of(f"{stage.name}/fake", position, size))
-        if real is None:
+        if real is None or not fake_score.takes_real:
             return noise, None, []
         records = real.batch(position, size)
         return noise, *as_tensors(model.device, records.latent), records.prompts
@@ -218,7 +217,8 @@ def make_job(
 
     def describe_critic(position: int, size: int) -> str:
         said = f"the generator's data of the fake score's samples {position:,} to {position + size - 1:,}"
-        return f"{said}, {describe_real(position, size)}" if describe_real else said
+        told = describe_real if fake_score.takes_real else None
+        return f"{said}, {told(position, size)}" if told else said
 
     def begin(phase: Any) -> None:
         matching.begin(phase)
@@ -253,14 +253,15 @@ def make_job(
 def first_checks(stage: StageFolder, parts: Parts, job: Job) -> list[StartCheck]:
     """How the teacher is read, and what both networks begin with."""
     assert job.critic
-    numbers = draws(stage.seed, f"{stage.name}/start", 0, FEW)
-    arguments, checks = job.batch(0, FEW), []
+    size = max(FEW, ceil(1 / stage.stage.regression.exact_share)) if parts.pairs else FEW  # with a pair at least
+    numbers = draws(stage.seed, f"{stage.name}/start", 0, size)
+    arguments, checks = job.batch(0, size), []
     if isinstance(parts.teacher.view(), EpsilonView):
         prompts = [parts.prompts[place % len(parts.prompts)] for place in range(FEW)]
-        checks.append(parity(parts.teacher, arguments[0][:, 0], prompts, stage.stage.guidance_scale))
+        checks.append(parity(parts.teacher, arguments[0][:FEW, 0], prompts, stage.stage.guidance_scale))
     first, fake = (
         mean_loss(loss, (*given, numbers))
-        for loss, given in ((job.loss, arguments), (job.critic.loss, job.critic.batch(0, FEW)))
+        for loss, given in ((job.loss, arguments), (job.critic.loss, job.critic.batch(0, size)))
     )
     checks.append(StartCheck("first loss of the generator", first, "the sum of its terms, reported only"))
     checks.append(StartCheck("first loss of the fake score", fake, "falls as it gets to know the generator"))

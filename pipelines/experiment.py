@@ -136,7 +136,13 @@ def check_inputs(stages: dict[str, StageFolder]) -> None:
                 stage.locate_weights(entry.model, entry.weights)
         for key in ("autoencoder_phases", "text_phases", "phases", "perceptual_phases"):
             for index, phase in enumerate(getattr(stage.stage, key, None) or ()):
-                share_of(phase, stage.stage.micro_batch_size, world.world().size, f"stages.{name}.{key}.{index}")
+                size = share_of(phase, stage.stage.micro_batch_size, world.world().size, f"stages.{name}.{key}.{index}")
+                pairs = getattr(stage.stage, "regression", None)
+                if pairs and not pairs.fits(size):
+                    raise ConfigError(
+                        f"'stages.{name}.regression.share': {pairs.share:g} of {size} samples, which a process takes "
+                        "at a time, is no whole number"
+                    )
 
 
 def check_files(experiment: Experiment, name: str | None, kind: str | None) -> None:

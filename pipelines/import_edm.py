@@ -58,7 +58,13 @@ def run(file: Path, folder: Path, names: Path | None) -> str:
 
 def names_in(file: Path, classes: int) -> list[str]:
     """The classes' names, one a line. Raises ConfigError."""
-    names = file.read_text(encoding="utf-8").splitlines()
+    try:
+        names = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        message = f"'{file}' is not UTF-8 text (byte {error.start})"
+        raise ConfigError(message, "Save it as UTF-8, or convert it: iconv -f LATIN1 -t UTF-8") from error
+    if blank := [number for number, name in enumerate(names, 1) if not name.strip()]:
+        raise ConfigError(f"Line {blank[0]} of '{file}' is blank", "Write a class's name there, or delete the line")
     if len(names) != classes or len(set(names)) < len(names):
         raise ConfigError(
             f"'{file}' has {len(names):,} lines, {len(set(names)):,} of them different, and the network {classes:,} "

@@ -506,6 +506,37 @@ def test_couplings_are_no_setting_of_distribution_matching(tmp_path):
     )
 
 
+MATCHED = f"""
+  edm: {{kind: teacher, method: edm, data: digits, phases: [{PHASE}]}}
+  direct: {{kind: distill, init: edm, couplings: pairs, parametrization: epsilon, phases: [{PHASE}]}}
+  matched: {{kind: distill, method: dmd, init: direct, teacher: edm, prompts: ["0"], guidance_scale: 1,
+            phases: [{PHASE}]}}
+"""
+TAUGHT = "Stages that can teach: teacher, 2rf, edm"
+
+
+@pytest.mark.parametrize(
+    ("override", "message", "hint"),
+    [
+        ("guidance_scale=2", "'stages.matched.guidance_scale': 'edm' is an EDM", "Write guidance_scale: 1"),
+        ("num_steps=4", "'stages.matched.num_steps': 'direct' is an EDM", "Write num_steps: 1"),
+        ("init=teachers/edm-imagenet-64x64-cond-adm", "-adm' is an EDM", "Write num_steps: 1"),
+        ("teacher=student", "'stages.matched.teacher' names 'student', a student, which knows", TAUGHT),
+        ("teacher=matched", "'stages.matched.teacher' names 'matched', a student", TAUGHT),
+        ("teacher=pairs", "needs a stage that gives a model", "Stages that do: teacher, 2rf, edm"),
+    ],
+)
+def test_what_a_teacher_cannot_give_to_a_matching_is_told_by_the_file(tmp_path, override, message, hint):
+    changes = [override, *(["num_steps=2"] if override.startswith("init") else [])]
+    error = refusal(tmp_path, SMALL + MATCHED, *(f"stages.matched.{change}" for change in changes))
+    assert message in error.message and error.hint == hint
+
+
+def test_a_matching_of_another_teacher_may_be_guided(tmp_path):
+    changes = [f"stages.matched.{change}" for change in ("init=2rf", "teacher=teacher", "guidance_scale=2")]
+    assert load_experiment(write(tmp_path, SMALL + MATCHED), changes).stages["matched"].guidance_scale == 2
+
+
 def test_a_halving_says_its_steps(tmp_path):
     assert (
         "'stages.halved.phases.0.num_steps' is missing"

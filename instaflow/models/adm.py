@@ -12,6 +12,7 @@ from diffusers import UNet2DModel
 from torch import Tensor
 
 from instaflow.errors import DataError, reason_of
+from instaflow.plurals import counted
 
 State = dict[str, Tensor]
 GROUPS = 32  # of each normalization, where a layer has 128 channels or more
@@ -45,7 +46,7 @@ def network_of(state: State) -> Any:
     try:
         unet: Any = UNet2DModel(**configuration(state))
         unet.load_state_dict(renamed_state(state))
-    except (KeyError, IndexError, ValueError, RuntimeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         reason = reason_of(error)
         raise DataError(f"This is not the whole state of an EDM's ADM network: {reason}", "Extract it anew") from error
     return unet.eval()
@@ -65,6 +66,11 @@ def check_kind(state: State) -> None:
             f"This is no state dict of EDM's ADM network (DhariwalUNet): it lacks {', '.join(missing)}",
             "It is what net.state_dict() gives, for `net` as EDM's code loads it",
         )
+    if broken := [name for name, value in state.items() if not value.isfinite().all()]:
+        raise DataError(
+            f"'{broken[0]}' of this state dict holds numbers that are not finite",
+            "Extract it anew; where its training diverged, from an earlier snapshot",
+        )
     filters = [value for name, value in state.items() if name.endswith("resample_filter")]
     if any(tuple(value.shape) != (1, 1, 2, 2) or (value != 0.25).any() for value in filters):
         raise DataError(
@@ -80,6 +86,9 @@ def configuration(state: State) -> dict[str, Any]:
     blocks = len([name for name in state if re.fullmatch(rf"enc\.{sides[0]}x{sides[0]}_block\d+\.conv0\.weight", name)])
     attention = [f"enc.{side}x{side}_block0.qkv.weight" in state for side in sides]
     channels = tuple(len(state[f"enc.{side}x{side}_block0.conv0.weight"]) for side in sides)
+    if (first.shape[1], len(state["out_conv.weight"])) != (3, 3):
+        taken, given = first.shape[1], len(state["out_conv.weight"])
+        raise ValueError(f"it takes {counted(taken, 'channel')} and gives {given}, where 3 and 3 are an image's")
     if first.shape[0] < 4 * GROUPS or any(count % HEAD for count in channels):
         raise ValueError(f"channels of {channels}, where multiples of {HEAD} from {4 * GROUPS} on are known")
     return {

@@ -120,14 +120,19 @@ class FakeScoreLoss(nn.Module):
         self.discriminator, self.weight = discriminator, weight
         self.means = Means("fake_loss", *(["discriminator_loss"] if discriminator else ()))
 
+    @property
+    def takes_real(self) -> bool:
+        """Whether the present phase has work for real samples: the discriminator's, unless it rests."""
+        return self.discriminator is not None and not self.discriminator.rests
+
     def forward(self, noise: Tensor, real: Tensor | None, captions: list[str], draws: np.ndarray) -> Tensor:
         """Scalar. noise: [B, K + 1, C, H, W], the generator's and, at last, what its data are noised with; real:
-        [B, C, H, W] with its captions, where there is a discriminator; draws: [B, COLUMNS]."""
+        [B, C, H, W] with its captions, where a discriminator does not rest; draws: [B, COLUMNS]."""
         data, prompts = self.generate(noise[:, :-1], draws)
         fresh, timestep = noise[:, -1], self.timestep(draws, noise.device)
         x = self.view.noised(fresh, data, timestep)
         held: list[Tensor] = []
-        judging = self.discriminator if self.discriminator and not self.discriminator.rests else None
+        judging = self.discriminator if self.takes_real else None
         hook = self.unet.mid_block.register_forward_hook(lambda *call: held.append(call[2])) if judging else None
         output = self.unet(x, timestep, **self.encode(prompts), return_dict=False)[0]
         if hook:

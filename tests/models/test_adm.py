@@ -31,7 +31,8 @@ SIZES = [
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_an_imported_network_gives_the_same(sizes):
     network = made(**sizes)
-    ours = network_of({f"model.{name}": value for name, value in network.state_dict().items()})
+    state = network.state_dict() | {"map_augment.weight": torch.ones(128, 9)}  # training's alone
+    ours = network_of({f"model.{name}": value for name, value in state.items()})
     generator = torch.Generator().manual_seed(1)
     x, level = torch.randn(3, 3, 8, 8, generator=generator), torch.tensor([-1.5, 0.1, 1.09])
     classes = torch.tensor([7, 0, 9])
@@ -92,6 +93,22 @@ def test_other_networks_are_refused():
         network_of(state | {"enc.4x4_down.conv0.resample_filter": torch.ones(1, 1, 4, 4) / 16})
     with pytest.raises(DataError, match="not the whole state"):
         network_of({name: value for name, value in state.items() if "in1" not in name})
+    for name in ("out_conv.weight", "map_layer0.weight", "enc.8x8_conv.weight"):
+        with pytest.raises(DataError, match="not the whole state"):
+            network_of(state | {name: torch.tensor(1.0)})
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(DataError, match=r"'out_norm\.bias' of this .* not finite"):
+            network_of(state | {"model.out_norm.bias": torch.full_like(state["out_norm.bias"], value)})
+    out, first = state["out_conv.weight"], state["enc.8x8_conv.weight"]
+    doubled = {"out_conv.weight": out.repeat(2, 1, 1, 1), "out_conv.bias": state["out_conv.bias"].repeat(2)}
+    wide = {"enc.8x8_conv.weight": first.repeat(1, 2, 1, 1)}
+    for change, words in (
+        (doubled, "takes 3 channels and gives 6"),
+        (wide, "takes 6 channels and gives 3"),
+        (doubled | wide, "takes 6 channels and gives 6"),
+    ):
+        with pytest.raises(DataError, match=words):
+            network_of(state | change)
     with pytest.raises(DataError, match="channels of"):
         network_of(
             made(channels=64, factors=(2,), attention=()).state_dict()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from instaflow.config import load_experiment
 from instaflow.couplings.noise import coupled_noise
-from instaflow.errors import ConfigError, DataError, Interrupted
+from instaflow.errors import ConfigError, DataError, InstaFlowError, Interrupted
 from instaflow.models.architecture import flops_of, num_parameters, peak_memory
 from instaflow.models.sampling import generator_of
 from instaflow.models.settings import ModelSettings, read_settings
@@ -245,6 +245,22 @@ def test_a_phase_without_regression_reads_no_pairs(config, done):
             assert ("of 'pairs'" in job.describe(4 * place, 4)) is taken
 
 
+def test_pairs_that_are_matched_alone_want_no_perceptual_network(config):
+    change = "stages.whole.regression={couplings: pairs, weight: 0, matched: true}"
+    stages = load_experiment(config, [change]).stages
+    assert stages["whole"].perceptual is None and stages["whole"].regression.loss == "lpips"
+
+
+def test_a_phase_whose_discriminator_rests_reads_no_real_images(config, done):
+    stage = folders(config, run=done)["whole"]
+    parts = dmd.open_parts(stage)
+    job = dmd.make_job(stage, parts, *dmd.make_losses(stage, parts), ModelSettings("student", num_steps=1))
+    for place, phase in [*enumerate(stage.stage.phases), (0, stage.stage.phases[0])]:
+        job.begin(phase)
+        assert (job.critic.batch(4 * place, 4)[1] is not None) is (place == 0)
+        assert ("of 'pairs'" in job.critic.describe(4 * place, 4)) is (place == 0)
+
+
 # --- what it begins with and leaves -----------------------------------------------------------------------------------
 
 
@@ -439,6 +455,16 @@ def test_each_setting_reaches_what_it_is_for(config, tmp_path):
     assert not np.array_equal(coupled.latent, photographed.latent[:2])
 
 
+def test_a_small_share_is_measured_before_the_start_as_well(config, done):
+    phase = "[{samples: 64, global_batch_size: 64, learning_rate: 1e-3}]"
+    options = ["regression.share=0.03125", "micro_batch_size=32", f"phases={phase}"]
+    stage = folders(config, *[f"stages.whole.{change}" for change in options], run=done)["whole"]
+    parts = dmd.open_parts(stage)
+    matching, fake_score = dmd.make_losses(stage, parts)
+    checks = dmd.first_checks(stage, parts, dmd.make_job(stage, parts, matching, fake_score, parts.generator.settings))
+    assert len(checks) == 3 and matching.means.total()[1].tolist() == [1, 1, 1]  # pairs as well
+
+
 @pytest.mark.parametrize("share", ["0.3333333", "0.6666667"])
 def test_a_share_gives_as_many_pairs_at_every_position(config, done, tmp_path, share):
     """Millions of samples on, too, where a share that is rounded would be a whole sample off."""
@@ -463,10 +489,13 @@ def test_a_share_gives_as_many_pairs_at_every_position(config, done, tmp_path, s
         (["num_steps=3", "regression=null", "preview=null"], "3 does not divide"),
         (["noise_range=[0.5, 0.5]"], "0.5 is not below 0.5"),
         (["regression.loss=lpips"], "needs a section 'perceptual'"),
+        (["regression={couplings: pairs, weight: 0, matched: true}", "perceptual={network: x}"], "weight above 0"),
         (["regression=null"], "preview goes with a regression"),
         (["gan=null"], "gan_weight goes with a section 'gan'"),
         (["regression.share=0.3"], "is no whole number"),
         (["regression.share=1e-9"], "1e-09 of 4 samples, which a process takes at a time, is no whole number"),
+        (["regression.share=0.0625", "micro_batch_size=2"], "0.0625 of 2 samples, which a process takes"),
+        (["phases.0.global_batch_size=6", "micro_batch_size=3"], "0.5 of 3 samples, which a process takes"),
         (["regression.weight=0", "regression.matched=false"], "its weight is 0 in every phase"),
         (["compile=true"], "compile goes without gan"),
         (["compile=true", "gan=null", "num_steps=2", "regression=null"], "compile goes with num_steps: 1"),
@@ -495,6 +524,35 @@ def test_what_a_teacher_of_another_kind_cannot_do_is_refused(config, done, tmp_p
     with pytest.raises(ConfigError, match=words) as caught:
         run_one(experiment, stage, StopAt())
     assert way_out in caught.value.hint
+
+
+@pytest.mark.parametrize("other", ["init", "teacher"])
+def test_each_prompt_is_a_class_of_both_networks(config, done, tmp_path, other):
+    """All are looked at as the stage opens: training may draw the bad one late."""
+    few = write_edm(tmp_path / "few", classes=5)
+    for change, fault in (("prompts=['3', a seven]", "'a seven'"), (f"{other}={few}", "'8'")):
+        stage = folders(config, f"stages.pixels.{change}", run=done)["pixels"]
+        with pytest.raises(DataError, match=rf"{fault} is no class of .*"):
+            dmd.open_parts(stage)
+
+
+def test_a_run_goes_on_with_its_own_prompts_alone(config, done, tmp_path):
+    """Of a file, too, whose name is no part of what is compared."""
+    file = tmp_path / "prompts.txt"
+    file.write_text("a seven\nan odd digit\n")
+    with pytest.raises(Interrupted):
+        train(config, tmp_path, done, f"prompts={file}", stop_at=2)
+    file.write_text("a seven\nan even digit\n")
+    with pytest.raises(InstaFlowError, match="prompts"):
+        train(config, tmp_path, done, f"prompts={file}")
+
+
+def test_prompts_are_read_before_any_stage_works(config, tmp_path):
+    (tmp_path / "empty.txt").write_text("\n")
+    experiment = load_experiment(config, [f"stages.whole.prompts={tmp_path / 'empty.txt'}"], str(tmp_path / "run"))
+    with pytest.raises(ConfigError, match="holds no prompt"):
+        run_all(experiment, StopAt())
+    assert not (tmp_path / "run" / "pairs").exists()
 
 
 # --- plan and rehearsal -----------------------------------------------------------------------------------------------
@@ -562,6 +620,13 @@ def test_a_student_is_no_teacher(config, done, tmp_path):
     options = [f"stages.whole.teacher={done / 'whole' / 'model'}"]
     with pytest.raises(ConfigError, match="is a student, which knows the data behind noise at its own timesteps alone"):
         run_one(load_experiment(config, options, str(tmp_path)), "whole", StopAt())
+
+
+def test_a_teacher_s_latents_are_the_generator_s(config, done, tmp_path):
+    other = write_edm(tmp_path / "larger", size=16)
+    stage = folders(config, f"stages.pixels.teacher={other}", run=done)["pixels"]
+    with pytest.raises(ConfigError, match=r"larger' makes latents of shape \(3, 16, 16\), '.*edm' \(3, 8, 8\)"):
+        dmd.open_parts(stage)
 
 
 def test_a_discriminator_wants_a_bottleneck(config, done, tmp_path):

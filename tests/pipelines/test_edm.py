@@ -187,8 +187,15 @@ def test_an_imported_network_is_a_teacher(tmp_path):
     with pytest.raises(ConfigError, match="is there already"):
         import_edm(tmp_path / "adm.safetensors", tmp_path / "imported", None)
     names.write_text("one\ntwo\n")
-    with pytest.raises(ConfigError, match="2 lines"):
-        import_edm(tmp_path / "adm.safetensors", tmp_path / "other", names)
+    for lines, words in (
+        (b"one\ntwo\n", "2 lines"),
+        (b"\n".join(b"kind %d" % number for number in range(9)) + b"\n\n", "Line 10 of '.*' is blank"),
+        ("b\u00e4r\n".encode("latin-1"), r"is not UTF-8 text \(byte 1\)"),
+    ):
+        names.write_bytes(lines)
+        with pytest.raises(ConfigError, match=words):
+            import_edm(tmp_path / "adm.safetensors", tmp_path / "other", names)
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_pickle_is_never_opened(tmp_path):
@@ -196,7 +203,8 @@ def test_a_pickle_is_never_opened(tmp_path):
     with pytest.raises(DataError, match="is a pickle") as caught:
         import_edm(tmp_path / "edm-imagenet-64x64-cond-adm.pkl", tmp_path / "imported", None)
     assert "import-edm --help" in caught.value.hint and not (tmp_path / "imported").exists()
-    assert "net.state_dict()" in cli.commands["import-edm"].help
+    told = cli.commands["import-edm"].help
+    assert "net.state_dict()" in told and "--precond=edm" in told
     with pytest.raises(DataError, match="There is no file"):
         import_edm(tmp_path / "missing.safetensors", tmp_path / "imported", None)
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
