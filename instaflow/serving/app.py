@@ -40,7 +40,7 @@ class Service:
     def __init__(self, painter: Painter, thread: Executor, *, hosts: set[str] | None, token: str | None) -> None:
         self.painter, self.turns = painter, Turns(thread)
         self.offers = {offer.name: offer for offer in painter.offers}
-        self.models = [vars(offer) for offer in painter.offers]
+        self.models = {"models": [vars(offer) for offer in painter.offers], "wants_token": token is not None}
         routes = [
             Route("/api/images", self.images, methods=["POST"]),
             Route("/api/models", self.list_models),
@@ -51,7 +51,7 @@ class Service:
         self.app = Guard(Starlette(routes=routes, exception_handlers=HANDLERS), hosts=hosts, token=token)
 
     async def list_models(self, request: Request) -> Response:
-        return JSONResponse({"models": self.models})
+        return JSONResponse(self.models)
 
     async def health(self, request: Request) -> Response:
         turns = self.turns

@@ -238,6 +238,27 @@ def test_the_command_that_is_shown_draws_the_same(tab, server):
     assert server.ask(body).status == 200
 
 
+def test_the_command_takes_the_token_from_the_terminal(chromium):
+    token = "a token of the test's own"
+    with served(HeldBack(), token) as server:
+        tab = Tab(chromium, f"{server.url}?token={quote(token)}")
+        command = tab.page.locator("#curl").text_content()
+        assert '-H "Authorization: Bearer $TOKEN"' in command and token not in command
+        assert shlex.split(command)[1] == f"{server.url}api/images"
+        tab.page.close()
+
+
+def test_an_address_that_another_wrote_changes_what_it_names_alone(chromium, server):
+    address = f"{server.url}#prompt=a&steps.__proto__=3&guidance.__proto__=9&steps.constructor=3"
+    tab = Tab(chromium, address)
+    assert tab.page.evaluate("[({}).steps, ({}).guidance, Object.steps]") == [None] * 3
+    assert [tab.card(name).locator(".steps").input_value() for name in ("student", "teacher")] == ["", ""]
+    tab.drawn()
+    assert all("num_steps" not in body and "guidance_scale" not in body for body in tab.sent)
+    assert not tab.faults
+    tab.page.close()
+
+
 def test_an_address_that_another_wrote_is_read_with_care(chromium, server):
     tab = Tab(chromium, f"{server.url}#prompt={quote(HTML)}&seed=-1&position=9&steps.student=x&nonsense=1")
     assert tab.prompt() == HTML

@@ -48,7 +48,8 @@ function connected(yes, detail = "") {
 
 function command(body) {
   const json = JSON.stringify(body, null, 1).replace(/\n\s*/g, " ").replaceAll("'", "\\u0027");
-  return `curl ${location.origin}/api/images -H 'Content-Type: application/json' -d '${json}' -o image.png`;
+  const token = wants_token ? ` -H "Authorization: Bearer $TOKEN"` : "";
+  return `curl ${location.origin}/api/images${token} -H 'Content-Type: application/json' -d '${json}' -o image.png`;
 }
 
 function listen() {
@@ -109,7 +110,7 @@ async function alive() {
   setTimeout(alive, ALIVE);
 }
 
-const {models} = await fetch("api/models").then(answer => answer.json()).catch(() => ({models: []}));
+const {models, wants_token} = await fetch("api/models").then(answer => answer.json()).catch(() => ({models: []}));
 cards = models.map(offer => new Card(offer, told));
 $("cards").classList.toggle("one", cards.length === 1);
 $("cards").append(...cards.map(card => card.element));

@@ -14,7 +14,7 @@ function whole(text, otherwise) {
 export function read() {
   const kept = new URLSearchParams(location.hash.slice(1));
   const position = Number(kept.get("position"));
-  const how = {};
+  const how = Object.create(null); // for names that another wrote: none is every object's own
   for (const [key, value] of kept) {
     const [what, name] = [key.slice(0, key.indexOf(".")), key.slice(key.indexOf(".") + 1)];
     if (what === "steps" || what === "guidance") (how[name] ??= {})[what] = value;
