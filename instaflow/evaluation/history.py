@@ -52,6 +52,8 @@ def description(settings: dict[str, Any]) -> str:
         return f"{settings['init']}, its images distributed as those of {settings['teacher']}{with_terms}"
     if settings["kind"] == "distill":
         return f"one-step student from {settings['init']}, on {settings['couplings']}"
+    if settings.get("method") == "edm":
+        return f"EDM of pixels{' by class' if settings['classes'] else ''}, on real images"
     return "autoencoder, text encoder and U-Net, on real images"
 
 

@@ -70,6 +70,12 @@ def test_a_matched_model_is_of_its_own_kind_and_names_its_terms_and_parents(tmp_
     assert description(settings) == said
 
 
+def test_an_edm_is_told_as_what_it_is():
+    settings = {"kind": "teacher", "method": "edm"}
+    assert description({**settings, "classes": True}) == "EDM of pixels by class, on real images"
+    assert description({**settings, "classes": False}) == "EDM of pixels, on real images"
+
+
 def test_devices_are_told_where_a_stage_kept_them(tmp_path):
     stages = folders(write(tmp_path), run=tmp_path / "run")
     mark_done(stages["teacher"])
