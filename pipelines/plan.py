@@ -47,7 +47,7 @@ from instaflow.stages import (
     ReflowStage,
     TeacherStage,
 )
-from instaflow.training.dmd import Discriminator
+from instaflow.training.dmd import Discriminator, bottleneck
 from instaflow.training.perceptual import TAPS, PerceptualDistance, PerceptualNetwork, backbone, small_layers
 from pipelines.plan_tables import Cost, table_of_days, table_of_memory, table_of_stages
 from pipelines.previews import BATCH as PREVIEWED
@@ -259,7 +259,10 @@ class Plan:
         )
         activations = model.training_memory(
             max(micro, round(of_pairs * (1 + share))), bfloat16=bfloat16, checkpointing=stage.gradient_checkpointing
-        ) + teacher.sampling_memory(branches * micro, torch.float32)
+        ) + max(
+            teacher.sampling_memory(branches * micro, torch.float32),
+            self.judging(stage, largest_share(judged, stage, self.gpus, where)) if judged else 0,
+        )
         frozen = judge_parameters + parameters["vae"] + parameters["text"]
         if stage.teacher != stage.init:
             frozen += teacher.parameters()["vae"] + teacher.parameters()["text"]
@@ -290,6 +293,22 @@ class Plan:
             memory=replace(memory, buckets=2 * memory.buckets),  # each network has its own
             half=bfloat16,
         )
+
+    def judging(self, stage: DmdStage, batch: int) -> int:
+        """Bytes alive while a discriminator looks at a batch: the judge's pass to its middle, and the way back."""
+        teacher = self.architecture(stage.teacher)
+
+        def build() -> Any:
+            unet = teacher.build_unet()
+            if stage.gradient_checkpointing:
+                unet.enable_gradient_checkpointing()
+            return unet
+
+        def work(unet: Any) -> torch.Tensor:
+            noise, timestep = torch.empty(batch, *teacher.latent_shape), torch.zeros(batch)
+            return bottleneck(unet, noise, timestep, teacher.text(batch))
+
+        return backward_memory(build, work, bfloat16=stage.mixed_precision is not None)
 
     def perceptual(self, stage: DmdStage, pairs: int) -> tuple[int, int, int]:
         """What LPIPS takes of one pair, and of so many at a time.

@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from instaflow.config import load_experiment
 from instaflow.couplings.noise import coupled_noise
 from instaflow.errors import ConfigError, DataError, InstaFlowError, Interrupted
-from instaflow.models.architecture import flops_of, num_parameters, peak_memory
+from instaflow.models.architecture import drop_gradient, flops_of, num_parameters, peak_memory
 from instaflow.models.sampling import generator_of
 from instaflow.models.settings import ModelSettings, read_settings
 from instaflow.rundir import stage_folders
 from instaflow.training.checkpoint import complete_checkpoints
+from instaflow.training.draws import draws
 from instaflow.training.perceptual import PerceptualDistance, load_network, write_tiny_network
 from pipelines import dmd
 from pipelines.experiment import run_all, run_one
@@ -576,6 +577,34 @@ def test_the_plan_counts_both_networks(config, done):
     assert four.flops == 8 * ((3 + 1.5 + 2 + 1 + 1.5 + 3) * flops["unet"] + 3 * flops["text"])
     held = sum(file.stat().st_size for file in (done / "whole").rglob("*.safetensors"))
     assert cost.disk == pytest.approx(held, rel=0.15)  # a tiny model's headers are much of its files
+
+
+@pytest.mark.parametrize("gan", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_plan_s_activations_hold_what_both_steps_take(config, done, tmp_path, gan, checkpointing):
+    """Both engines' passes counted tensor by tensor; the discriminator's pass adds to them."""
+    changes = ["regression=null", "preview=null", f"gradient_checkpointing={str(checkpointing).lower()}"]
+    changes += ["phases=[{samples: 64, global_batch_size: 16, learning_rate: 1e-3}]", *([] if gan else ["gan=null"])]
+    experiment = load_experiment(config, [f"stages.whole.{change}" for change in changes], str(tmp_path / "run"))
+    alone.prepare(tmp_path / "run", "whole", done)
+    stage = stage_folders(experiment)["whole"]
+    parts = dmd.open_parts(stage)
+    matching, fake = dmd.make_losses(stage, parts)
+    job = dmd.make_job(stage, parts, matching, fake, ModelSettings("student", num_steps=1))
+    assert job.critic
+    for network in (parts.generator.unet, parts.fake.unet, *([fake.discriminator] if gan else [])):
+        network.requires_grad_(True).train()
+        if checkpointing and network is not fake.discriminator:
+            network.enable_gradient_checkpointing()
+        for parameter in network.parameters():
+            parameter.register_post_accumulate_grad_hook(drop_gradient)
+    noise, batch, judged = draws(0, "x", 0, 16), job.batch(0, 16), job.critic.batch(0, 16)
+    taken = [peak_memory(lambda: matching(*batch, noise).backward())]
+    taken += [peak_memory(lambda: fake(*judged, noise).backward())]
+    planned = Plan(experiment, gpus=1).cost_of("whole").memory.activations
+    assert max(taken) <= planned < 1.4 * max(taken)
+    if gan and not checkpointing:
+        assert planned < 1.05 * max(taken)
 
 
 def test_the_plan_counts_what_a_regression_by_lpips_holds_and_decodes(config, tmp_path):
