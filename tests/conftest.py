@@ -18,10 +18,12 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # its cores are its own: bu
 
 LONGEST = (
     "pipelines/test_digits.py",
+    "pipelines/test_rehearse.py",
+    "pipelines/test_slurm.py",
     "pipelines/test_evaluate.py",
     "pipelines/test_resuming.py",
-    "pipelines/test_slurm.py",
     "pipelines/test_dmd.py",
+    "benchmarks/test_train.py",
     "training/test_zero.py",
     "training/test_kills.py",
 )

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,7 +40,7 @@ class Started:
         self.pid = int((self.folder / "pid").read_text())
 
     def poll(self) -> int | None:
-        """Its exit code, less than 0 for the signal that ended it; None while it runs."""
+        """Its exit code, less than 0 for the signal that ended it; None while it runs. Not for after `ended`."""
         code = self.folder / "code"
         return int(code.read_text()) if code.exists() else None
 
@@ -55,7 +56,9 @@ class Started:
                 os.kill(self.pid, signal.SIGKILL)
                 raise TimeoutError(f"it did not end within {timeout} s: {self.arguments}\n{self.told('err')[-3000:]}")
             time.sleep(0.02)
-        return subprocess.CompletedProcess(self.arguments, code, self.told("out"), self.told("err"))
+        done = subprocess.CompletedProcess(self.arguments, code, self.told("out"), self.told("err"))
+        shutil.rmtree(self.folder)
+        return done
 
     def told(self, name: str) -> str:
         return (self.folder / name).read_text(encoding="utf-8")

@@ -29,13 +29,15 @@ stages:
 
 
 def least(config: Path) -> list[str]:
-    """`--set` options that cut an experiment's counts to the least that a rehearsal takes: a thousandth may be more."""
+    """`--set` options that cut counts and batches to little: a thousandth, which a rehearsal takes, may be minutes."""
     options = []
     for name, stage in load_experiment(str(config)).stages.items():
         settings = stage.model_dump()
         for key in ("phases", "autoencoder_phases", "text_phases", "perceptual_phases"):
             for index, phase in enumerate(settings.get(key) or ()):
-                options.append(f"stages.{name}.{key}.{index}.samples={2 * phase['global_batch_size']}")
+                batch = min(phase["global_batch_size"], 64)
+                options.append(f"stages.{name}.{key}.{index}.global_batch_size={batch}")
+                options.append(f"stages.{name}.{key}.{index}.samples={2 * batch}")
         if settings["kind"] == "couple":
             options.append(f"stages.{name}.count={2 * settings['batch_size']}")
     return [word for option in options for word in ("--set", option)]
