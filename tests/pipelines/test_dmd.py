@@ -148,6 +148,20 @@ def test_several_steps_in_bfloat16_end_in_the_same_bits(config, done, tmp_path):
         assert line["matching_loss"] == pytest.approx(expected["matching_loss"], rel=0.1)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [("optimizer=adamw-8bit",), ("zero_stage=2", "offload_optimizer=true")])
+def test_optimizers_of_other_kinds_go_on_in_the_same_bits(config, done, tmp_path, changes):
+    """Both networks' and the discriminator's; stopped as the discriminator has learned, before it rests."""
+    for name in ("whole", "again"):
+        (tmp_path / name).mkdir()
+    train(config, tmp_path / "whole", done, *changes)
+    with pytest.raises(Interrupted, match="at 8 of 16 samples"):
+        train(config, tmp_path / "again", done, *changes, stop_at=3)
+    assert train(config, tmp_path / "again", done, *changes).asked == 2
+    same_checkpoint(tmp_path / "again", tmp_path / "whole")
+    assert lines(tmp_path / "again") == lines(tmp_path / "whole")
+
+
 def test_the_figures_tell_each_term(done):
     told = [line for line in lines(done) if "loss" in line]
     names = {"matching_loss", "regression_loss", "gan_loss", "fake_loss", "discriminator_loss", "critic_gradient_norm"}
