@@ -589,7 +589,7 @@ def export(
         diffusers    a pipeline of stock diffusers, with the teacher's safety checker
         instaflow    for InstaFlow's own pipeline: its sign, its timesteps
         single-file  one .safetensors under Stable Diffusion's original names, and its configuration beside it
-        onnx         graphs for onnxruntime, which have to agree with PyTorch (pip install 'instaflow[onnx]')
+        onnx         graphs for onnxruntime, which have to agree with PyTorch (pip install onnx onnxruntime onnxscript)
         lora         the difference to the teacher as a LoRA, with what its rank leaves out
         delta        the difference itself
 

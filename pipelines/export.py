@@ -14,12 +14,12 @@ from instaflow.files import fingerprint_of, remove_leftovers, replace_folder, te
 from instaflow.models.architecture import read_config
 from instaflow.models.device import device, set_up_cpu
 from instaflow.models.difference import DELTA, LORA, add, difference, low_rank, weights_of
-from instaflow.models.export import write_model
+from instaflow.models.export import LINEAGE, write_model
 from instaflow.models.guidance_lock import lock_guidance
 from instaflow.models.loading import load_model
 from instaflow.models.model import Model
-from instaflow.models.onnx_graphs import PIPELINE, write_onnx
-from instaflow.models.released import write_released
+from instaflow.models.onnx_graphs import PIPELINE, STOCK_SCALE, write_onnx
+from instaflow.models.released import SCALE, write_released
 from instaflow.models.safety import has_checker, keep_checker, names_checker
 from instaflow.models.settings import ModelSettings, read_settings, write_settings
 from instaflow.models.single_file import write_single_file
@@ -36,6 +36,29 @@ SAMPLED = {
     "epsilon": "The file cannot say how it is sampled: by DDIM at trailing timesteps.",
 }
 """What a user interface has to be told of a flow or a student, by parametrization."""
+
+IN_ONE_STEP = """import numpy
+from onnxruntime import InferenceSession
+from PIL import Image
+from transformers import AutoTokenizer
+
+
+def run(part, **inputs):
+    return InferenceSession(f"{{part}}/model.onnx").run(None, inputs)[0]
+
+
+tokenizer = AutoTokenizer.from_pretrained("tokenizer")
+words = tokenizer("a prompt", padding="max_length", truncation=True, return_tensors="np")
+noise = numpy.random.default_rng(0).standard_normal({shape}, "float32")
+velocity = run(
+    "unet",
+    sample=noise,
+    timestep=numpy.array([999]),
+    encoder_hidden_states=run("text_encoder", input_ids=words.input_ids.astype("int32")),
+)
+pixels = run("vae_decoder", latent_sample=(noise - {slope} * velocity) / {factor})
+image = Image.fromarray(((pixels[0].transpose(1, 2, 0) / 2 + 0.5).clip(0, 1) * 255).round().astype("uint8"))"""
+"""A card's lines that draw an image from a velocity flow's graphs by onnxruntime alone."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +151,10 @@ def transplant(model: Model, request: Request, added: str, strength: float) -> R
     lineage = [*model.settings.lineage, *(base.lineage if base is settings else []), entry]
     model.settings = replace(base, lineage=lineage)
     content = fingerprint_of(folder) if folder.is_dir() else model_fingerprint(added)
+    behind = [*request.provenance.origins, *provenance_of(folder, settings.lineage).origins]
+    origins = list({(origin.name, origin.content): origin for origin in behind}.values())
     origin = Origin(name=folder.name, kind="added", content=content, summary=what)
-    told = replace(request.provenance, origins=[*request.provenance.origins, origin], figures=[])  # of another model
+    told = replace(request.provenance, origins=[*origins, origin], figures=[])  # of another model
     return replace(request, provenance=told)
 
 
@@ -193,12 +218,14 @@ def to_delta(model: Model, folder: Path, request: Request) -> list[str]:
     write_card(
         folder,
         "The difference of a model to its teacher",
-        f"""# on the command line: instaflow export TEACHER OUTPUT --to diffusers --add {name}
+        f"""# or: instaflow export TEACHER OUTPUT --to diffusers --add {name}
+{teacher_loaded(model, request)}
 from safetensors.torch import load_file
 
 for key, change in load_file("{DELTA}").items():  # key: PART.NAME
     part, _, name = key.partition(".")
-    getattr(pipeline, part).get_parameter(name).data += change""",
+    getattr(pipeline, part).get_parameter(name).data += change
+{sampled(model)}""",
     )
     notes = unlocked(model.settings)
     describe(folder, request, notes)
@@ -210,19 +237,17 @@ def to_lora(model: Model, folder: Path, request: Request) -> list[str]:
     """A LoRA for the teacher, and the sampler that goes with both."""
     found = low_rank(difference(model, request.load_teacher("'--to lora'")), request.rank)
     write_difference(model, folder, LORA, found.weights)
-    sampler, settings = type(model.scheduler).__name__, model.settings
     write_card(
         folder,
         "A LoRA for its teacher",
-        f"""from diffusers import {sampler}
+        f"""{teacher_loaded(model, request)}
 
-pipeline.load_lora_weights(".")  # a pipeline of the teacher; pip install peft
-pipeline.scheduler = {sampler}.from_pretrained(".", subfolder="scheduler")
-{drawn(settings)}""",
+pipeline.load_lora_weights(".")  # pip install peft
+{sampled(model)}""",
     )
     error = f"Rank {request.rank} leaves out {found.error:.2%} of the U-Net's difference to its teacher"
     notes = [f"{error}, {found.left_out:.2%} in biases and normalizations (root of the squares, relative)."]
-    notes += unlocked(settings)
+    notes += unlocked(model.settings)
     describe(folder, request, notes)
     return [LORA, *notes]
 
@@ -235,16 +260,17 @@ def to_onnx(model: Model, folder: Path, request: Request) -> list[str]:
             f"A graph of '{model.name}' is off by {far:.1e}: it is not what PyTorch computes", MEND_ONNX
         )
     height, width = (8 * side for side in model.latent_shape[1:])  # of an image that a VAE of factor 8 would make
-    write_card(
-        folder,
-        "A Stable Diffusion as ONNX graphs",
-        f"""from diffusers import {PIPELINE}
+    settings = model.settings
+    if (settings.num_steps, settings.parametrization) == (1, "velocity"):
+        code = IN_ONE_STEP.format(shape=(1, *model.latent_shape), slope=SCALE, factor=STOCK_SCALE)
+    else:
+        code = f"""from diffusers import {PIPELINE}
 
-pipeline = {PIPELINE}.from_pretrained(".", provider="CPUExecutionProvider")
-{drawn(model.settings, f"height={height}, width={width}, ")}""",
-    )
+pipeline = {PIPELINE}.from_pretrained(".", provider="CPUExecutionProvider", provider_options={{}})
+{drawn(settings, f"height={height}, width={width}, ")}"""
+    write_card(folder, "A Stable Diffusion as ONNX graphs", code)
     notes = [f"In onnxruntime each graph is within {far:.1e} of PyTorch, relative to its largest output."]
-    notes += unlocked(model.settings)
+    notes += unlocked(settings)
     describe(folder, request, notes)
     return ["graphs for onnxruntime", *notes]
 
@@ -313,6 +339,21 @@ def unlocked(settings: ModelSettings) -> list[str]:
     return ["Guidance is trained in: call it with guidance_scale=1.0. The default of 7.5 ruins its images."]
 
 
+def teacher_loaded(model: Model, request: Request) -> str:
+    """A card's lines that load the teacher of a difference to it."""
+    kind = "StableDiffusionXLPipeline" if "text_encoder_2" in model.parts else "StableDiffusionPipeline"
+    teacher = request.teacher if is_hub_name(request.teacher) else "TEACHER"
+    return f"""from diffusers import {kind}, {type(model.scheduler).__name__}
+
+pipeline = {kind}.from_pretrained("{teacher}")"""
+
+
+def sampled(model: Model) -> str:
+    """A card's lines that draw an image by the teacher's pipeline, once it is the model's."""
+    scheduler = f'{type(model.scheduler).__name__}.from_pretrained(".", subfolder="scheduler")'
+    return f"pipeline.scheduler = {scheduler}\n{drawn(model.settings)}"
+
+
 def drawn(settings: ModelSettings, sizes: str = "") -> str:
     """A card's line that draws an image."""
     sampled = f"num_inference_steps={settings.num_steps}, guidance_scale={settings.stock_guidance}"
@@ -328,7 +369,10 @@ def write_card(folder: Path, title: str, code: str) -> None:
 def describe(folder: Path, request: Request, notes: list[str]) -> None:
     """Complete a model's card, and put its provenance beside it."""
     card = folder / "README.md"
-    text = card.read_text(encoding="utf-8").rstrip()
+    text = card.read_text(encoding="utf-8")
+    if request.provenance.origins:  # which tell more
+        text = text.partition(LINEAGE)[0]
+    text = text.rstrip()
     licence = request.provenance.licence or licence_of(request.teacher) or licence_of(request.place)
     if (folder / "safety_checker").is_dir():
         text = text.replace(", safety_checker=None", "")
@@ -337,6 +381,8 @@ def describe(folder: Path, request: Request, notes: list[str]) -> None:
         notes = [*notes, f"The licence is the teacher's: {licence}. Its terms go with the weights."]
     elif any(origin.kind == "model" for origin in request.provenance.origins):
         notes = [*notes, f"The licence is that of the teacher, '{Path(request.teacher).name}', which says more."]
+    elif request.provenance.origins:
+        notes = [*notes, "No licence is known: no model from elsewhere is among what it was made from."]
     parts = [text, *notes, *([told(request.provenance)] if request.provenance.origins else [])]
     write_file(card, "\n\n".join(parts) + "\n")
     write_provenance(folder, request.provenance)

@@ -41,7 +41,12 @@ def run(request: Request, wanted: Wanted) -> str:
 
 
 def load(request: Request, place: str) -> Generator:
-    return instaflow.load(place, dtype=request.dtype, batch_size=request.batch_size)
+    """Says, too, what guidance does to a model that was trained to go without."""
+    model = instaflow.load(place, dtype=request.dtype, batch_size=request.batch_size)
+    scale, own = request.guidance_scale or 0, model.settings
+    if scale > 1 and own.guidance_scale <= 1 and own.kind != "teacher":
+        print(f"'{place}' is meant without guidance, which is trained in: {scale:g} spoils its images")
+    return model
 
 
 def sampled_with(request: Request, model: Generator) -> dict[str, Any]:
@@ -144,10 +149,10 @@ def animated(request: Request, wanted: Wanted) -> str:
 
 
 def caption(drawn: Drawn) -> str:
-    seed = drawn.seed
+    at = f" at {drawn.position:g}" if drawn.position is not None else ""
     if drawn.between:
-        seed = f"{' → '.join(drawn.between)} at {drawn.position:g}"
-    return f"{seed}  {drawn.prompt}" if seed else drawn.prompt
+        return f"{' → '.join(drawn.between)}{at}  {drawn.prompt}"
+    return f"{drawn.seed}  {drawn.prompt}{at}" if drawn.seed else drawn.prompt + at
 
 
 def steps_and_guidance(hows: list[dict[str, Any]]) -> tuple[list[int], list[float]]:

@@ -24,7 +24,7 @@ def run(places: Sequence[str], *, host: str, port: int, token: str | None) -> No
         from instaflow.serving import server
     except ModuleNotFoundError as error:
         message = f"'instaflow serve' wants the package '{error.name}', which is not installed"
-        raise ConfigError(message, "pip install 'instaflow[serve]'") from error
+        raise ConfigError(message, "pip install starlette uvicorn") from error
     taken = server.bound(host, port)
     if token is None and not server.is_local(taken):
         token = secrets.token_urlsafe(24)

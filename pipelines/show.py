@@ -23,7 +23,7 @@ def run(place: Path) -> str:
     if folder.is_file():
         raise DataError(f"'{folder}' tells nothing", "A model's folder does, and a PNG that `instaflow sample` made")
     if not folder.is_dir():
-        raise DataError(f"There is no folder '{folder}'", "Name a model's folder, such as runs/digits/student/model")
+        raise DataError(f"There is no '{folder}'", "Name a model's folder, such as runs/digits/student/model")
     if not (folder / FILE).is_file():
         check_folder(folder)
     inside = [folder, *sorted(one for one in folder.iterdir() if one.is_dir())]  # a single file's stand in a folder
@@ -37,6 +37,7 @@ def in_words(settings: ModelSettings) -> str:
     """How a model is read and sampled, in a line."""
     what = {"teacher": "A teacher", "flow": "A rectified flow", "student": "A student"}[settings.kind]
     guidance = f"guidance {settings.guidance_scale:g}" if settings.guidance_scale > 1 else "no guidance"
-    weights = "moving average of the weights" if settings.weights == "ema" else "raw weights"
-    steps = counted(settings.num_steps, "step")
-    return f"{what}: parametrization {settings.parametrization}, {steps}, {guidance}, {weights}."
+    facts = [f"parametrization {settings.parametrization}", counted(settings.num_steps, "step"), guidance]
+    if any(entry.get("kind") != "import" for entry in settings.lineage):  # of a model from elsewhere nobody knows
+        facts.append("moving average of the weights" if settings.weights == "ema" else "raw weights")
+    return f"{what}: {', '.join(facts)}."

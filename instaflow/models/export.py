@@ -30,6 +30,8 @@ is not in diffusers.
 
 """
 """The same on a model of pixels."""
+LINEAGE = " Made by, oldest first:\n\n"
+"""Where a model card's list of stages begins."""
 LOADED_FROM = {"_name_or_path", "name_or_path", "is_local", "local_files_only"}
 """What the libraries note about where a part came from."""
 
@@ -108,9 +110,7 @@ image = pipeline({", ".join(arguments)}).images[0]
 ```
 
 {STACKED if code else ""}{OF_PIXELS if of_pixels else ""}Weights: {weights}.
-Parametrization: {settings.parametrization}. Made by, oldest first:
-
-{chr(10).join(lines)}
+Parametrization: {settings.parametrization}.{LINEAGE}{chr(10).join(lines)}
 """
 
 

@@ -44,7 +44,8 @@ def write_onnx(model: Any, folder: Path) -> float:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            f"'--to onnx' wants the package '{error.name}', which is not installed", "pip install 'instaflow[onnx]'"
+            f"'--to onnx' wants the package '{error.name}', which is not installed",
+            "pip install onnx onnxruntime onnxscript",
         ) from error
     model.unet.float()
     model.vae.float()

@@ -61,8 +61,7 @@ def write_released(model: Any, folder: Path) -> None:
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     write_json(folder / "model_index.json", index | {"_class_name": RELEASED})
     what = "A one-step student" if settings.kind == "student" else "A rectified flow"
-    guidance = settings.guidance_scale if settings.guidance_scale > 1 else 0.0
-    write_file(folder / "README.md", CARD.format(what=what, steps=settings.num_steps, guidance=guidance))
+    write_file(folder / "README.md", CARD.format(what=what, steps=settings.num_steps, guidance=settings.stock_guidance))
 
 
 def from_released(unet: Any) -> None:

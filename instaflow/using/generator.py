@@ -141,7 +141,7 @@ class Generator:
         hidden, pooled = self.model.embed(prompts)
         if not hidden.is_floating_point():
             raise ConfigError(f"The prompts of '{self.model.name}' are classes, which have nothing between them")
-        start = as_values(noise, self.latent_shape, "noise").expand(len(shares), -1, -1, -1)
+        start = as_values(noise, self.latent_shape, "noises").expand(len(shares), -1, -1, -1)
         parts = []
         for batch in self._cut(len(shares)):
             rows = [mixed(one, shares[batch]) for one in (hidden, pooled) if one is not None]
@@ -211,7 +211,7 @@ class Generator:
         if noise is not None and seeds is not None:
             raise ConfigError("Both seeds and noise are given", "A seed stands for a noise: leave one of them out")
         if noise is not None:
-            return paired(texts, as_values(noise, self.latent_shape, "noise"), "noises")
+            return paired(texts, as_values(noise, self.latent_shape, "noises"), "noises")
         return paired(
             texts, self.noise([(0, place) for place in range(len(texts))] if seeds is None else seeds), "seeds"
         )
@@ -223,6 +223,8 @@ def texts_of(prompts: str | Sequence[str]) -> list[str]:
     if not texts:
         raise ConfigError("There is no prompt", 'Give at least one; "" is the empty one')
     for place, text in enumerate(texts):
+        if text is None:
+            raise ConfigError(f"prompt {place} must be a text, not None", 'The empty one is ""')
         check_text(text, f"prompt {place}")
     return texts
 
@@ -240,7 +242,7 @@ def paired(texts: list[str], values: Tensor, what: str) -> tuple[list[str], Tens
 
 def as_values(given: Tensor | np.ndarray, shape: tuple[int, int, int], what: str) -> Tensor:
     """Noise or latents as float32 [N, C, H, W]. Raises ConfigError."""
-    values = given if isinstance(given, Tensor) else torch.from_numpy(np.asarray(given))
+    values = given if isinstance(given, Tensor) else torch.tensor(np.asarray(given))
     values = values[None] if values.ndim == 3 else values
     if values.dtype != torch.float32:
         kind = str(values.dtype).removeprefix("torch.")

@@ -127,4 +127,5 @@ def again(about: About) -> str:
     (drawn,), (model,), (steps,), (scale,) = about.images, about.models, about.num_steps, about.guidance_scale
     words = ["instaflow", "sample", model, f"--prompt={drawn.prompt}", f"--seeds={drawn.seed}", f"--num-steps={steps}"]
     words += [f"--guidance-scale={scale}", *([] if about.dtype == "float32" else [f"--dtype={about.dtype}"])]
+    words.append("--output=again.png")
     return shlex.join(words)

@@ -26,6 +26,7 @@ from instaflow.models import onnx_graphs
 from instaflow.models.export import save_model
 from instaflow.models.loading import load_model
 from instaflow.models.samplers import flow_scheduler
+from instaflow.provenance import Origin, Provenance, write_provenance
 from pipelines import export
 from tests.models.made import load, noise, teacher_scheduler, write_flow, write_model, write_published, write_xl_flow
 
@@ -321,6 +322,28 @@ def test_a_fine_tuned_teacher_is_transplanted(typed, family, tmp_path, strength)
     assert out.settings.lineage[-1]["summary"] == f"W + {strength:g} (W of finetune - W of its teacher)"
 
 
+@pytest.mark.parametrize("to", ["diffusers", "single-file", "lora", "delta"])
+def test_a_card_s_lines_draw_what_the_student_draws(typed, family, tmp_path, monkeypatch, to):
+    teacher = ["--teacher", family / "teacher"] if to in ("lora", "delta") else []
+    exported(typed, family / "student", tmp_path / "out", to, *teacher)
+    monkeypatch.chdir(tmp_path / "out")
+    names = {"noise": noise(1)}
+    code = code_of(tmp_path / "out").replace("TEACHER", str(family / "teacher"))
+    exec(code.replace("a prompt", PROMPT).replace(").images", ', latents=noise, output_type="latent").images'), names)
+    whole = stock(StableDiffusionPipeline.from_pretrained(family / "student"), 1.0)
+    torch.testing.assert_close(names["image"], whole[0], rtol=0, atol=1e-4)
+
+
+def test_what_is_added_brings_its_own_stages(typed, family, tmp_path):
+    exported(typed, family / "student", tmp_path / "delta", "delta", "--teacher", family / "teacher")
+    origin = {"name": "couplings", "kind": "couple", "content": "0123456789abcdef0123", "seconds": 1800.0}
+    write_provenance(tmp_path / "delta", Provenance(origins=[Origin(**origin)]))
+    exported(typed, family / "teacher", tmp_path / "back", "diffusers", "--add", tmp_path / "delta")
+    card = (tmp_path / "back" / "README.md").read_text()
+    assert "- couplings (couple)\n  - content 0123456789abcdef" in card and "In all 1,800 s" in card
+    assert "Made by, oldest first" not in card  # what follows tells more
+
+
 def test_the_teacher_is_asked_for(typed, family, tmp_path):
     for to in ("lora", "delta"):
         code, _, err = typed("export", family / "student", tmp_path / "out", "--to", to)
@@ -347,6 +370,25 @@ def test_onnxruntime_makes_the_same_images(typed, tmp_path):
     np.testing.assert_allclose(made, images.permute(0, 2, 3, 1).numpy() / 2 + 0.5, rtol=0, atol=1e-4)
 
 
+def code_of(folder):
+    """The Python in a folder's model card."""
+    return re.search(r"```python\n(.*?)\n```", (folder / "README.md").read_text(), re.DOTALL)[1]
+
+
+@pytest.mark.slow
+def test_the_card_of_a_one_step_student_draws_by_onnxruntime_alone(typed, student, tmp_path, monkeypatch):
+    exported(typed, student, tmp_path / "onnx", "onnx")
+    code = code_of(tmp_path / "onnx")
+    assert "diffusers" not in code
+    monkeypatch.chdir(tmp_path / "onnx")
+    names = {}
+    exec(code.replace("a prompt", PROMPT), names)
+    model = load(student)
+    image = model.decode(model.sample(torch.from_numpy(names["noise"]), [PROMPT]))[0].permute(1, 2, 0).numpy()
+    assert names["noise"].shape[1:] == model.latent_shape
+    np.testing.assert_allclose(np.asarray(names["image"]), (image / 2 + 0.5).clip(0, 1) * 255, rtol=0, atol=0.51)
+
+
 @pytest.mark.parametrize("part", ["text_encoder", "vae_decoder"])
 def test_a_graph_that_computes_something_else_is_not_exported(typed, student, tmp_path, monkeypatch, part):
     write = onnx_graphs.write_graph
@@ -368,6 +410,8 @@ def test_onnx_is_an_extra(typed, student, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "onnxscript", None)
         code, _, err = typed("export", student, tmp_path / "out", "--to", "onnx")
-    assert code == 1 and "'onnxscript', which is not installed" in err and "instaflow[onnx]" in err
+    assert (
+        code == 1 and "'onnxscript', which is not installed" in err and "pip install onnx onnxruntime onnxscript" in err
+    )
     code, _, err = typed("export", write_xl_flow(tmp_path / "xl", "velocity"), tmp_path / "out", "--to", "onnx")
     assert code == 1 and "is no Stable Diffusion 1 or 2" in err

@@ -223,6 +223,26 @@ def test_a_strip_leads_from_end_to_end(tmp_path: Path, model: Generator, several
     assert Image.open(tmp_path / "grid.png").size == (7 * 128, 128 * len(way) // 7)
 
 
+def test_a_caption_tells_seed_and_place() -> None:
+    captions = {
+        "3  a cat": Drawn("a cat", "3"),
+        "a cat": Drawn("a cat", None),
+        "3 → 8 at 0.25  a cat": Drawn("a cat", None, ("3", "8"), 0.25),
+        "3  a cat → a dog at 0.25": Drawn("a cat → a dog", "3", None, 0.25),
+    }
+    assert [sample.caption(drawn) for drawn in captions.values()] == list(captions)
+
+
+@pytest.mark.parametrize("scale", [None, 1.0, 7.5])
+def test_guidance_of_a_model_that_has_it_trained_in_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], scale: float | None
+) -> None:
+    place = str(write_model(tmp_path / "student", flow_scheduler("velocity", teacher_scheduler()), **STUDENT))
+    load(Request(models=(place,), guidance_scale=scale), place)
+    words = "is meant without guidance, which is trained in: 7.5 spoils its images"
+    assert (words in capsys.readouterr().out) is (scale == 7.5)
+
+
 @pytest.mark.parametrize("ending", ["gif", "webp", "png"])
 def test_a_film_has_a_frame_a_step(tmp_path: Path, models: dict[str, Generator], ending: str) -> None:
     first = next(iter(models.values()))

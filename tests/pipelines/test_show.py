@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from instaflow.models.samplers import flow_scheduler
-from tests.models.made import teacher_scheduler, write_model
+from tests.models.made import teacher_scheduler, write_model, write_published
 
 
 @pytest.mark.slow
@@ -33,11 +33,17 @@ def test_a_model_alone(typed, tmp_path):
     code, _, err = typed("show", tmp_path / "sheet.webp")
     assert code == 1 and "'instaflow sample' made" in err.replace("`", "'")
     code, out, _ = typed("show", folder)
-    assert code == 0 and "25 steps, guidance 1.5" in out and "- 2rf (reflow): rectified flow" in out
+    assert (
+        code == 0
+        and "25 steps, guidance 1.5, moving average of the weights." in out
+        and "- 2rf (reflow): rectified flow" in out
+    )
     assert typed("show", tmp_path / "nothing")[0] == 1
     shutil.rmtree(folder / "unet")
     code, _, err = typed("show", folder)
     assert code == 1 and "lacks unet" in err
+    _, out, _ = typed("show", write_published(tmp_path / "elsewhere", "sd1"))
+    assert "A teacher: parametrization epsilon, 25 steps, guidance 7.5." in out  # of its weights nobody knows
 
 
 @pytest.mark.parametrize("to", ["diffusers", "instaflow", "single-file", "lora", "delta", "onnx"])

@@ -87,6 +87,7 @@ REFUSED = {
     "0.5 is no seed": {"seeds": [0.5]},
     "1.5 is no seed": {"seeds": 1.5},
     "prompt 0 must be a text, not 3": {"prompts": 3},
+    "prompt 0 must be a text, not None": {"prompts": None},
     "True is no seed": {"seeds": [True]},
     "Both seeds and noise": {"seeds": 1, "noise": np.zeros((1, *SHAPE), np.float32)},
     "float64": {"noise": np.zeros((1, *SHAPE))},
