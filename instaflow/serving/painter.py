@@ -21,6 +21,12 @@ class Offer:
     height: int
     max_tokens: int | None  # of a prompt; the rest is cut
 
+    def note(self, guidance_scale: float) -> str:
+        """What to know of an image drawn with this guidance; most often nothing."""
+        if self.guidance_scale > 1 or guidance_scale <= 1:
+            return ""
+        return f"'{self.name}' is meant without guidance: {guidance_scale:g} may spoil its images, 1 is none"
+
 
 @dataclass(frozen=True)
 class Images:

@@ -1,11 +1,13 @@
 """What may be asked for, within which limits, and how a request that may not is refused."""
 
+import json
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from instaflow.config import nearest
 from instaflow.errors import InstaFlowError
+from instaflow.plurals import counted
 
 LONGEST_BODY = 256 * 1024
 """Bytes: a prompt of the greatest length, each character of it escaped."""
@@ -14,6 +16,19 @@ MOST_IMAGES = 16
 MOST_STEPS = 200
 SHOWN = 60
 """So many characters of a wrong value stand in a message."""
+EXAMPLE = 'Send, say, {"prompt": "a handwritten seven"}'
+RULES = {
+    "model": ("a name", "GET /api/models lists the names"),
+    "prompt": (f"text of at most {LONGEST_PROMPT:,} characters", "Models read no more than its beginning"),
+    "seed": ("a whole number from 0 to 2^63 - 1", "Each such number is a noise of its own"),
+    "seeds": (f"a list of 1 to {MOST_IMAGES} seeds", "Ask for more images in several requests"),
+    "seed_to": ("a whole number from 0 to 2^63 - 1", "Each such number is a noise of its own"),
+    "position": ("a number from 0 to 1", "0 is the noise of 'seed', 1 that of 'seed_to'"),
+    "num_steps": (f"a whole number from 1 to {MOST_STEPS}", "Leave it out for the model's own"),
+    "guidance_scale": ("a number from 0 to 100", "Leave it out for the model's own"),
+    "client": ("text of 1 to 64 characters", "Leave it out where nobody's request is to be replaced"),
+}
+"""What each key must be, and the way out: both are read on the page, too."""
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -47,9 +62,9 @@ class ImageRequest(BaseModel):
     @model_validator(mode="after")
     def check_noise(self) -> "ImageRequest":
         if self.seeds is not None and self.model_fields_set & {"seed", "seed_to", "position"}:
-            raise ValueError("'seeds' stands alone: leave out 'seed', 'seed_to' and 'position'")
+            raise ValueError("'seeds' stands alone", "Leave out 'seed', 'seed_to' and 'position', or 'seeds'")
         if (self.seed_to is None) != (self.position is None):
-            raise ValueError("'seed_to' and 'position' belong together: give both or neither")
+            raise ValueError("'seed_to' and 'position' belong together", "Give both or neither")
         return self
 
     @property
@@ -70,18 +85,26 @@ def refusal(fault: Any) -> Refused:
     """The first fault that pydantic found, as an answer."""
     path = ".".join(map(str, fault["loc"]))
     if fault["type"] == "json_invalid":
-        reason = fault["ctx"]["error"]
-        return Refused(400, f"The body is no JSON: {reason}", 'Send, say, {"prompt": "a handwritten seven"}')
+        return Refused(400, f"The body is no JSON: {fault['ctx']['error']}", EXAMPLE)
     if fault["type"] == "extra_forbidden":
-        return Refused(422, f"There is no '{path}'", nearest(path, ImageRequest.model_fields))
+        return Refused(422, f"There is no '{path[:SHOWN]}'", nearest(path[:SHOWN], ImageRequest.model_fields))
     if fault["type"] == "missing":
-        return Refused(422, f"'{path}' is missing", 'Send, say, {"prompt": "a handwritten seven"}')
-    if fault["type"] == "string_too_long":
-        most = fault["ctx"]["max_length"]
-        return Refused(422, f"'{path}' has more than {most:,} characters", "Models read no more than the beginning")
-    rule = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        return Refused(422, f"'{path}' is missing", EXAMPLE)
+    if fault["type"] == "value_error":
+        message, hint = fault["ctx"]["error"].args
+        return Refused(422, message, hint)
     if not path:
-        return Refused(422, rule[0].upper() + rule[1:], "docs/serve.md tells what a request may hold")
-    value = repr(fault["input"])
-    value = value if len(value) <= SHOWN else value[:SHOWN] + "…"
-    return Refused(422, f"'{path}' {rule}, not {value}", "docs/serve.md tells what a request may hold")
+        return Refused(422, f"The body must be an object, not {shown(fault['input'])}", EXAMPLE)
+    rule, hint = RULES["seed" if len(fault["loc"]) > 1 else path]
+    hint = "Write it in quotes" if fault["type"] == "string_type" else hint
+    return Refused(422, f"'{path}' must be {rule}, not {shown(fault['input'])}", hint)
+
+
+def shown(value: Any) -> str:
+    """A value as JSON; a list and a long text by their length."""
+    if isinstance(value, list):
+        return f"a list of {len(value):,}"
+    text = json.dumps(value, ensure_ascii=False)
+    if len(text) <= SHOWN:
+        return text
+    return counted(len(value), "character") if isinstance(value, str) else f"{text[:SHOWN]}…"

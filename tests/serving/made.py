@@ -24,6 +24,8 @@ class HeldBack:
     steps: list[str] = field(default_factory=list)
     """The prompts of the steps that were begun."""
     fault: Exception | None = None
+    image: bytes = b""
+    """What all is answered by; otherwise by the prompt."""
     offers: tuple[Offer, ...] = (
         Offer("fast", "student", 1, 1.0, "text", [], 8, 8, 10),
         Offer("slow", "teacher", 25, 7.5, "text", [], 8, 8, 10),
@@ -38,7 +40,9 @@ class HeldBack:
                 raise self.fault
             if number < steps - 1:
                 yield
-        return Images([asked.prompt.encode()] * len(asked.many), steps, 1.0, truncated=False)
+        scale = {"fast": 1.0, "slow": 7.5}[model] if asked.guidance_scale is None else asked.guidance_scale
+        image = self.image or asked.prompt.encode()
+        return Images([image] * len(asked.many), steps, scale, truncated=False)
 
     def let_go(self, steps: int = 10**6) -> None:
         self.may.release(steps)

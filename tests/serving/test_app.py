@@ -63,6 +63,14 @@ def test_a_model_that_is_not_here_names_the_nearest(server):
     assert answer.json["hint"] == "Did you mean 'fast'?"
 
 
+def test_guidance_for_a_model_that_is_meant_without_is_noted(server):
+    note = "'fast' is meant without guidance: 7.5 may spoil its images, 1 is none"
+    for model, scale, told in (("fast", 7.5, note), ("fast", 1, ""), ("fast", 0, ""), ("slow", 3, "")):
+        answer = server.ask({"prompt": "x", "model": model, "guidance_scale": scale})
+        assert json.loads(answer.headers["x-instaflow"])["note"] == told
+    assert server.ask({"prompt": "x", "guidance_scale": 7.5}, Accept=JSON).json["note"] == note
+
+
 def test_a_body_that_is_not_json_is_refused(server):
     for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
         assert server.ask(b'{"prompt": "x"}', Content_Type=kind).refusal[0] == 415
