@@ -1,5 +1,6 @@
 """The page in a real browser, before a student and a teacher of the digits: typed, dragged, reloaded, two tabs."""
 
+import io
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import shutil
 from urllib.parse import quote
 
 import pytest
+from PIL import Image
 
 from tests.serving.made import HeldBack, served, soon
 
@@ -23,6 +25,11 @@ PIXELS = """image => {
   canvas.getContext("2d").drawImage(image, 0, 0);
   return canvas.toDataURL();
 }"""
+ENDLESS = """wanted => {
+  const wait = window.setTimeout;
+  window.setTimeout = (run, ms) => wait(run, ms === wanted ? 1e9 : ms);
+}"""
+"""Pauses of so many milliseconds do not end."""
 HTML = '<img src=x onerror="document.title=\'run\'"><script>document.title="run"</script><b>bold</b>'
 
 
@@ -136,7 +143,8 @@ def test_steps_and_guidance_are_each_models_own(tab):
     tab.card("teacher").locator(".steps").fill("0")
     error = tab.card("teacher").locator(".error:visible")
     error.wait_for()
-    assert "'num_steps' should be greater than or equal to 1, not 0" in error.inner_text()
+    assert "'num_steps' must be a whole number from 1 to 200, not 0" in error.inner_text()
+    assert "docs/" not in error.inner_text()
     tab.faults.clear()  # the browser tells of the 422, too
 
 
@@ -158,6 +166,30 @@ def test_dragging_leads_from_one_noise_to_the_other(tab):
     tab.page.locator("#seed").fill("1")
     way.press("Home")
     assert tab.drawn()[0] == last[0]  # seed 1 itself
+
+
+def test_an_image_between_two_noises_tells_its_place(tab):
+    tab.type("a seven")
+    assert tab.card("student").locator("img").get_attribute("alt") == "student draws: a seven (seed 0)"
+    tab.page.locator("#position").fill("0.3")
+    tab.drawn()
+    assert tab.card("student").locator("img").get_attribute("alt") == "student draws: a seven (seed 0 → 1 at 0.3)"
+    assert tab.card("student").locator(".save").get_attribute("download") == "student-seed-0-1-at-0.3.png"
+    assert tab.page.get_by_label("From this noise to the other: 0.3", exact=True).count() == 1
+    entry = tab.page.locator("#history button").first
+    soon(lambda: entry.locator("small").inner_text() == "seed 0 → 1 at 0.3")
+    assert entry.get_attribute("title") == "a seven (seed 0 → 1 at 0.3)"
+
+
+def test_guidance_that_a_model_is_meant_without_is_noted(tab):
+    tab.type("a seven")
+    assert not tab.page.locator(".note:visible").count()
+    tab.card("student").locator(".guidance").fill("7.5")
+    note = tab.card("student").locator(".note:visible")
+    note.wait_for()
+    assert note.inner_text() == "'student' is meant without guidance: 7.5 may spoil its images, 1 is none."
+    tab.card("student").locator(".guidance").fill("")
+    note.wait_for(state="detached")
 
 
 def test_a_reload_brings_all_back(tab):
@@ -298,3 +330,64 @@ def test_the_page_says_when_the_server_is_gone(chromium):
     tab.card("fast").locator(".error:visible").wait_for()
     assert tab.page.locator("#link").inner_text() == "The server does not answer"
     tab.page.close()
+
+
+@pytest.fixture
+def held(chromium):
+    """A painter that waits, and a tab that asks it."""
+    image = io.BytesIO()
+    Image.new("RGB", (8, 8), "teal").save(image, "PNG")
+    painter = HeldBack(image=image.getvalue())
+    with served(painter) as server:
+        tab = Tab(chromium, server.url)
+        yield painter, tab
+        tab.page.close()
+
+
+def test_an_answer_to_an_older_prompt_is_never_seen_as_current(held):
+    painter, tab = held
+    slow = tab.card("slow")
+    tab.page.locator("#prompt").fill("a two")
+    soon(lambda: len(painter.steps) == 1)
+    painter.let_go(1)
+    soon(lambda: len(painter.steps) == 2)  # the slow one's first
+    tab.page.evaluate(ENDLESS, 350)  # the pause after the last key
+    tab.page.locator("#prompt").fill("a one")
+    painter.let_go()
+    shown = slow.locator("img[alt*='a two']")
+    shown.wait_for()
+    tab.card("fast").locator(".picture:not(.stale) img[alt*='a one']").wait_for()
+    soon(lambda: shown.evaluate("image => getComputedStyle(image).opacity") == "0.45")
+    tab.page.wait_for_timeout(1200)
+    assert not tab.page.locator("#history button").count()  # for one is still to come
+    tab.page.locator("#prompt").press("Enter")
+    slow.locator(".picture:not(.stale) img[alt*='a one']").wait_for()
+    tab.page.locator("#history button").first.wait_for()
+
+
+def test_a_failure_leaves_the_earlier_image_dim_and_out_of_the_history(held):
+    painter, tab = held
+    painter.let_go()
+    slow = tab.card("slow")
+    tab.type("a two")
+    tab.page.locator("#history button").first.wait_for()
+    slow.locator(".steps").fill("999")
+    slow.locator(".error:visible").wait_for()
+    assert slow.locator(".picture.stale img:visible").count() == 1
+    assert slow.locator(".seconds").inner_text() == "The image is that of an earlier request"
+    assert not slow.locator(".save").is_visible()
+    tab.page.wait_for_timeout(1200)
+    assert tab.page.locator("#history button").count() == 1
+    slow.locator(".steps").fill("")
+    tab.drawn()
+    assert slow.locator(".save").is_visible() and not slow.locator(".error").is_visible()
+
+
+def test_the_number_of_drawings_follows(held):
+    painter, tab = held
+    painter.let_go()
+    tab.page.add_init_script(f"({ENDLESS})(10000)")  # the pause between two looks at the server
+    tab.page.reload()
+    soon(lambda: tab.page.locator("#link").inner_text() == "0 drawn")
+    tab.type("a two")
+    soon(lambda: tab.page.locator("#link").inner_text() == "2 drawn")

@@ -1,6 +1,6 @@
 // A card for each model: asks for its image, shows it with its time.
 
-import {asked, state, write} from "./state.js";
+import {asked, noise, state, write} from "./state.js";
 
 const CLIENT = Array.from(crypto.getRandomValues(new Uint8Array(8)), byte => byte.toString(16).padStart(2, "0")).join("");
 const SLOW = 300; // ms of drawing: such a model waits until typing pauses
@@ -11,7 +11,8 @@ export class Card {
   constructor(offer, told) {
     this.offer = offer;
     this.told = told; // called after each image and each failure
-    this.asked = this.shown = 0; // the numbers of the last request, and of the one that is seen
+    this.asked = this.shown = 0; // the numbers of the last change, and of the one that is answered
+    this.failed = false; // whether that answer is an error
     this.perStep = 0; // ms, as measured
     this.result = null;
     this.element = document.getElementById("card").content.firstElementChild.cloneNode(true);
@@ -46,17 +47,19 @@ export class Card {
     return this.perStep ? this.perStep * steps > SLOW : steps > 4;
   }
 
-  // Ask for what is wanted now: at once, or if the model is slow after a pause without keys.
+  // Ask for what is wanted now: at once, or if the model is slow after a pause without keys. What is seen is old from here.
   ask(now = false) {
     clearTimeout(this.timer);
+    this.asked++;
     if (!state.prompt.trim() && this.offer.prompts !== "none") return this.clear();
     this.picture.classList.add("stale");
     this.timer = setTimeout(() => this.send(), this.slow && !now ? PAUSE : 0);
   }
 
   clear() {
-    this.shown = ++this.asked;
+    this.shown = this.asked;
     this.result = null;
+    this.failed = false;
     this.image.hidden = true;
     this.find(".blank").hidden = false;
     this.find(".save").hidden = this.find(".note").hidden = this.find(".error").hidden = true;
@@ -66,7 +69,7 @@ export class Card {
   }
 
   async send() {
-    const number = ++this.asked, body = asked(this.offer), begun = performance.now();
+    const number = this.asked, body = asked(this.offer), begun = performance.now();
     let answer, failure = null, file = null;
     try {
       answer = await fetch("api/images", {
@@ -89,12 +92,15 @@ export class Card {
     this.shown = number;
     if (failure) this.fail(failure);
     else this.show(file, body, JSON.parse(answer.headers.get("X-InstaFlow")), performance.now() - begun);
-    this.picture.classList.toggle("stale", number < this.asked);
+    this.picture.classList.toggle("stale", failure !== null || number < this.asked);
     this.told(this, answer.status);
   }
 
   fail({error, hint}) {
     this.result = null;
+    this.failed = true;
+    this.find(".save").hidden = this.find(".note").hidden = true;
+    this.find(".seconds").textContent = this.image.hidden ? "–" : "The image is that of an earlier request";
     this.find(".error").textContent = hint ? `${error}. ${hint}.` : `${error}.`;
     this.find(".error").hidden = false;
   }
@@ -102,19 +108,21 @@ export class Card {
   show(file, body, facts, passed) {
     if (this.image.src) URL.revokeObjectURL(this.image.src);
     this.image.src = URL.createObjectURL(file);
-    this.image.alt = `${this.offer.name} draws: ${body.prompt.slice(0, 200)}`;
+    this.image.alt = `${this.offer.name} draws: ${body.prompt.slice(0, 200)} (${noise(body)})`;
     this.image.hidden = false;
     this.find(".blank").hidden = this.find(".error").hidden = true;
     this.perStep = 1000 * facts.seconds.drawing / facts.num_steps;
-    this.result = {body, drawing: facts.seconds.drawing};
+    this.result = {drawing: facts.seconds.drawing};
+    this.failed = false;
     const steps = facts.num_steps === 1 ? "1 step" : `${facts.num_steps} steps`;
     this.find(".seconds").textContent = `${duration(facts.seconds.drawing)} for ${steps}, here after ${duration(passed / 1000)}`;
-    const note = this.find(".note");
-    note.textContent = `Longer than the model reads: cut after ${this.offer.max_tokens} tokens.`;
-    note.hidden = !facts.truncated;
+    const notes = facts.truncated ? [`Longer than the model reads: cut after ${this.offer.max_tokens} tokens.`] : [];
+    if (facts.note) notes.push(`${facts.note}.`);
+    this.find(".note").textContent = notes.join(" ");
+    this.find(".note").hidden = !notes.length;
     const save = this.find(".save");
     save.href = this.image.src;
-    save.download = `${this.offer.name}-${body.seed}.png`;
+    save.download = `${this.offer.name}-${noise(body).replace(/[^\w.]+/g, "-")}.png`;
     save.hidden = false;
   }
 

@@ -24,11 +24,12 @@ function fill() {
 
 function askAll(now = false) {
   write();
+  $("at").textContent = state.position > 0 ? `: ${state.position}` : "";
   cards.forEach(card => card.ask(now));
   if (cards.length) $("curl").textContent = command(asked(cards[0].offer));
 }
 
-// After each image: the bars, and in a while the history.
+// After each image: the bars, and in a while the history, unless one failed, and how many the server has drawn.
 function told(card, status) {
   if (status !== undefined) connected(status !== 0);
   const slowest = Math.max(...cards.map(one => one.result?.drawing ?? 0));
@@ -36,7 +37,9 @@ function told(card, status) {
   clearTimeout(settling);
   settling = setTimeout(() => {
     const first = cards.find(one => one.result);
-    if (first?.image.naturalWidth && cards.every(one => one.shown === one.asked)) past.add(state, first.image);
+    const settled = cards.every(one => one.shown === one.asked && !one.failed);
+    if (first?.image.naturalWidth && settled) past.add(state, first.image);
+    look();
   }, SETTLED);
 }
 
@@ -104,9 +107,13 @@ function chooseClasses(offers) {
   $("class").append(new Option("choose one", ""), ...classes.map(name => new Option(name)));
 }
 
-async function alive() {
+async function look() {
   const found = await fetch("api/health").then(answer => answer.json()).catch(() => null);
   connected(found?.status === "ok", found && `${found.drawn.toLocaleString()} drawn`);
+}
+
+async function alive() {
+  await look();
   setTimeout(alive, ALIVE);
 }
 

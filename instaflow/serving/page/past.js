@@ -1,5 +1,7 @@
 // What was drawn before, in this tab: small copies, and what to ask to see it again.
 
+import {noise} from "./state.js";
+
 const KEY = "instaflow-history";
 const MOST = 24;
 const SIDE = 96; // pixels of a copy, unless the image is smaller
@@ -40,14 +42,16 @@ export class Past {
   show() {
     document.getElementById("past").hidden = !this.entries.length;
     document.getElementById("history").replaceChildren(...this.entries.map(({wanted, copy}) => {
-      const button = document.createElement("button"), image = new Image(), words = document.createElement("span");
+      const button = document.createElement("button"), image = new Image();
+      const words = document.createElement("span"), from = document.createElement("small");
       button.type = "button";
       image.src = copy;
       image.alt = "";
       image.onload = () => image.classList.toggle("small", image.naturalWidth < SIDE);
       words.textContent = wanted.prompt.slice(0, 60) || "no prompt";
-      button.append(image, words);
-      button.title = `${wanted.prompt.slice(0, 300)} (seed ${wanted.seed})`;
+      from.textContent = noise(wanted);
+      button.append(image, words, from);
+      button.title = `${wanted.prompt.slice(0, 300)} (${noise(wanted)})`;
       button.addEventListener("click", () => this.again(wanted));
       const item = document.createElement("li");
       item.append(button);

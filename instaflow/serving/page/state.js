@@ -46,6 +46,11 @@ export function writeNow() {
 }
 addEventListener("pagehide", writeNow);
 
+// Of a request or a state: which noise it is drawn from.
+export function noise({seed, seed_to, position}) {
+  return position > 0 ? `seed ${seed} → ${seed_to} at ${position}` : `seed ${seed}`;
+}
+
 // The body of a request; steps and guidance are the model's own where none are typed.
 export function asked(offer) {
   const body = {model: offer.name, prompt: offer.prompts === "none" ? "" : state.prompt, seed: state.seed};
