@@ -23,9 +23,9 @@ class Offer:
 
     def note(self, guidance_scale: float) -> str:
         """What to know of an image drawn with this guidance; most often nothing."""
-        if self.guidance_scale > 1 or guidance_scale <= 1:
+        if self.kind == "teacher" or self.guidance_scale > 1 or guidance_scale <= 1:
             return ""
-        return f"'{self.name}' is meant without guidance: {guidance_scale:g} may spoil its images, 1 is none"
+        return f"'{self.name}' is meant without guidance, which is trained in: {guidance_scale:g} spoils its images"
 
 
 @dataclass(frozen=True)

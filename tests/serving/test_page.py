@@ -187,7 +187,7 @@ def test_guidance_that_a_model_is_meant_without_is_noted(tab):
     tab.card("student").locator(".guidance").fill("7.5")
     note = tab.card("student").locator(".note:visible")
     note.wait_for()
-    assert note.inner_text() == "'student' is meant without guidance: 7.5 may spoil its images, 1 is none."
+    assert note.inner_text() == "'student' is meant without guidance, which is trained in: 7.5 spoils its images."
     tab.card("student").locator(".guidance").fill("")
     note.wait_for(state="detached")
 
