@@ -76,12 +76,16 @@ def run(experiment: Experiment, profile: str | None, *, dry_run: bool) -> None:
 
 
 def jobs_of(experiment: Experiment, layers: Sequence[Cluster]) -> dict[str, Job]:
-    """A job for each stage that is not done, in order. Raises ConfigError where a stage can't run as one."""
+    """A job for each stage that is not done, in order; one that is made anew for other settings is not done.
+
+    Raises ConfigError where a stage can't run as one, and where `instaflow run` would refuse to go on with it.
+    """
     if FOLDER in experiment.stages:
         raise ConfigError(f"'stages.{FOLDER}': the jobs' own files go into a folder of that name", "Call it otherwise")
     jobs = {}
     for name, stage in stage_folders(experiment).items():
-        if stage.is_done():
+        stage.check_identity()
+        if stage.is_done() and not (stage.stage.remade and stage.changes()):
             continue
         asked = resources_of(name, stage.stage.kind, layers)
         if asked.time and seconds_of(asked.time) <= asked.notice:

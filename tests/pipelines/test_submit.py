@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from instaflow.rundir import locked
 from tests.experiments import folders, mark_done, write
 
 CLUSTER = """
@@ -145,6 +146,27 @@ def test_what_is_done_is_left_out(submitted, typed, tmp_path):
     for stage in ("teacher", "pairs"):
         mark_done(stages[stage])
     assert list(submitted()) == ["2rf", "student", "report"]
+
+
+@pytest.mark.parametrize("stage", ["teacher", "pairs"])
+def test_a_stage_that_was_begun_with_other_settings_is_refused(typed, tmp_path, stage):
+    stages = folders(write(tmp_path), run=tmp_path / "run")
+    mark_done(stages["teacher"])
+    if stage == "pairs":  # half done
+        with locked(stages["pairs"].folder):
+            stages["pairs"].begin()
+    change = "seed=3" if stage == "teacher" else "stages.pairs.count=16"
+    code, out, err = typed("submit", write(tmp_path), "--run-dir", tmp_path / "run", "--dry-run", "--set", change)
+    assert code == 1 and out == ""
+    assert err.startswith(f"Error: Stage '{stage}' in '{tmp_path}/run' was made with other settings: ")
+
+
+def test_a_report_with_other_settings_is_made_anew(submitted, tmp_path):
+    stages = folders(write(tmp_path), run=tmp_path / "run")
+    for stage in stages.values():
+        mark_done(stage)
+    assert submitted() == {}
+    assert list(submitted("--set", "stages.report.compared_samples=4")) == ["report"]
 
 
 @pytest.mark.parametrize(
