@@ -17,6 +17,12 @@ TIMED_OUT = 124
 """What counts as the exit code of a turn that Slurm ended at the time limit, as of one that `timeout` does."""
 AGAIN = (75, 138)
 """Exit codes after which a job is queued again: told to stop, and saved; or told so before it could listen."""
+CHATTER = (
+    r"srun: (?!unrecognized|invalid|fatal|error: (Unable|Invalid|Task launch))"
+    r"|slurmstepd.*\*\*\*"
+    r'|Try "srun --help"'
+)
+"""What Slurm prints besides, which gives no reason: above all that a task has ended."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +42,11 @@ class Turn:
     exit_code: int | None
     """None as long as it runs, and if it was killed."""
     stopped: str
-    """Where Slurm ended it: interrupted, to be queued again, or cancelled, for good; else ""."""
+    """Where Slurm ended it: interrupted, to be queued again, or for good, cancelled or failed; else ""."""
     reason: str
     """Where it failed: the error that it printed, in one line."""
+    hint: str
+    """What that error says is to be done, if it does."""
     written: float
     """When its log was written to."""
 
@@ -70,20 +78,28 @@ def turn_of(log: Path) -> Turn:
         file.seek(max(0, log.stat().st_size - TAIL))
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
     start = re.compile(STARTS.format(r"\d+", ".*"))
-    first = max((place for place, line in enumerate(lines) if start.fullmatch(line)), default=0)
+    starts = [place for place, line in enumerate(lines) if start.fullmatch(line)]
     exit_code, stopped, said = None, "", []
-    for line in filter(None, lines[first:]):
+    for line in filter(None, lines[starts[-1] + 1 if starts else 0 :]):
         if end := re.fullmatch(ENDS.format(r"\d+", r"(\d+)"), line):
-            exit_code = int(end[1])
+            exit_code = exit_code if stopped else int(end[1])  # what Slurm ends, ends with no code of its own
         elif why := re.search(r"\*\*\* JOB \d+ ON .* CANCELLED AT \S+(.*) \*\*\*", line):
             stopped = stopped or ("interrupted" if why[1] else "cancelled")
             if why[1] == " DUE TO TIME LIMIT":
                 exit_code = exit_code or TIMED_OUT
                 said.append("Error: the job came to its time limit before the stage had saved")
+        elif re.search(r"\*\*\* \S+ \S+ ON .* FAILED ", line):
+            exit_code, stopped = exit_code or 1, stopped or "failed"
+            said.append("Error: the batch script was killed, or ended before its tasks did")
         elif line.startswith("srun: error: Node failure on "):  # after which srun exits with 0
             stopped = stopped or "interrupted"
-        elif not line.startswith(("srun: ", "slurmstepd")) or "oom" in line:
+        elif not re.match(CHATTER, line):
             said.append(line)
-    errors = [line.removeprefix("Error: ") for line in said if line.startswith("Error: ")]
-    reason = [*errors[:1], *said[-1:], ""][0]  # the first task to fail tells why, the others what became of it
-    return Turn(exit_code, stopped, reason, log.stat().st_mtime)
+    errors = [place for place, line in enumerate(said) if line.startswith("Error: ")]
+    hint = ""
+    if errors:  # the first task to fail tells why, the others what became of it
+        reason = said[errors[0]].removeprefix("Error: ")
+        hint = next((line for line in said[errors[0] + 1 :][:1] if line.startswith("Hint: ")), "")
+    else:
+        reason = said[-1] if said else f"it ended with exit code {exit_code}, and nothing was printed"
+    return Turn(exit_code, stopped, reason, hint.removeprefix("Hint: "), log.stat().st_mtime)

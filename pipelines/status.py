@@ -45,6 +45,7 @@ class Standing:
     """done, running, waiting, interrupted, cancelled, failed, or unfinished: what is left belongs to other commands."""
     words: str
     reason: str = ""
+    hint: str = ""
     job: str | None = None
 
 
@@ -63,7 +64,7 @@ def run(run: Path) -> tuple[list[str], int]:
     for one in found.values():
         job = f"job {one.job}" if one.job else ""
         lines.append(f"{one.name:<{width}}  {one.state:<11}  {'; '.join(filter(None, [one.words, job]))}".rstrip())
-        lines += [f"{'':<{width}}  {one.reason}"] if one.reason else []
+        lines += [f"{'':<{width}}  {told}" for told in (one.reason, one.hint and f"Hint: {one.hint}") if told]
     states = {one.state for one in found.values()}
     return lines, 1 if "failed" in states else 0 if states == {"done"} else 75
 
@@ -74,7 +75,7 @@ def standing(run: Path, name: str, entry: Submitted | None, before: Mapping[str,
     job = latest(run / FOLDER, name, entry.job) if entry and entry.job else None
     if (folder / "done.json").is_file():
         return Standing(name, "done", f"in {duration(read_done(folder)['seconds'])}", job=job)
-    state, reason = state_of(run, name, job)
+    state, reason, hint = state_of(run, name, job)
     if state == "waiting":
         stuck = [parent for parent in entry.after if parent in before] if entry else []
         stuck = [parent for parent in stuck if before[parent].state != "done"]
@@ -83,11 +84,11 @@ def standing(run: Path, name: str, entry: Submitted | None, before: Mapping[str,
             words = f"for '{broken[0]}', which {BROKEN[before[broken[0]].state]}"
         return Standing(name, state, words, job=job)
     work = work_of(folder)
-    return Standing(name, state, told(work, state, folder) if work else "", reason, job)
+    return Standing(name, state, told(work, state, folder) if work else "", reason, hint, job)
 
 
-def state_of(run: Path, name: str, job: str | None) -> tuple[str, str]:
-    """A stage's state, if it is not done, and the reason of a failure.
+def state_of(run: Path, name: str, job: str | None) -> tuple[str, str, str]:
+    """A stage's state, if it is not done, and of a failure the reason and the hint.
 
     What its jobs' logs tell of an end counts, unless the stage was worked on since by another command.
     """
@@ -98,21 +99,22 @@ def state_of(run: Path, name: str, job: str | None) -> tuple[str, str]:
     if state == "done":  # its mark comes a moment later
         state = "running"
     if job is None:
-        return state, reason
+        return state, reason, ""
     last = turns(run / FOLDER, name, job)
     if not last:
-        return (state, reason) if changed > (run / FOLDER / "jobs.json").stat().st_mtime else ("waiting", "")
-    stops = {turn.stopped for turn in last}
-    if changed > max(turn.written for turn in last):
-        return ("cancelled" if state == "interrupted" and "cancelled" in stops else state), reason
+        known = changed > (run / FOLDER / "jobs.json").stat().st_mtime
+        return (state, reason, "") if known else ("waiting", "", "")
+    ended = {turn.stopped for turn in last} & BROKEN.keys()  # for good, by Slurm; the stage may save a moment later
+    if changed > max(turn.written for turn in last) and not (state == "interrupted" and ended):
+        return state, reason, ""
     failed = [turn for turn in last if turn.exit_code not in (None, 0, *AGAIN)]
     if failed:
-        return "failed", failed[0].reason
+        return "failed", failed[0].reason, failed[0].hint
     if any(turn.exit_code is None and not turn.stopped for turn in last):
-        return ("running" if state in ("waiting", "unfinished") else state), reason
-    if "cancelled" in stops:
-        return "cancelled", ""
-    return ("interrupted" if any(turn.exit_code or turn.stopped for turn in last) else state), reason
+        return "running", "", ""
+    if "cancelled" in ended:
+        return "cancelled", "", ""
+    return ("interrupted" if any(turn.exit_code or turn.stopped for turn in last) else state), reason, ""
 
 
 # --- progress ---------------------------------------------------------------------------------------------------------

@@ -10,41 +10,23 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from instaflow.cluster import Cluster, Resources, resources_of, seconds_of
+from instaflow.cluster import Cluster, resources_of, seconds_of
 from instaflow.config import Experiment, load_profile
 from instaflow.errors import ConfigError, InstaFlowError
 from instaflow.files import write_file
-from instaflow.jobs import ENDS, FOLDER, STARTS, Submitted, write_jobs
+from instaflow.jobs import FOLDER, Submitted, write_jobs
 from instaflow.plurals import counted
-from instaflow.rundir import StageFolder, locked, stage_folders
+from instaflow.rundir import locked, stage_folders
 from instaflow.sections import share_of
-from instaflow.stages import CoupleStage, TrainingStage
+from instaflow.stages import TrainingStage
+from pipelines.batch_scripts import Job, script
 from pipelines.experiment import check_files
 
 LINGER = 60  # seconds that the tasks of a training have to end when the first one has, in failure too
-
-
-@dataclass(frozen=True)
-class Job:
-    """A stage that is not done, and what it asks for."""
-
-    stage: StageFolder
-    asked: Resources
-    after: list[str]
-    """The stages that it builds on."""
-
-    @property
-    def array(self) -> int:
-        """How many jobs share its work, no more than it has shards; 1 for no array."""
-        settings = self.stage.stage
-        if not isinstance(settings, CoupleStage):
-            return 1
-        return min(self.asked.array, -(-settings.count // settings.records_per_shard))
 
 
 def run(experiment: Experiment, profile: str | None, *, dry_run: bool) -> None:
@@ -99,110 +81,6 @@ def jobs_of(experiment: Experiment, layers: Sequence[Cluster]) -> dict[str, Job]
                     share_of(phase, stage.stage.micro_batch_size, asked.tasks, f"stages.{name}.{key}.{index}")
         jobs[name] = Job(stage, asked, experiment.stage_parents(name))
     return jobs
-
-
-# --- scripts ----------------------------------------------------------------------------------------------------------
-
-
-def script(job: Job, folder: Path, experiment: Experiment) -> str:
-    """A stage's batch script, which goes on in a further turn of its job where the first one was too short."""
-    name, asked = job.stage.name, job.asked
-    log, array = str(folder / name).replace("%", "%%"), "-%j"
-    if job.array > 1:
-        array = "-%A_%a"
-    options = [
-        f"--job-name={quoted(job_name(folder, name))}",
-        f"--chdir={quoted(str(Path.cwd()))}",
-        f"--output={quoted(f'{log}{array}.log')}",
-        "--open-mode=append",
-        *([f"--array=0-{job.array - 1}"] if job.array > 1 else []),
-        *(f"--{key}={value}" for key in ("partition", "account", "qos") if (value := getattr(asked, key))),
-        f"--nodes={asked.nodes}",
-        f"--ntasks-per-node={asked.tasks_per_node}",
-        *([f"--gpus-per-node={asked.gpus}"] if asked.gpus else []),
-        *([f"--cpus-per-task={asked.cpus}"] if asked.cpus else []),
-        *([f"--mem={asked.memory}"] if asked.memory else []),
-        *([f"--time={asked.time}"] if asked.time else []),
-        f"--signal=USR1@{asked.notice}",
-        "--requeue",
-        *(["--kill-on-invalid-dep=yes"] if job.after else []),
-    ]
-    after = "--dependency=afterok:JOB[:JOB...] " if job.after else ""
-    of = f", after {' and '.join(job.after)}" if job.after else ""
-    me = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" if job.array > 1 else "$SLURM_JOB_ID"
-    lines = [
-        "#!/bin/bash",
-        f"# Stage '{name}' of {one_line(experiment.source)}{of}. Written by `instaflow submit`; to submit it by hand:",
-        f"#   sbatch {after}{shlex.quote(str(folder / f'{name}.sh'))}",
-        *(f"#SBATCH {option}" for option in options),
-        *asked.lines,
-        *([f"module load {shlex.join(asked.modules)}"] if asked.modules else []),
-        *(f"export {key}={shlex.quote(value)}" for key, value in asked.environment.items()),
-        "",
-        f'echo "{STARTS.format("$SLURM_JOB_ID", "$SLURM_JOB_NODELIST")}"',
-        " \\\n    ".join(
-            shlex.join(words) for words in (srun(job), contained(job, folder), command(job, folder)) if words
-        ),
-        "code=$?",
-        f'echo "{ENDS.format("$SLURM_JOB_ID", "$code")}"',
-        "if [ $code = 75 ] || [ $code = 138 ]; then  # told to stop, and saved; or told before it could listen",
-        f"    scontrol requeue {me}",
-        "fi",
-        "exit $code",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def job_name(folder: Path, name: str) -> str:
-    return one_line(f"{folder.parent.name}-{name}")
-
-
-def one_line(text: str) -> str:
-    return text.replace("\n", " ")
-
-
-def quoted(text: str) -> str:
-    """A value as an #SBATCH line takes it."""
-    if not text.isprintable():
-        raise ConfigError(f"{text!r} cannot stand in a batch script", "Choose a folder with a plainer name")
-    return text if shlex.quote(text) == text else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def srun(job: Job) -> list[str]:
-    """What starts a task for each GPU, all of which hear Slurm's signals.
-
-    Those of a training end together, so when one has failed the others are not waited for; those of a couple stage
-    end each in its own time. A task that is told to stop ends before others that still save: none is killed for that.
-    """
-    asked, is_shared = job.asked, isinstance(job.stage.stage, CoupleStage)
-    return [
-        "srun",
-        "--kill-on-bad-exit=0",
-        f"--wait={0 if is_shared else LINGER}",
-        *([f"--cpus-per-task={asked.cpus}"] if asked.cpus else []),
-        *(["--gpus-per-task=1"] if is_shared and asked.gpus > 1 else []),
-    ]
-
-
-def contained(job: Job, folder: Path) -> list[str]:
-    """What puts a task into its container, with the folders that it is called in and works on."""
-    image = job.asked.container
-    if image is None:
-        return []
-    places = [*dict.fromkeys([str(Path.cwd()), str(folder.parent), *job.asked.mounts])]
-    if not image.endswith(".sif"):
-        mounts = ",".join(place if ":" in place else f"{place}:{place}" for place in places)
-        return [f"--container-image={image}", f"--container-mounts={mounts}", f"--container-workdir={Path.cwd()}"]
-    gpus = ["--nv"] if job.asked.gpus else []
-    return ["apptainer", "exec", *gpus, f"--bind={','.join(places)}", f"--pwd={Path.cwd()}", image]
-
-
-def command(job: Job, folder: Path) -> list[str]:
-    """The stage's own command: of this environment, or of the container's."""
-    program = Path(sys.executable).with_name("instaflow")
-    here = [str(program)] if program.is_file() else [sys.executable, "-m", "cli"]
-    instaflow = ["instaflow"] if job.asked.container else here
-    return [*instaflow, job.stage.stage.kind, str(folder / "experiment.yaml"), "--stage", job.stage.name]
 
 
 # --- Slurm ------------------------------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ Job 11 ends with exit code {code}
 @pytest.mark.parametrize(
     ("printed", "code", "told"),
     [
-        ("Error: it is too large\nHint: make it smaller", 1, "failed job 11 | it is too large"),
+        ("Error: it is too large\nHint: make it smaller", 1, "failed job 11 | it is too large | Hint: make it smaller"),
         ("Error: the port is taken\nError: the first one is not there", 1, "failed job 11 | the port is taken"),
         ("Traceback\nRuntimeError: odd", 1, "failed job 11 | RuntimeError: odd"),
         ("teacher: 4/8 samples", 137, "failed job 11 | teacher: 4/8 samples"),
@@ -112,6 +112,22 @@ Job 11 ends with exit code {code}
             137,
             "failed job 11 | slurmstepd: error: Detected 1 oom-kill event(s)",
         ),
+        (
+            "srun: unrecognized option '--container-image=x'\nTry \"srun --help\" for more information",
+            1,
+            "failed job 11 | srun: unrecognized option '--container-image=x'",
+        ),
+        (
+            "slurmstepd: error: execve(): apptainer: No such file or directory",
+            2,
+            "failed job 11 | slurmstepd: error: execve(): apptainer: No such file or directory",
+        ),
+        (
+            "RuntimeError: odd\nsrun: error: Timed out waiting for job step to complete",
+            1,
+            "failed job 11 | RuntimeError: odd",
+        ),
+        ("", 9, "failed job 11 | it ended with exit code 9, and nothing was printed"),
         ("Stopped: told to", 75, "interrupted job 11"),
         ("srun: error: Node failure on n1", 0, "interrupted job 11"),
         ("", 138, "interrupted job 11"),
@@ -157,6 +173,37 @@ def test_a_job_that_saved_when_it_was_cancelled_is_not_interrupted_until_it_is_w
     assert lines(75)["teacher"] == "cancelled 0 of 16 samples; job 11"
     begin(stages["teacher"])  # by another command
     assert lines(75)["teacher"] == "running 0 of 16 samples; job 11"
+
+
+def test_a_job_whose_script_was_killed_has_failed_though_its_stage_saved(stages, lines):
+    folder = submit(stages, teacher="11", pairs="12")
+    killed = "slurmstepd: error: *** STEP 11.0 ON n1 FAILED (non-zero exit code or other failure mode) ***"
+    (folder / "teacher-11.log").write_text(f"Job 11 starts on n1\n{killed}\nStopped: told to\n")
+    for state in ("running", "interrupted"):
+        begin(stages["teacher"], state)
+        grow_old(stages["teacher"].folder / "state.json", 5 if state == "running" else -5)
+        found = lines(1)
+        assert found["teacher"] == (
+            "failed 0 of 16 samples; job 11 | the batch script was killed, or ended before its tasks did"
+        )
+        assert found["pairs"] == "waiting for 'teacher', which failed; job 12"
+
+
+@pytest.mark.parametrize("state", ["interrupted", "failed"])
+def test_a_job_in_a_further_turn_runs_before_its_stage_says_so(stages, lines, state):
+    folder = submit(stages, teacher="11")
+    begin(stages["teacher"], state, reason="x")
+    grow_old(stages["teacher"].folder / "state.json", 5)
+    (folder / "teacher-11.log").write_text(LOG.format("Stopped: told to", code=75) + "Job 11 starts on n2\n")
+    assert lines(75)["teacher"] == "running 0 of 16 samples; job 11"
+
+
+def test_a_job_that_ends_as_slurm_ends_it_has_no_code_of_its_own(stages, lines):
+    folder = submit(stages, teacher="11")
+    cancelled = "slurmstepd: error: *** JOB 11 ON n1 CANCELLED AT 0 DUE TO JOB REQUEUE ***"
+    for code in (0, 143):
+        (folder / "teacher-11.log").write_text(LOG.format(cancelled, code=code))
+        assert lines(75)["teacher"] == "interrupted job 11"
 
 
 def test_a_job_that_was_submitted_by_hand_later_is_the_stage_s_own(stages, lines):

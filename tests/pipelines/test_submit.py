@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from instaflow.jobs import Turn, turn_of
 from instaflow.rundir import locked
 from tests.experiments import folders, mark_done, write
 
@@ -79,24 +80,24 @@ def test_a_couple_stage_is_an_array_of_workers_with_a_gpu_for_each_task(submitte
     pairs = submitted("--set", "stages.pairs.records_per_shard=2")["pairs"]
     assert {"--array=0-3", f"--output={tmp_path}/run/jobs/pairs-%A_%a.log"} < options(pairs)  # four shards
     assert words_of(pairs).startswith("srun --kill-on-bad-exit=0 --wait=0 --cpus-per-task=6 --gpus-per-task=1 ")
-    assert "scontrol requeue ${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID\n" in pairs
+    assert 'scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" ||' in pairs
 
 
 def test_a_script_runs_the_stage_s_own_command(submitted, tmp_path):
     program = Path(sys.executable).with_name("instaflow")
     begin = str(program) if program.exists() else f"{sys.executable} -m cli"
     end = f"{tmp_path}/run/jobs/experiment.yaml --stage"
-    assert words_of(submitted()["2rf"]).endswith(f"--wait=60 --cpus-per-task=6 {begin} reflow {end} 2rf")
+    assert words_of(submitted()["2rf"]).endswith(f"--wait=60 --cpus-per-task=6 {begin} reflow {end} 2rf || code=$?")
 
 
 def test_lines_modules_and_variables_come_before_the_command_in_this_order(submitted):
     script = submitted(
-        cluster="cluster: {lines: ['#SBATCH --constraint=a100', ulimit -n 4096], modules: [cuda, gcc/12],"
+        cluster="cluster: {lines: [ulimit -n 4096, '#SBATCH --constraint=a100'], modules: [cuda, gcc/12],"
         " environment: {HF_HOME: /data/it's, EMPTY: ''}}"
     )["teacher"]
-    said = "#SBATCH --constraint=a100\nulimit -n 4096\nmodule load cuda gcc/12\n"
-    assert f"{said}export HF_HOME='/data/it'\"'\"'s'\nexport EMPTY=''\n\n" in script
-    assert script.index("#SBATCH --requeue") < script.index(said) < script.index("srun ")
+    said = "ulimit -n 4096\nmodule load cuda gcc/12 || exit 1\nexport HF_HOME='/data/it'\"'\"'s'\nexport EMPTY=''\n"
+    assert script.index("starts on") < script.index(said) < script.index("\nsrun ")
+    assert "#SBATCH --requeue\n#SBATCH --constraint=a100\n\n" in script  # Slurm reads none below a command
 
 
 @pytest.mark.parametrize(
@@ -124,21 +125,75 @@ def test_the_shell_reads_every_script(submitted):
         assert subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True).stderr == ""
 
 
-@pytest.mark.parametrize(("code", "again"), [(0, False), (1, False), (75, True), (138, True), (143, False)])
-def test_a_job_that_was_told_to_stop_queues_itself_again(submitted, tmp_path, code, again):
-    """With stand-ins for Slurm's two commands, which a script calls on its node."""
+@pytest.fixture
+def turn(tmp_path):
+    """One turn of a script, with stand-ins for Slurm's two commands, which a script calls on its node."""
     (tmp_path / "bin").mkdir()
-    for name, does in {"srun": f"exit {code}", "scontrol": 'echo "scontrol $@"'}.items():
-        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{does}\n")
-        (tmp_path / "bin" / name).chmod(0o755)
-    variables = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1"}
-    done = subprocess.run(["bash"], input=submitted()["2rf"], text=True, capture_output=True, env=variables)
-    assert done.returncode == code
-    assert done.stdout.splitlines() == [
+    (tmp_path / "run" / "jobs").mkdir(parents=True)
+
+    def run(script: str, srun: str, scontrol: str = 'echo "scontrol $@"') -> tuple[int, list[str], Turn]:
+        for name, does in {"srun": srun, "scontrol": scontrol}.items():
+            (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{does}\n")
+            (tmp_path / "bin" / name).chmod(0o755)
+        variables = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1"}
+        variables |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0"}
+        log = tmp_path / "run" / "jobs" / f"{'pairs-7_0' if '--array' in script else '2rf-7'}.log"
+        before = log.read_text() if log.exists() else ""
+        with open(log, "a") as file:
+            done = subprocess.run(["bash"], input=script, text=True, stdout=file, stderr=file, env=variables)
+        return done.returncode, log.read_text().removeprefix(before).splitlines(), turn_of(log)
+
+    return run
+
+
+@pytest.mark.parametrize("lines", ["[]", "[set -euo pipefail]"])
+@pytest.mark.parametrize(("code", "again"), [(0, False), (1, False), (75, True), (138, True), (143, False)])
+def test_a_job_that_was_told_to_stop_queues_itself_again(submitted, turn, code, again, lines):
+    found, said, _ = turn(submitted(cluster=f"cluster: {{lines: {lines}}}")["2rf"], f"exit {code}")
+    assert found == code
+    told = [line.partition("; what it has kept: ")[0] for line in said]
+    assert told == [
         "Job 7 starts on n1",
+        *(["This job is queued again, and goes on by itself"] if again else []),
         f"Job 7 ends with exit code {code}",
         *(["scontrol requeue 7"] if again else []),
     ]
+
+
+def test_a_job_that_slurm_does_not_queue_again_fails_and_says_so(submitted, turn):
+    code, _, found = turn(submitted()["2rf"], "exit 75", "echo 'slurm_requeue error: Access denied'; exit 1")
+    assert code == 1 and found.exit_code == 1
+    assert found.reason == "Slurm did not queue this job again: submit what is not done anew"
+
+
+@pytest.mark.parametrize(
+    ("stage", "change"), [("2rf", []), ("pairs", ["--set", "stages.pairs.records_per_shard=2"])], ids=["alone", "array"]
+)
+def test_a_job_whose_turns_keep_nothing_fails_after_some(submitted, turn, tmp_path, stage, change):
+    script = submitted(*change)[stage]
+    kept = {"2rf": "checkpoints/{}/state.json", "pairs": "shards/{}.json"}[stage]
+    make = f"mkdir -p {tmp_path}/run/{stage}/$(dirname {kept}); touch {tmp_path}/run/{stage}/{kept}; exit 75"
+    codes = [turn(script, make.format(place, place))[0] for place in range(5)]
+    codes += [turn(script, "exit 75")[0] for _ in range(2)]
+    assert codes == [75] * 7
+    code, said, found = turn(script, "exit 75")
+    assert code == 1 and found.exit_code == 1 and not any("scontrol" in line for line in said)
+    assert found.reason == "3 turns of this job in a row kept nothing: each is too short"
+    hint = {"2rf": "or a shorter notice", "pairs": "or make the stage anew with a smaller records_per_shard"}[stage]
+    assert f"Hint: Ask for a longer time, {hint}" in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "reason"),
+    [
+        ("lines: [source /absent.sh || exit 3]", 3, "/absent.sh: No such file or directory"),
+        ("lines: [set -e, source /absent.sh]", 1, "/absent.sh: No such file or directory"),
+        ("modules: [cuda]", 1, "module: command not found"),
+    ],
+)
+def test_a_job_that_ends_before_its_command_tells_why(submitted, turn, settings, code, reason):
+    found, _, told = turn(submitted(cluster=f"cluster: {{{settings}}}")["2rf"], "echo ran")
+    assert found == code and told.exit_code == code and told.reason.endswith(reason)
 
 
 def test_what_is_done_is_left_out(submitted, typed, tmp_path):
