@@ -307,13 +307,16 @@ def rehearse(config: str, overrides: tuple[str, ...], run_dir: str | None) -> No
     "--profile", metavar="FILE", help="A YAML file with settings of the cluster; those of CONFIG come before them."
 )
 @click.option("--dry-run", is_flag=True, help="Print the scripts, and submit and write nothing.")
-def submit(config: str, overrides: tuple[str, ...], run_dir: str | None, profile: str | None, dry_run: bool) -> None:
+@click.option("--write", is_flag=True, help="Write the scripts to RUN/jobs, to be submitted by hand, and submit none.")
+def submit(
+    config: str, overrides: tuple[str, ...], run_dir: str | None, profile: str | None, dry_run: bool, write: bool
+) -> None:
     """Submit an experiment to a Slurm cluster, a job a stage.
 
     Each comes after those it builds on. What jobs ask for is said in the experiment's section `cluster`, or in a
     profile of the same form. Couple stages may be arrays; a stage that a time limit or a preemption stops is saved, and
-    its job queued again. Stages that are done are left out. The scripts are kept in RUN/jobs. `instaflow run` is the
-    same chain on this machine.
+    its job queued again. Stages that are done are left out. The scripts are kept in RUN/jobs; one that was edited
+    there is submitted as it stands. `instaflow run` is the same chain on this machine.
 
     \b
         instaflow submit digits --dry-run
@@ -324,7 +327,7 @@ def submit(config: str, overrides: tuple[str, ...], run_dir: str | None, profile
     experiment = load_experiment(config, overrides, run_dir)
     from pipelines.submit import run as submit_all
 
-    submit_all(experiment, profile, dry_run=dry_run)
+    submit_all(experiment, profile, dry_run=dry_run, write=write)
 
 
 @cli.command()

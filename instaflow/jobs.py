@@ -32,7 +32,7 @@ class Submitted:
     after: list[str]
     """The stages that it builds on."""
     job: str | None = None
-    """Its job's number; None if it was done before."""
+    """Its job's number; None if it was done before, or is to be submitted by hand."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,11 @@ def read_jobs(folder: Path) -> dict[str, Submitted]:
     return {name: Submitted(**entry) for name, entry in read_json(file).items()} if file.is_file() else {}
 
 
-def latest(folder: Path, name: str, job: str) -> str:
+def latest(folder: Path, name: str, job: str | None) -> str | None:
     """The number of a stage's last job: the one that was submitted, or, by its log, one submitted by hand later."""
     logs = (re.fullmatch(rf"{re.escape(name)}-(\d+)(_\d+)?\.log", path.name) for path in folder.iterdir())
-    return str(max([int(job), *(int(log[1]) for log in logs if log)]))
+    numbers = [int(log[1]) for log in logs if log] + ([int(job)] if job else [])
+    return str(max(numbers)) if numbers else None
 
 
 def turns(folder: Path, name: str, job: str) -> list[Turn]:

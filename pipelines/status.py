@@ -72,7 +72,7 @@ def run(run: Path) -> tuple[list[str], int]:
 def standing(run: Path, name: str, entry: Submitted | None, before: Mapping[str, Standing]) -> Standing:
     """Where one stage stands; `before` holds those that it builds on."""
     folder = run / name
-    job = latest(run / FOLDER, name, entry.job) if entry and entry.job else None
+    job = latest(run / FOLDER, name, entry.job) if entry else None
     if (folder / "done.json").is_file():
         return Standing(name, "done", f"in {duration(read_done(folder)['seconds'])}", job=job)
     state, reason, hint = state_of(run, name, job)

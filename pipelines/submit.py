@@ -4,35 +4,36 @@ RUN/jobs/experiment.yaml   the experiment with every default, as the jobs run it
 RUN/jobs/STAGE.sh          the stage's script, which a person may edit and submit by hand
 RUN/jobs/STAGE-JOB.log     what its job printed; of an array's jobs STAGE-JOB_TASK.log
 RUN/jobs/jobs.json         the stages in order, with the numbers of their jobs
+RUN/jobs/written.json      the scripts' hashes as they were written: another one was edited, and stays
 """
 
 import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from instaflow.cluster import Cluster, resources_of, seconds_of
 from instaflow.config import Experiment, load_profile
 from instaflow.errors import ConfigError, InstaFlowError
-from instaflow.files import write_file
+from instaflow.files import sha256_of, write_file, write_json
 from instaflow.jobs import FOLDER, Submitted, write_jobs
 from instaflow.plurals import counted
-from instaflow.rundir import locked, stage_folders
+from instaflow.rundir import locked, read_json, stage_folders
 from instaflow.sections import share_of
 from instaflow.stages import TrainingStage
 from pipelines.batch_scripts import Job, script
 from pipelines.experiment import check_files
 
-LINGER = 60  # seconds that the tasks of a training have to end when the first one has, in failure too
 
+def run(experiment: Experiment, profile: str | None, *, dry_run: bool, write: bool) -> None:
+    """Submit the stages that are not done, or only print their scripts, or only write them.
 
-def run(experiment: Experiment, profile: str | None, *, dry_run: bool) -> None:
-    """Submit the stages that are not done, or only print their scripts.
-
-    Raises InstaFlowError where one can't run so, Slurm refuses, or jobs of an earlier submission are live.
+    Raises InstaFlowError where one can't run so, Slurm refuses, or the run is worked on: by jobs of an earlier
+    submission, or by a command.
     """
     layers = [*([load_profile(profile, experiment.stages)] if profile else []), experiment.cluster]
     jobs = jobs_of(experiment, layers)
@@ -45,16 +46,49 @@ def run(experiment: Experiment, profile: str | None, *, dry_run: bool) -> None:
         for path, text in scripts.items():
             print(f"# --- {path}\n{text}")
     elif jobs:
-        if shutil.which("sbatch") is None:
+        has_slurm = shutil.which("sbatch") is not None
+        if not (has_slurm or write):
             hint = "Type this where jobs are submitted to the cluster; `instaflow run` runs all stages here"
             raise InstaFlowError("There is no Slurm here: no program 'sbatch'", hint)
-        with locked(folder):
-            refuse_beside_live_jobs(folder)
+        with alone(folder):
+            if has_slurm:
+                refuse_beside_live_jobs(folder)
+            refuse_beside_live_commands(jobs)
             saved = replace(experiment, cluster=Cluster(), run=str(folder.parent))
             write_file(folder / "experiment.yaml", saved.resolved())
-            for path, text in scripts.items():
-                write_file(path, text)
-            submit(experiment, jobs, folder)
+            write_scripts(folder, scripts)
+            if write:
+                write_jobs(folder, {name: Submitted(experiment.stage_parents(name)) for name in experiment.stages})
+                print(f"Written, and not submitted: {', '.join(map(str, scripts))}; each says how it is, by hand")
+            else:
+                submit(experiment, jobs, folder)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Let no other command submit this run meanwhile. Raises InstaFlowError where one does."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder))
+        except InstaFlowError as error:
+            _, _, holder = error.message.rpartition(" by ")
+            said = f"'{folder.parent}' is being submitted by {holder}"
+            raise InstaFlowError(said, "Wait for it; `instaflow status` tells then what was submitted") from error
+        yield
+
+
+def write_scripts(folder: Path, scripts: dict[Path, str]) -> None:
+    """Write the scripts, but for those that a person has changed since they were written."""
+    file = folder / "written.json"
+    written = read_json(file) if file.is_file() else {}
+    for path, text in scripts.items():
+        is_edited = path.is_file() and written.get(path.name) != sha256_of(path)
+        if is_edited and path.read_text(encoding="utf-8") != text:
+            print(f"Kept, for it was edited: {path}; to have it written anew, delete it")
+        else:
+            write_file(path, text)
+            written[path.name] = sha256_of(path)
+    write_json(file, written)
 
 
 def jobs_of(experiment: Experiment, layers: Sequence[Cluster]) -> dict[str, Job]:
@@ -127,6 +161,14 @@ def refuse_beside_live_jobs(folder: Path) -> None:
             f"'{folder.parent}' was submitted before, and has live jobs: {'; '.join(told)}",
             f"Wait for them, or cancel them: scancel {' '.join(live)}",
         )
+
+
+def refuse_beside_live_commands(jobs: dict[str, Job]) -> None:
+    """Raises InstaFlowError if a command works on a stage that is to be submitted, and says which."""
+    for job in jobs.values():
+        if (job.stage.folder / ".lock").is_file():
+            with locked(job.stage.folder):
+                pass
 
 
 def how_many(states: list[str]) -> list[str]:

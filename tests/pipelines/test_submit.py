@@ -1,5 +1,6 @@
 """The scripts of a chain of jobs, where there is no Slurm; tests/pipelines/test_slurm.py runs them on one."""
 
+import os
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from instaflow.config import load_experiment
 from instaflow.jobs import Turn, turn_of
 from instaflow.rundir import locked
 from tests.experiments import folders, mark_done, write
@@ -251,3 +253,62 @@ def test_without_slurm_the_error_names_the_way_that_needs_none(typed, tmp_path, 
     code, _, err = typed("submit", write(tmp_path), "--run-dir", tmp_path / "run", "--set", "cluster.gpus=0")
     assert code == 1 and "There is no Slurm here" in err and "`instaflow run`" in err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """Stand-ins for Slurm's commands, which queue nothing; returns what was submitted: the scripts as they stood."""
+    (tmp_path / "slurm").mkdir()
+    sbatch = f'cat "${{@: -1}}" >> {tmp_path}/submitted; echo 7'
+    for name, does in {"sbatch": sbatch, "squeue": ":"}.items():
+        (tmp_path / "slurm" / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / "slurm" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/slurm:/usr/bin:/bin")
+    return tmp_path / "submitted"
+
+
+def test_scripts_are_written_for_those_who_submit_by_hand(typed, submitted, tmp_path, monkeypatch):
+    scripts = submitted(cluster="")
+    monkeypatch.setenv("PATH", str(tmp_path))  # no Slurm is asked for
+    words = ["submit", write(tmp_path), "--run-dir", tmp_path / "run", "--write"]
+    code, out, err = typed(*words)
+    assert code == 0, err
+    folder = tmp_path / "run" / "jobs"
+    for name, text in scripts.items():
+        assert (folder / f"{name}.sh").read_text().splitlines()[2:] == text.rstrip().splitlines()[2:]
+        assert str(folder / f"{name}.sh") in out
+    assert load_experiment(str(folder / "experiment.yaml")).run == str(tmp_path / "run")
+    assert "pairs    waiting      for 'teacher'" in typed("status", tmp_path / "run")[1]
+    (folder / "teacher-31.log").write_text("Job 31 starts on n1\nError: no room\nJob 31 ends with exit code 1\n")
+    assert "teacher  failed       job 31\n         no room\n" in typed("status", tmp_path / "run")[1]
+
+
+def test_a_script_that_was_edited_stays_and_is_submitted_so(typed, tmp_path, slurm):
+    words = ["submit", write(tmp_path), "--run-dir", tmp_path / "run", "--set", "cluster.gpus=0"]
+    assert typed(*words, "--write")[0] == 0
+    script = tmp_path / "run" / "jobs" / "2rf.sh"
+    script.write_text(script.read_text() + "# mine\n")
+    code, out, err = typed(*words, "--set", "cluster.time=8:00:00")
+    assert code == 0, err
+    assert out.startswith(f"Kept, for it was edited: {script}; to have it written anew, delete it\nteacher: job 7\n")
+    assert slurm.read_text().count("# mine") == 1 and slurm.read_text().count("--time=8:00:00") == 4
+    script.unlink()
+    code, out, _ = typed(*words)
+    assert code == 0 and "Kept" not in out and "# mine" not in script.read_text()
+
+
+def test_a_run_that_a_command_works_on_is_not_submitted(typed, tmp_path, slurm):
+    stages = folders(write(tmp_path), run=tmp_path / "run")
+    words = ["submit", write(tmp_path), "--run-dir", tmp_path / "run"]
+    with locked(stages["pairs"].folder, shared=True):
+        code, _, err = typed(*words)
+    assert code == 1 and not slurm.exists()
+    assert err.startswith(f"Error: Stage 'pairs' in '{tmp_path}/run' is being worked on by process {os.getpid()} on ")
+    assert typed(*words)[0] == 0
+
+
+def test_two_submissions_at_once_are_told_of_one_another(typed, tmp_path, slurm):
+    with locked(tmp_path / "run" / "jobs"):
+        code, _, err = typed("submit", write(tmp_path), "--run-dir", tmp_path / "run")
+    assert code == 1 and not slurm.exists()
+    assert err.startswith(f"Error: '{tmp_path}/run' is being submitted by process {os.getpid()} on ")
