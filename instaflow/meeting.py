@@ -137,8 +137,8 @@ def named(hosts: Sequence[str]) -> str:
 class Meeting:
     """The processes of a launch, each of which has found the first one and can lay down there what all may read.
 
-    Raises InstaFlowError where they don't find one another within `PATIENCE`, which names the ways to mend that; so
-    do its methods.
+    Raises InstaFlowError where they don't find one another within `PATIENCE`, or at once where the first one's name
+    leads to no address, which names the ways to mend that; so do its methods.
     """
 
     def __init__(self, rank: int, size: int) -> None:
@@ -146,7 +146,10 @@ class Meeting:
 
         self.rank, self.size, self.turn = rank, size, 0
         with reaching(rank, size):
-            self.store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+            socket.getaddrinfo(os.environ["MASTER_ADDR"], None)  # which torch tries for minutes, with pages of frames
+            # torch tries twice to reach the first process, for so long each time
+            self.store, _, _ = next(rendezvous("env://", timeout=PATIENCE / 2 if rank else PATIENCE))
+            self.store.set_timeout(PATIENCE)
 
     def gather(self, value: Any) -> list[Any]:
         """Each process's value, of what JSON can hold. Nobody leaves before all have read them: the first one keeps
@@ -180,7 +183,7 @@ def reaching(rank: int, size: int) -> Iterator[None]:
     """Turns what torch raises, where processes don't reach one another, into an InstaFlowError."""
     try:
         yield
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, OSError) as error:
         raise unreached(rank, size, reason_of(error)) from error
 
 

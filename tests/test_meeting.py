@@ -4,6 +4,8 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+from datetime import timedelta
 
 import pytest
 import torch
@@ -104,6 +106,32 @@ def test_two_processes_are_told_what_keeps_them_from_working_together(tmp_path):
         assert "a file system that all nodes share" in hint
     assert good == (["", ""], ["", ""]) and gathered == (["of 0", "of 1"],) * 2
     assert not list((tmp_path / "run").iterdir())
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_first_process_whose_name_leads_nowhere_is_told_at_once(monkeypatch, rank):
+    monkeypatch.setenv("MASTER_ADDR", "no.such.host.invalid")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    monkeypatch.setattr(meeting, "PATIENCE", timedelta(seconds=20))
+    began = time.monotonic()
+    with pytest.raises(
+        InstaFlowError, match=f"Process {rank} of 2, .* is to be at no.such.host.invalid:29500: "
+    ) as told:
+        meeting.Meeting(rank, 2)
+    assert isinstance(told.value.__cause__, socket.gaierror) and "MASTER_ADDR is the first" in told.value.hint
+    assert time.monotonic() - began < 15
+
+
+def test_a_first_process_that_does_not_listen_is_waited_for_as_long_as_is_said(monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", free_ports(1)[0])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(meeting, "PATIENCE", timedelta(seconds=4))
+    began = time.monotonic()
+    with pytest.raises(InstaFlowError, match="Process 1 of 2"):
+        meeting.Meeting(1, 2)
+    assert 3 < time.monotonic() - began < 7
 
 
 @without_gpu
