@@ -8,15 +8,16 @@ RUN/jobs/written.json      the scripts' hashes as they were written: another one
 """
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from instaflow.cluster import Cluster, resources_of, seconds_of
+from instaflow.cluster import TIME, Cluster, resources_of, seconds_of
 from instaflow.config import Experiment, load_profile
 from instaflow.errors import ConfigError, InstaFlowError
 from instaflow.files import sha256_of, write_file, write_json
@@ -62,6 +63,7 @@ def run(experiment: Experiment, profile: str | None, *, dry_run: bool, write: bo
                 print(f"Written, and not submitted: {', '.join(map(str, scripts))}; each says how it is, by hand")
             else:
                 submit(experiment, jobs, folder)
+                warn_of_limits(jobs)
 
 
 @contextmanager
@@ -169,6 +171,26 @@ def refuse_beside_live_commands(jobs: dict[str, Job]) -> None:
         if (job.stage.folder / ".lock").is_file():
             with locked(job.stage.folder):
                 pass
+
+
+def warn_of_limits(jobs: dict[str, Job]) -> None:
+    """Say which jobs would wait for ever: Slurm takes what asks for more than its partition has, nodes that are down
+    included. What a quality of service allows, or a script that was edited, is not known here, so none is refused."""
+    limits, listed = {}, ""
+    with suppress(InstaFlowError):  # what is submitted, is
+        listed = slurm("sinfo", "--noheader", "--format=%P|%l|%D")
+    for line in listed.splitlines():
+        partition, time, count = line.strip().split("|")
+        limits[partition.rstrip("*")] = limits["*" if partition.endswith("*") else partition] = time, int(count)
+    for name, job in jobs.items():
+        time, nodes = limits.get(job.asked.partition or "*", ("infinite", job.asked.nodes))
+        beyond = []
+        if job.asked.nodes > nodes:
+            beyond.append(f"{counted(job.asked.nodes, 'node')}, of which there {'is' if nodes == 1 else 'are'} {nodes}")
+        if job.asked.time and re.fullmatch(TIME, time) and seconds_of(job.asked.time) > seconds_of(time):
+            beyond.append(f"a time of {job.asked.time}, of which {time} is allowed")
+        if beyond:
+            print(f"{name}: asks its partition for {' and '.join(beyond)}; it may wait for ever, as `squeue` will tell")
 
 
 def how_many(states: list[str]) -> list[str]:

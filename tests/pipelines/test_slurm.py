@@ -274,6 +274,7 @@ def test_a_stage_that_fails_stops_those_after_it_and_the_status_tells_why(slurm,
     told = typed(slurm, "status", run, expect=1).splitlines()
     assert told[1].startswith("pairs    failed")
     assert told[2].strip() == f"The file '{prompts}' does not exist"
-    assert told[3].startswith("2rf      waiting      for 'pairs', which failed")
-    assert told[4].startswith("pairs2   waiting      for '2rf'")
+    assert told[3].strip().startswith("Hint: ")
+    assert told[4].startswith("2rf      waiting      for 'pairs', which failed")
+    assert told[5].startswith("pairs2   waiting      for '2rf'")
     assert not (run / "2rf").exists() and not list((run / "jobs").glob("2rf-*.log"))

@@ -260,7 +260,8 @@ def slurm(tmp_path, monkeypatch):
     """Stand-ins for Slurm's commands, which queue nothing; returns what was submitted: the scripts as they stood."""
     (tmp_path / "slurm").mkdir()
     sbatch = f'cat "${{@: -1}}" >> {tmp_path}/submitted; echo 7'
-    for name, does in {"sbatch": sbatch, "squeue": ":"}.items():
+    partitions = "printf 'both*|1:00:00|2\\nlong|infinite|1\\n'"
+    for name, does in {"sbatch": sbatch, "squeue": ":", "sinfo": partitions}.items():
         (tmp_path / "slurm" / name).write_text(f"#!/bin/bash\n{does}\n")
         (tmp_path / "slurm" / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}/slurm:/usr/bin:/bin")
@@ -312,3 +313,24 @@ def test_two_submissions_at_once_are_told_of_one_another(typed, tmp_path, slurm)
         code, _, err = typed("submit", write(tmp_path), "--run-dir", tmp_path / "run")
     assert code == 1 and not slurm.exists()
     assert err.startswith(f"Error: '{tmp_path}/run' is being submitted by process {os.getpid()} on ")
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("{}", ""),
+        ("{nodes: 2, time: 1:00:00}", ""),
+        ("{nodes: 4}", "4 nodes, of which there are 2"),
+        ("{time: 1-00:00:00}", "a time of 1-00:00:00, of which 1:00:00 is allowed"),
+        ("{partition: long, nodes: 2, time: 1-00:00:00}", "2 nodes, of which there is 1"),
+        ("{partition: hidden, nodes: 4, time: 1-00:00:00}", ""),
+    ],
+)
+def test_a_job_that_its_partition_can_never_start_is_told(typed, tmp_path, slurm, asked, told):
+    config = write(
+        tmp_path, f"cluster: {{gpus: 0, stages: {{2rf: {asked}}}}}\n" + Path(write(tmp_path)).read_text(), "c.yaml"
+    )
+    code, out, err = typed("submit", config, "--run-dir", tmp_path / "run")
+    assert code == 0, err
+    warned = f"2rf: asks its partition for {told}; it may wait for ever, as `squeue` will tell\n"
+    assert out.endswith(warned) if told else "for ever" not in out
