@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from instaflow.errors import DataError
 from instaflow.files import write_json
 from instaflow.rundir import read_json
 
@@ -17,6 +18,8 @@ TIMED_OUT = 124
 """What counts as the exit code of a turn that Slurm ended at the time limit, as of one that `timeout` does."""
 AGAIN = (75, 138)
 """Exit codes after which a job is queued again: told to stop, and saved; or told so before it could listen."""
+ESCAPES = r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(\x07|\x1b\\)?"
+"""Colours and titles for a terminal."""
 CHATTER = (
     r"srun: (?!unrecognized|invalid|fatal|error: (Unable|Invalid|Task launch))"
     r"|slurmstepd.*\*\*\*"
@@ -58,14 +61,22 @@ def write_jobs(folder: Path, stages: Mapping[str, Submitted]) -> None:
 def read_jobs(folder: Path) -> dict[str, Submitted]:
     """The stages of the last submission, in order; none where there was none."""
     file = folder / "jobs.json"
-    return {name: Submitted(**entry) for name, entry in read_json(file).items()} if file.is_file() else {}
+    try:
+        return {name: Submitted(**entry) for name, entry in read_json(file).items()} if file.is_file() else {}
+    except TypeError as error:
+        raise DataError(f"'{file}' is damaged: {error}", "Delete it, and submit what is not done anew") from error
 
 
 def latest(folder: Path, name: str, job: str | None) -> str | None:
-    """The number of a stage's last job: the one that was submitted, or, by its log, one submitted by hand later."""
-    logs = (re.fullmatch(rf"{re.escape(name)}-(\d+)(_\d+)?\.log", path.name) for path in folder.iterdir())
-    numbers = [int(log[1]) for log in logs if log] + ([int(job)] if job else [])
-    return str(max(numbers)) if numbers else None
+    """The number of a stage's last job: the one that was submitted, or, by its log, one submitted by hand later.
+
+    Times decide, for Slurm can begin anew with its numbers.
+    """
+    written = {job: (folder / "jobs.json").stat().st_mtime} if job else {}
+    for path in folder.iterdir():
+        if log := re.fullmatch(rf"{re.escape(name)}-(\d+)(_\d+)?\.log", path.name):
+            written[log[1]] = max(written.get(log[1], 0.0), path.stat().st_mtime)
+    return max(written, key=lambda number: written[number], default=None)
 
 
 def turns(folder: Path, name: str, job: str) -> list[Turn]:
@@ -77,7 +88,8 @@ def turns(folder: Path, name: str, job: str) -> list[Turn]:
 def turn_of(log: Path) -> Turn:
     with open(log, "rb") as file:
         file.seek(max(0, log.stat().st_size - TAIL))
-        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+        text = re.sub(ESCAPES, "", file.read().decode(errors="replace"))
+    lines = ["".join(filter(str.isprintable, line)).strip() for line in text.splitlines()]
     start = re.compile(STARTS.format(r"\d+", ".*"))
     starts = [place for place, line in enumerate(lines) if start.fullmatch(line)]
     exit_code, stopped, said = None, "", []

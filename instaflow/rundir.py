@@ -301,7 +301,9 @@ def append_stats(file: Path, figures: Mapping[str, Any]) -> None:
 def read_json(file: Path) -> dict[str, Any]:
     """One of a stage's own files. Raises DataError if it is damaged."""
     try:
-        value: dict[str, Any] = json.loads(file.read_bytes())
+        value = json.loads(file.read_bytes())
+        if not isinstance(value, dict):
+            raise ValueError("it holds no JSON object")
     except ValueError as error:
         raise DataError(f"'{file}' is damaged: {error}", f"Delete '{file.parent}' to make the stage anew") from error
     return value

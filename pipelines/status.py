@@ -11,7 +11,7 @@ from typing import Any
 from instaflow.config import parse_stage
 from instaflow.couplings.manifest import read_manifest
 from instaflow.couplings.shards import shards_to_make, sidecar_path
-from instaflow.errors import DataError, InstaFlowError
+from instaflow.errors import DataError, InstaFlowError, reason_of
 from instaflow.jobs import AGAIN, FOLDER, Submitted, latest, read_jobs, turns
 from instaflow.plurals import counted
 from instaflow.rundir import read_done, read_json, read_stats
@@ -42,7 +42,7 @@ class Standing:
 
     name: str
     state: str
-    """done, running, waiting, interrupted, cancelled, failed, or unfinished: what is left belongs to other commands."""
+    """done, running, waiting, interrupted, cancelled, failed, damaged, or unfinished: others make what is left."""
     words: str
     reason: str = ""
     hint: str = ""
@@ -58,7 +58,13 @@ def run(run: Path) -> tuple[list[str], int]:
         raise DataError(f"'{run}' holds no stage of a run", "Give the folder that an experiment's `run` names")
     found: dict[str, Standing] = {}
     for name, entry in {**others, **submitted}.items():
-        found[name] = standing(run, name, entry, found)
+        try:
+            found[name] = standing(run, name, entry, found)
+        except InstaFlowError as error:
+            found[name] = Standing(name, "damaged", "", error.message, error.hint)
+        except (LookupError, TypeError, ValueError, AttributeError, OSError) as error:
+            reason = f"Its files don't hold what they should: {type(error).__name__} {reason_of(error)}"
+            found[name] = Standing(name, "damaged", "", reason, f"Delete '{run / name}' to make the stage anew")
     width = max(map(len, found))
     lines = []
     for one in found.values():
@@ -66,7 +72,7 @@ def run(run: Path) -> tuple[list[str], int]:
         lines.append(f"{one.name:<{width}}  {one.state:<11}  {'; '.join(filter(None, [one.words, job]))}".rstrip())
         lines += [f"{'':<{width}}  {told}" for told in (one.reason, one.hint and f"Hint: {one.hint}") if told]
     states = {one.state for one in found.values()}
-    return lines, 1 if "failed" in states else 0 if states == {"done"} else 75
+    return lines, 1 if states & {"failed", "damaged"} else 0 if states == {"done"} else 75
 
 
 def standing(run: Path, name: str, entry: Submitted | None, before: Mapping[str, Standing]) -> Standing:
@@ -105,7 +111,8 @@ def state_of(run: Path, name: str, job: str | None) -> tuple[str, str, str]:
         known = changed > (run / FOLDER / "jobs.json").stat().st_mtime
         return (state, reason, "") if known else ("waiting", "", "")
     ended = {turn.stopped for turn in last} & BROKEN.keys()  # for good, by Slurm; the stage may save a moment later
-    if changed > max(turn.written for turn in last) and not (state == "interrupted" and ended):
+    beside = len(last) > 1 and any(turn.exit_code is None and not turn.stopped for turn in last)  # its array's others
+    if changed > max(turn.written for turn in last) and not (beside or (state == "interrupted" and ended)):
         return state, reason, ""
     failed = [turn for turn in last if turn.exit_code not in (None, 0, *AGAIN)]
     if failed:
@@ -127,7 +134,8 @@ def told(work: Work, state: str, folder: Path) -> str:
         if work.rate:
             words.append(f"{work.rate:,.{1 if work.rate < 10 else 0}f}/s")
             words.append(f"{duration((work.total - work.done) / work.rate)} left")
-        silent = time.time() - max(work.written, (folder / "state.json").stat().st_mtime)
+        sign = next(file for name in ("state", "stage") if (file := folder / f"{name}.json").is_file())
+        silent = time.time() - max(work.written, sign.stat().st_mtime)
         if silent > SILENT:
             words.append(f"nothing written for {duration(silent)}")
     return ", ".join(words)
@@ -137,8 +145,9 @@ def work_of(folder: Path) -> Work | None:
     """How much of a stage that has begun is made; None where its files don't tell."""
     if not (folder / "stage.json").is_file():
         return None
+    begun = read_json(folder / "stage.json")["settings"]
     with suppress(InstaFlowError):  # of a stage that another version began
-        settings: Any = parse_stage(folder.name, read_json(folder / "stage.json")["settings"])
+        settings: Any = parse_stage(folder.name, begun)
         if isinstance(settings, CoupleStage):
             return couplings_made(folder)
         if isinstance(settings, EvaluateStage):

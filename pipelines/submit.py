@@ -130,10 +130,12 @@ def submit(experiment: Experiment, jobs: dict[str, Job], folder: Path) -> None:
         after = [f"--dependency=afterok:{':'.join(parents)}"] if parents else []
         try:
             said = slurm("sbatch", "--parsable", *after, str(folder / f"{name}.sh"))
-        except InstaFlowError as error:
+        except (InstaFlowError, KeyboardInterrupt) as error:
             if numbers := [entry.job for entry in submitted.values() if entry.job]:
                 slurm("scancel", *numbers)
                 (folder / "jobs.json").unlink()
+            if isinstance(error, KeyboardInterrupt):
+                raise
             error.message = f"Stage '{name}' was not submitted: {error.message}"
             error.hint = "No stage is: change what the experiment's `cluster` or the profile asks for"
             if "(gres)" in error.message:

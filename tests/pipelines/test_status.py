@@ -225,7 +225,16 @@ def test_of_an_array_one_job_s_failure_counts_whatever_the_others_say(stages, li
     (folder / "pairs-12_0.log").write_text(end.format(14, "Error: no room", 14, 1))
     (folder / "pairs-12_1.log").write_text(end.format(12, "made", 12, 0))
     (folder / "pairs-1_2.log").write_text(end.format(1, "Error: of an earlier submission", 1, 1))
+    grow_old(folder / "pairs-1_2.log", 60)
     assert lines(1)["pairs"] == "failed job 12 | no room"
+    (folder / "pairs-12_2.log").write_text("Job 16 starts on n2\n")
+    for log in folder.glob("pairs-12*"):
+        grow_old(log, 5)
+    begin(stages["pairs"])  # by the one that has just come
+    assert lines(1)["pairs"] == "failed job 12 | no room"
+    (folder / "pairs-12_2.log").unlink()
+    begin(stages["pairs"], "unfinished")
+    grow_old(stages["pairs"].folder / "state.json", 5)
     (folder / "pairs-12_0.log").write_text("Job 15 starts on n2\n")  # in its second turn
     assert lines(75)["pairs"] == "running job 12"
 
@@ -243,7 +252,52 @@ def test_a_new_submission_forgets_the_failure_before(stages, lines):
     grow_old(stages["teacher"].folder / "state.json", 5)
     folder = submit(stages, teacher="21")
     (folder / "teacher-11.log").write_text(LOG.format("Error: x", code=1))
+    grow_old(folder / "teacher-11.log", 5)
     assert lines(75)["teacher"] == "waiting for its turn; job 21"
+    (folder / "teacher-11.log").rename(folder / "teacher-900.log")  # of a Slurm that counts anew since
+    assert lines(75)["teacher"] == "waiting for its turn; job 21"
+
+
+def test_what_a_log_says_to_a_terminal_is_left_out(stages, lines):
+    folder = submit(stages, teacher="11")
+    coloured = "\x1b]0;title\x07\x1b[1;31mError:\x1b[0m no \x07room"
+    (folder / "teacher-11.log").write_text(LOG.format(coloured, code=1))
+    assert lines(1)["teacher"] == "failed job 11 | no room"
+
+
+@pytest.mark.parametrize("name", ["stage.json", "state.json", "done.json"])
+@pytest.mark.parametrize("content", ["", "{}", "null", "[]", "5"])
+def test_a_stage_s_file_that_is_damaged_is_told(stages, lines, name, content):
+    begin(stages["teacher"])
+    begin(stages["pairs"])
+    (stages["teacher"].folder / name).write_text(content)
+    found = lines(1)
+    assert found["teacher"].startswith("damaged | ") and "Hint: Delete '" in found["teacher"]
+    assert found["pairs"].startswith("running")
+
+
+@pytest.mark.parametrize(
+    "line", ["5", "null", '{"samples_seen": 4}', '{"samples_seen": "x", "job": "j", "seconds": 1}']
+)
+def test_a_line_of_figures_that_is_none_is_told(stages, lines, line):
+    begin(stages["teacher"])
+    (stages["teacher"].folder / "stats.jsonl").write_text(line + "\n")
+    assert lines(1)["teacher"].startswith("damaged | Its files don't hold what they should")
+
+
+def test_a_stage_that_was_killed_as_it_began_is_told(stages, lines):
+    folder = submit(stages, teacher="11")
+    begin(stages["teacher"])
+    (stages["teacher"].folder / "state.json").unlink()
+    (folder / "teacher-11.log").write_text("Job 11 starts on n1\n")
+    assert lines(75)["teacher"] == "running 0 of 16 samples; job 11"
+
+
+@pytest.mark.parametrize("content", ["[]", '{"teacher": 5}', '{"teacher": {"after": [], "of": 1}}', "{"])
+def test_a_list_of_jobs_that_is_damaged_is_an_error(stages, typed, tmp_path, content):
+    (submit(stages, teacher="11") / "jobs.json").write_text(content)
+    code, _, err = typed("status", tmp_path / "run")
+    assert code == 1 and "jobs.json' is damaged" in err and "Hint: Delete" in err
 
 
 def test_a_folder_that_is_no_run_is_an_error(typed, tmp_path):

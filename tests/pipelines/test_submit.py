@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from instaflow.config import load_experiment
+from instaflow.errors import InstaFlowError
 from instaflow.jobs import Turn, turn_of
 from instaflow.rundir import locked
+from pipelines import submit
 from tests.experiments import folders, mark_done, write
 
 CLUSTER = """
