@@ -399,6 +399,34 @@ def test_noise_between_steps_couples_nothing(config, done, tmp_path):
         run_one(load_experiment(str(tmp_path / "pairs.yaml"), run=str(tmp_path / "run")), "pairs", StopAt())
 
 
+def test_noise_between_steps_leaves_no_path_to_be_measured(config, done, tmp_path):
+    """Of such a student there is no S(Z), and none is planned; it is the same in a folder."""
+    report = """
+  report:
+    {kind: evaluate, protocol: digits, models: [{model: TEACHER, num_steps: [3]}, {model: four, num_steps: [4]}],
+     reference: {model: TEACHER, num_steps: 3}, num_samples: 8, straightness_samples: 4, straightness_steps: 5}
+"""
+    teacher = load_experiment(config).stages["whole"].teacher
+    (tmp_path / "few.yaml").write_text(Path(config).read_text() + report.replace("TEACHER", teacher))
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "four").symlink_to(done / "four")
+    experiment = load_experiment(str(tmp_path / "few.yaml"), run=str(run))
+    run_one(experiment, "report", StopAt())
+    found = json.loads((run / "report" / "report.json").read_text())
+    bends = {row["model"]: row["straightness_relative"] for row in found["rows"]}
+    assert bends[teacher] > 0 and bends["four"] is None
+    assert [one["model"] for one in found["straightness_profiles"]] == [teacher]
+    assert len(list((run / "report" / "observed").glob("*-paths"))) == 1
+
+    in_folder = load_experiment(str(tmp_path / "few.yaml"), [f"stages.report.models.1.model={done / 'four' / 'model'}"])
+    flops = Plan(experiment, gpus=1).architecture("four").flops()
+    calls = 2 * (8 * 3 + 4 * 5) + 8 * 4  # the teacher's are guided
+    for planned in (experiment, in_folder):
+        cost = Plan(planned, gpus=1).cost_of("report")
+        assert cost.flops == calls * flops["unet"] + 16 * (flops["text"] + flops["decode"])
+
+
 @pytest.mark.parametrize(
     ("parts", "warned"),
     [
