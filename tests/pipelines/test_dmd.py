@@ -696,8 +696,10 @@ def test_a_student_is_no_teacher(config, done, tmp_path):
 def test_a_teacher_s_latents_are_the_generator_s(config, done, tmp_path):
     other = write_edm(tmp_path / "larger", size=16)
     stage = folders(config, f"stages.pixels.teacher={other}", run=done)["pixels"]
-    with pytest.raises(ConfigError, match=r"larger' makes latents of shape \(3, 16, 16\), '.*edm' \(3, 8, 8\)"):
+    words = r"larger' makes latents of shape \(3, 16, 16\), '.*edm' \(3, 8, 8\)"
+    with pytest.raises(ConfigError, match=words) as caught:
         dmd.open_parts(stage)
+    assert caught.value.hint == "Let init be the teacher, or a student of it"
 
 
 def test_a_discriminator_wants_a_bottleneck(config, done, tmp_path):
