@@ -299,6 +299,7 @@ class Plan:
             disk=2 * model_bytes(parameters) + num_checkpoints(stage, stage.phases) * checkpoint_bytes(stage, both),
             while_saving=checkpoint_bytes(stage, both),
             memory=replace(memory, buckets=2 * memory.buckets),  # each network has its own
+            critic=True,
             half=bfloat16,
         )
 

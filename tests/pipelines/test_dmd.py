@@ -24,6 +24,7 @@ from instaflow.training.perceptual import PerceptualDistance, load_network, writ
 from pipelines import dmd
 from pipelines.experiment import run_all, run_one
 from pipelines.plan import Plan
+from pipelines.plan import run as planned
 from pipelines.rehearse import rehearsal_of
 from pipelines.sample import run as sample
 from pipelines.sample_request import Request, wanted_by
@@ -422,8 +423,8 @@ def test_noise_between_steps_leaves_no_path_to_be_measured(config, done, tmp_pat
     in_folder = load_experiment(str(tmp_path / "few.yaml"), [f"stages.report.models.1.model={done / 'four' / 'model'}"])
     flops = Plan(experiment, gpus=1).architecture("four").flops()
     calls = 2 * (8 * 3 + 4 * 5) + 8 * 4  # the teacher's are guided
-    for planned in (experiment, in_folder):
-        cost = Plan(planned, gpus=1).cost_of("report")
+    for one in (experiment, in_folder):
+        cost = Plan(one, gpus=1).cost_of("report")
         assert cost.flops == calls * flops["unet"] + 16 * (flops["text"] + flops["decode"])
 
 
@@ -615,6 +616,7 @@ def test_the_plan_counts_both_networks(config, done):
     assert cost.memory.weights == 4 * (2 * parameters["unet"] + discriminator)
     assert cost.memory.frozen == 4 * sum(parameters.values())
     assert (cost.samples, cost.paper_days, plan.guidance("whole"), plan.is_flow("whole")) == (16, None, 1.0, True)
+    assert "are those of two networks" in "\n".join(planned(load_experiment(config), gpus=1, utilization=None))
     four = plan.cost_of("four")
     assert four.flops == 8 * ((3 + 1.5 + 2 + 1 + 1.5 + 3) * flops["unet"] + 3 * flops["text"])
     held = sum(file.stat().st_size for file in (done / "whole").rglob("*.safetensors"))
