@@ -20,7 +20,7 @@ from instaflow.files import is_utf8
 from instaflow.methods import KINDS, METHODS, TEACHERS, DmdStage
 from instaflow.places import check_file, is_hub_name, is_to_import
 from instaflow.sections import DIGITS, Section
-from instaflow.stages import CoupleStage, EdmTeacherStage, EvaluateStage, ReflowStage, Stage
+from instaflow.stages import CoupleStage, EdmTeacherStage, EvaluateStage, ReflowStage, Stage, TeacherStage
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 RESERVED = ("evaluate", "sample")
@@ -308,6 +308,8 @@ def describe(error: ValidationError, where: str) -> str:
         rule = finding["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("List ")
         rule = rule.removeprefix("String ")
         rule = rule.partition(" after validation")[0]
+        if finding["type"] == "model_type":
+            rule = f"must be a mapping of settings, such as {example_of(finding['ctx']['class_name'])}"
         if finding["type"] == "missing":
             lines.append(f"'{path}' is missing")
         elif finding["type"] == "value_error":
@@ -319,6 +321,15 @@ def describe(error: ValidationError, where: str) -> str:
             quotes = " (put it in quotes)" if finding["type"] == "string_type" and scalar else ""
             lines.append(f"'{path}' {rule}, not {finding['input']!r}{quotes}")
     return "\n       ".join(dict.fromkeys(lines))
+
+
+def example_of(name: str) -> str:
+    """The keys that a section asks for, or its first, as one would write it."""
+    waiting: list[type[Section]] = [Section]
+    while (schema := waiting.pop()).__name__ != name:
+        waiting += schema.__subclasses__()
+    asked = [key for key, entry in schema.model_fields.items() if entry.is_required()]
+    return f"{{{', '.join(f'{key}: ...' for key in asked or list(schema.model_fields)[:1])}}}"
 
 
 def locate_sources(stage: Stage, folder: Path) -> Stage:
@@ -355,9 +366,11 @@ def check_parents(name: str, stage: Stage, stages: dict[str, Stage]) -> None:
             serving = [other for other, found in stages.items() if found.serves(wanted) and other != name]
             givers = ", ".join(other for other in serving if not isinstance(stages[other], refused))
             if not stages[parent].serves(wanted):
+                hint = f"Stages that do: {givers}" if givers else ""
+                if wanted == "perceptual network" and isinstance(stages[parent], TeacherStage):
+                    hint = f"'{parent}' trains one where it has perceptual_phases"
                 raise ConfigError(
-                    f"'{where}' needs a stage that gives {article(wanted)}, and '{parent}' gives none",
-                    f"Stages that do: {givers}" if givers else "",
+                    f"'{where}' needs a stage that gives {article(wanted)}, and '{parent}' gives none", hint
                 )
             if isinstance(stages[parent], refused):
                 raise ConfigError(

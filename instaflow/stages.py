@@ -119,7 +119,7 @@ class TrainingStage(Stage):
     """The precision that the network computes in while it trains, by default float32 as its weights always are."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """What is sharded over the processes: nothing, AdamW's state and the average (1), gradients too (2), weights too
-    (3). It saves memory and changes no result beyond rounding."""
+    (3, which is not for method dmd). It saves memory and changes no result beyond rounding."""
     offload_optimizer: bool = False
     """Keep AdamW's state and the average in the CPU's memory and step there: less of a GPU's memory, more time."""
     checkpoint_every: PositiveInt = 65536

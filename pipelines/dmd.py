@@ -109,7 +109,8 @@ def open_parts(stage: StageFolder) -> Parts:
     if teacher.latent_shape != model.latent_shape:
         raise ConfigError(
             f"Stage '{stage.name}': the teacher '{settings.teacher}' makes latents of shape {teacher.latent_shape}, "
-            f"'{settings.init}' {model.latent_shape}"
+            f"'{settings.init}' {model.latent_shape}",
+            "Let init be the teacher, or a student of it",
         )
     if settings.num_steps > 1 and not isinstance(model.view(), EpsilonView):
         kind = "an EDM" if isinstance(model.view(), EdmView) else "a velocity flow"

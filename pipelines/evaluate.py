@@ -31,6 +31,7 @@ from instaflow.flow.straightness import straightness
 from instaflow.interruption import Stop
 from instaflow.models.device import device
 from instaflow.models.loading import load_model
+from instaflow.models.samplers import NOISY
 from instaflow.rundir import StageFolder
 from instaflow.sections import EvaluatedModel
 from instaflow.world import hardware, world
@@ -217,7 +218,7 @@ def subjects_of(stage: StageFolder, protocol: Judging, seen: list[Seen], looks: 
             for num_steps in entry.num_steps:
                 card = replace(guided, num_steps=num_steps)
                 images = Observations(folder / f"{card.key()}-{compared}", settings.count, settings.batch)
-                curved = num_steps > 1 and num_steps == max(entry.num_steps)
+                curved = num_steps > 1 and num_steps == max(entry.num_steps) and model.sampler != NOISY
                 subjects.append(Subject(entry=entry, card=card, images=images, paths=paths if curved else None))
     return subjects
 

@@ -41,7 +41,7 @@ class Subject:
     card: Card
     images: Observations
     paths: Observations | None
-    """Of a model that is sampled in several steps, once for each guidance scale."""
+    """Of a model that follows a path in several steps, once for each guidance scale."""
     load: Callable[[torch.dtype], Model] | None = None
     """Makes the model in a precision, where its weights lie in no folder of one."""
     gaps: Observations | None = None

@@ -37,6 +37,7 @@ from instaflow.methods import DistillStage, DmdStage, ProgressiveStage
 from instaflow.models.architecture import Architecture, backward_memory, flops_of, num_parameters, read_config
 from instaflow.models.families import SD1, architecture_of
 from instaflow.models.loading import DTYPES
+from instaflow.models.samplers import NOISY
 from instaflow.sections import BACKBONES, PERCEPTUAL_LOSSES, FlowPhase, Phase, check_crop, share_of
 from instaflow.stages import (
     CoupleStage,
@@ -109,6 +110,13 @@ class Plan:
         return isinstance(stage, NetworkStage) or (
             stage is None and self.architecture(place).settings.kind != "teacher"
         )
+
+    def is_noisy(self, place: str) -> bool:
+        """Whether a model draws noise between its steps, and so follows no path."""
+        stage = self.stages.get(place)
+        if isinstance(stage, NetworkStage):
+            return isinstance(stage, DmdStage) and stage.num_steps > 1
+        return self.architecture(place).scheduler.get("_class_name") == NOISY
 
     def cost_of(self, name: str) -> Cost:
         stage: Any = self.stages[name]
@@ -291,6 +299,7 @@ class Plan:
             disk=2 * model_bytes(parameters) + num_checkpoints(stage, stage.phases) * checkpoint_bytes(stage, both),
             while_saving=checkpoint_bytes(stage, both),
             memory=replace(memory, buckets=2 * memory.buckets),  # each network has its own
+            critic=True,
             half=bfloat16,
         )
 
@@ -431,7 +440,7 @@ class Plan:
             branches = sum(2 if scale > 1 else 1 for scale in scales)
             drawn = stage.count * len(entry.num_steps) * len(scales)
             calls = stage.count * sum(entry.num_steps)
-            if max(entry.num_steps) > 1:
+            if max(entry.num_steps) > 1 and not self.is_noisy(entry.model):
                 calls += min(stage.straightness_samples, stage.count) * stage.straightness_steps
             counted = model.flops()
             flops += branches * calls * counted["unet"] + drawn * (counted["text"] + counted["decode"])

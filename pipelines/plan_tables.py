@@ -20,8 +20,10 @@ class Cost:
     memory: Memory = field(default_factory=Memory)
     half: bool = False
     """Whether the network computes in half precision."""
+    critic: bool = False
+    """Whether a fake score is trained beside the network."""
     paper_days: float | None = None
-    """A100-days that the paper took for as much."""
+    """A100-days that InstaFlow took for as much."""
 
 
 def table_of_stages(experiment: Experiment, costs: list[Cost], gpus: int) -> list[str]:
@@ -65,18 +67,23 @@ def table_of_memory(costs: list[Cost], gpus: int) -> list[str]:
         "Activations are counted tensor by tensor over one micro batch, as a CPU runs it. Not counted:",
         "what CUDA, cuDNN and NCCL take for themselves, and memory lost between blocks.",
     ]
+    if any(cost.critic for cost in costs):
+        notes += [
+            "Of a stage by method dmd, weights, gradients, AdamW and average are those of two networks, the",
+            "generator and its fake score, which are trained side by side.",
+        ]
     which = "the GPU" if gpus == 1 else f"each of the {gpus} GPUs"
     return [f"What {which} holds at the highest moment", "", *aligned(rows, 1), "", *indented(notes)]
 
 
 def table_of_days(costs: list[Cost], gpus: int, utilization: float | None) -> list[str]:
-    """GPU-days by the datasheets, and beside them the paper's."""
+    """GPU-days by the datasheets, and beside them InstaFlow's own."""
     share = UTILIZATION if utilization is None else utilization
     paper = any(cost.paper_days for cost in costs)
     days = {gpu.name: [gpu_days(cost.flops, gpu, half=cost.half, utilization=share) for cost in costs] for gpu in GPUS}
     if not any(of_days(sum(values)) != of_days(0) for values in days.values()):
         return [f"GPU-days: {of_days(0)} on any of {', '.join(days)}"]
-    rows = [("stage", "computes in", *days, *(["paper, A100"] if paper else []))]
+    rows = [("stage", "computes in", *days, *(["InstaFlow, A100"] if paper else []))]
     for row, cost in enumerate(costs):
         told = [of_days(cost.paper_days) if cost.paper_days else ""] if paper else []
         precision = "16 bits" if cost.half else "float32"
@@ -95,10 +102,10 @@ def table_of_days(costs: list[Cost], gpus: int, utilization: float | None) -> li
     if gpus > 1:
         notes.append("Several GPUs divide the days by their number only where nothing is lost between them.")
     if paper and not whole:
-        notes.append("Where no figure of the paper stands, it trained nothing by that method or loss.")
+        notes.append("Where none of InstaFlow's days stand, its authors trained nothing by that method or loss.")
     if paper:
         notes += [
-            "The paper's A100-days are its own for as many samples, or calls of the network (InstaFlow, arXiv",
+            "InstaFlow's A100-days are the paper's own for as many samples, or calls of the network (arXiv",
             "2309.06380: 16 for couplings, 75.2 for reflow, 54.4 and by another loss 53.6 for distillation).",
         ]
     said = f"GPU-days, at {share:.0%} of the datasheet's rate"

@@ -416,6 +416,11 @@ RECTIFIED = "stages.2rf.parametrization=rectified-diffusion"
         ([LPIPS, "stages.student.perceptual={network: vgg}"], "torchvision's vgg16-397923af.pth", ""),
         ([LPIPS, "stages.student.perceptual={network: teacher, weights: a}"], "weights go with network: alex", ""),
         ([LPIPS, "stages.student.perceptual={network: 2rf}"], "needs a stage that gives a perceptual network", ""),
+        (
+            [LPIPS, "stages.student.perceptual={network: teacher}"],
+            "and 'teacher' gives none",
+            "'teacher' trains one where it has perceptual_phases",
+        ),
         ([LPIPS, "stages.student.perceptual={network: elsewhere}"], "names 'elsewhere', which is no stage", ""),
         ([LPIPS, "stages.student.perceptual={netwrok: alex}"], "no setting 'netwrok'", "Did you mean 'network'?"),
         ([LPIPS, ALEX, "stages.student.perceptual.crop=0"], "'stages.student.perceptual.crop' should be greater", ""),
@@ -530,6 +535,21 @@ def test_what_a_teacher_cannot_give_to_a_matching_is_told_by_the_file(tmp_path, 
     changes = [override, *(["num_steps=2"] if override.startswith("init") else [])]
     error = refusal(tmp_path, SMALL + MATCHED, *(f"stages.matched.{change}" for change in changes))
     assert message in error.message and error.hint == hint
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "example"),
+    [
+        ("matched.gan", True, "{real: ...}"),
+        ("matched.regression", "pairs", "{couplings: ...}"),
+        ("matched.fake", 5, "{updates: ...}"),
+        ("matched.phases.0", 64, "{samples: ..., global_batch_size: ..., learning_rate: ...}"),
+        ("2rf.preview", False, "{every: ...}"),
+    ],
+)
+def test_a_section_that_is_none_is_told_with_how_one_is_written(tmp_path, key, value, example):
+    message = refusal(tmp_path, SMALL + MATCHED, f"stages.{key}={str(value).lower()}").message
+    assert message == f"'stages.{key}' must be a mapping of settings, such as {example}, not {value!r}"
 
 
 def test_a_matching_of_another_teacher_may_be_guided(tmp_path):

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from instaflow.evaluation.report import LossCurve, PreviewCurve, Stage, StartCheck
+from instaflow.evaluation.wording import joined, steps
 from instaflow.rundir import StageFolder, read_stats
 
 
@@ -29,6 +30,7 @@ def stages_so_far(stage: StageFolder) -> list[Stage]:
                     processes=mark.get("processes"),
                     hardware=mark.get("hardware", ""),
                     samples=samples_of(settings),
+                    of_real_images=bool(settings.get("data")) and settings["kind"] == "couple",
                 )
             )
     return done
@@ -38,6 +40,8 @@ def description(settings: dict[str, Any]) -> str:
     """A stage in one line."""
     if settings["kind"] == "couple":
         guidance = f", guidance {settings['guidance_scale']:g}" if settings["guidance_scale"] > 1 else ""
+        if settings.get("data"):
+            return f"real images inverted by {settings['model']} in {steps(settings['num_steps'])}{guidance}"
         return f"{settings['num_steps']}-step couplings of {settings['model']}{guidance}"
     if settings["kind"] == "reflow":
         return f"rectified flow from {settings['init']}, on {settings['couplings']}"
@@ -47,9 +51,11 @@ def description(settings: dict[str, Any]) -> str:
         guidance = f", guidance {settings['guidance_scale']:g}" if settings["guidance_scale"] > 1 else ""
         return f"progressive distillation from {settings['init']}, {taken}{guidance}"
     if settings.get("method") == "dmd":
-        terms = [word for word, key in (("regression", "regression"), ("GAN", "gan")) if settings.get(key)]
-        with_terms = f", with {' and '.join(terms)}" if terms else ""
-        return f"{settings['init']}, its images distributed as those of {settings['teacher']}{with_terms}"
+        terms = [word for word, key in (("regression", "regression"), ("GAN", "gan")) if settings[key]]
+        terms += [f"{updates} fake updates"] if (updates := settings["fake"]["updates"]) > 1 else []
+        with_terms = f", with {joined(terms)}" if terms else ""
+        few = f" in {steps(settings['num_steps'])}" if settings["num_steps"] > 1 else ""
+        return f"{settings['init']}, its images{few} distributed as those of {settings['teacher']}{with_terms}"
     if settings["kind"] == "distill":
         return f"one-step student from {settings['init']}, on {settings['couplings']}"
     if settings.get("method") == "edm":

@@ -79,6 +79,7 @@ class Stage:
     samples: int | None = None  # couplings made, training samples seen, or images evaluated
     processes: int | None = None  # each with a device of its own: a GPU or, without one, the processor
     hardware: str = ""  # which device
+    of_real_images: bool = False  # couplings that were not sampled, but inverted from data
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,15 +5,29 @@ from html import escape
 from instaflow.evaluation import findings, sketch
 from instaflow.evaluation.parts import beside, legend, paragraph, section
 from instaflow.evaluation.plots import Colours, path_plots, straightness_plot
-from instaflow.evaluation.report import Report
+from instaflow.evaluation.report import Report, Stage, model_kind
 from instaflow.evaluation.wording import joined, named
+
+REFLOWED = ("flow", "student")
+"""Kinds of models that reflow had a part in."""
 
 
 def idea(report: Report, colours: Colours) -> str:
+    """How few steps come about, by the ways that the report is about."""
+    kinds = _kinds(report)
+    reflowed, matched = not kinds.isdisjoint(REFLOWED), "dmd" in kinds
+    panels = sketch.panels() if reflowed else sketch.panels()[:2]
     drawings = "".join(
         f'<figure class="panel"><h3>{escape(title)}</h3>{svg}<figcaption>{escape(caption)}</figcaption></figure>'
-        for title, svg, caption in sketch.panels()
+        for title, svg, caption in panels
     )
+    ways = ["Reflow straightens the paths."] if reflowed else []
+    if matched:
+        ways.append(
+            "Distribution matching follows no path: it asks of the images that they be, taken together, as the "
+            "teacher’s are, and not which noise each of them comes from."
+        )
+    paths, sketched = _paths(report, colours), "A sketch, computed from the exact flow of a one-dimensional example."
     return section(
         "Why one step can be enough",
         paragraph(
@@ -21,25 +35,47 @@ def idea(report: Report, colours: Colours) -> str:
                 "A diffusion model makes an image by following a path from noise to data. At every moment the network "
                 "gives the direction, the velocity, and the sampler goes a little way along it: one step, one pass of "
                 "the network. Where the path bends, the steps must be small. Where it is straight, the first direction "
-                "is already the right one, and a single step covers the whole way. Reflow straightens the paths.",
+                "is already the right one, and a single step covers the whole way.",
+                *ways,
             ]
         ),
-        f'<div class="three">{drawings}</div>',
+        f'<div class="{"three" if reflowed else "two"}">{drawings}</div>',
         paragraph(
-            [
-                "A sketch, computed from the exact flow of a one-dimensional example. What follows was measured on the "
-                "models of this experiment.",
-            ],
+            [sketched, *(["What follows was measured on the models of this experiment."] if paths else [])],
             "small soft",
         ),
-        _paths(report, colours),
+        paths,
     )
+
+
+def _couplings(stages: list[Stage]) -> str:
+    """What couplings are, sampled ones and those of real images."""
+    told = (
+        "A coupling is a noise together with the image that a model makes of it, step by step, without further "
+        "randomness."
+    )
+    if not all(stage.of_real_images for stage in stages):
+        told += " Made so, they need no image of the original data set."
+    if real := [named(stage.name) for stage in stages if stage.of_real_images]:
+        told += f" Those in {joined(real)} are of real images, each followed back to the noise that leads to it."
+    return told
+
+
+def _counts(stages: list[Stage]) -> list[str]:
+    counts = [f"{stage.samples:,} in {named(stage.name)}" for stage in stages if stage.samples]
+    return [f"Couplings made: {joined(counts)}."] if counts else []
+
+
+def _kinds(report: Report) -> set[str]:
+    """The kinds of the models that are told of: of the rows, and those of the stages that no row shows."""
+    made = {model_kind(stage.name, report.stages) for stage in report.stages if stage.kind in ("reflow", "distill")}
+    return made | {row.kind for row in findings.own_rows(report)}
 
 
 def contributions(report: Report, colours: Colours) -> str:
     """What each stage does, in the field's terms, and what it did here."""
     couplings = [stage for stage in report.stages if stage.kind == "couple"]
-    counts = [f"{stage.samples:,} in {named(stage.name)}" for stage in couplings if stage.samples]
+    kinds = _kinds(report) | ({"couple"} if couplings else set())
     parts = [
         (
             "teacher",
@@ -51,9 +87,8 @@ def contributions(report: Report, colours: Colours) -> str:
         (
             "couple",
             "Couplings",
-            "A coupling is a noise together with the image that a model makes of it, step by step, without further "
-            "randomness. Made so, they need no image of the original data set.",
-            [f"Couplings made: {joined(counts)}."] if counts else [],
+            _couplings(couplings),
+            _counts(couplings),
         ),
         (
             "flow",
@@ -87,7 +122,7 @@ def contributions(report: Report, colours: Colours) -> str:
         ),
         (
             "dmd",
-            "Another road: distribution matching",
+            "Distribution matching" if kinds.isdisjoint(REFLOWED) else "Another road: distribution matching",
             "Images are matched as a whole, not one by one. Two diffusion models look at the student’s, noised again: "
             "the teacher, which knows what images should be like, and a copy of it that is kept learning what the "
             "student’s are like. Where they disagree, the student’s image is moved the teacher’s way. Beside that, a "
@@ -95,11 +130,10 @@ def contributions(report: Report, colours: Colours) -> str:
             findings.dmd(report),
         ),
     ]
-    kinds = {row.kind for row in report.rows} | ({"couple"} if couplings else set())
-    slots = {kind: colours[findings.rows_of(report, kind)[0].label] for kind in kinds - {"couple"}}
+    slots = {kind: colours[rows[0].label] for kind in kinds if (rows := findings.rows_of(report, kind))}
     items = []
     for kind, title, text, found in parts:
-        if kind in kinds and (found or kind in ("teacher", "couple")):
+        if kind in kinds and (found or kind in ("teacher", "couple", "flow", "dmd")):
             colour = f" c{slots[kind]}" if kind in slots else ""
             measured = paragraph(found, f"found{colour}")
             items.append(f"<li><div><h3>{escape(title)}</h3>{paragraph([text])}{measured}</div></li>")

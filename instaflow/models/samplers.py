@@ -17,6 +17,8 @@ from diffusers import (
 from instaflow.errors import ConfigError, DataError
 from instaflow.models.edm_heun import EdmHeunScheduler
 
+NOISY = LCMScheduler.__name__
+"""Its steps draw noise between them: no path leads from the first noise to the image."""
 KEPT = (
     "num_train_timesteps",
     "beta_start",

@@ -71,13 +71,14 @@ def demonstrate(mixture: Mixture, seeds: Sequence[int]) -> Demonstration:
         torch.full((together,), STARTING_RATE),
         samples=STARTING_SAMPLES,
         seed=seeds[0],
+        label=START,
     )
     pairs = Couplings([exact_pairs(mixture, seed) for seed in seeds])
     nets = {START: start}
     for case in CASES:
         nets[case] = match(case, start, mixture, pairs, MATCHING_RATE, steps=MATCHING_STEPS, seed=seeds[0])
     rates = torch.full((together,), REFLOW_RATE)
-    nets[REFLOWED] = train(reflow_error, start, pairs, rates, samples=REFLOW_SAMPLES, seed=seeds[0])
+    nets[REFLOWED] = train(reflow_error, start, pairs, rates, samples=REFLOW_SAMPLES, seed=seeds[0], label=REFLOWED)
 
     noise = torch.stack([even_noise(EVALUATED, mixture.dimension, seed) for seed in seeds])
     labels = unlabelled(together, EVALUATED)

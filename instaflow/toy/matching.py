@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from instaflow.flow.paths import velocity
+from instaflow.progress import Progress
 from instaflow.toy.mixtures import VIEW, Mixture
 from instaflow.toy.nets import BATCH, Adam, Couplings, Nets, one_hot
 from instaflow.training.dmd import matching_direction, matching_loss
@@ -38,24 +39,26 @@ def match(case: Case, start: Nets, mixture: Mixture, pairs: Couplings, rate: flo
     def normal() -> Tensor:
         return torch.randn(count, start.dimension, 1, 1, generator=random)
 
-    for step in range(steps):
-        rates = torch.full((len(start.flat),), rate * (1 - step / steps))
-        x = generators.generated(normal(), labels)
-        samples = x.detach()
-        t = NOISIEST + (CLEAREST - NOISIEST) * torch.rand(count, generator=random)
-        z, timestep = VIEW.point(normal(), samples, t)
-        real = mixture.expected_data(z.flatten(1), t[:, None], None).view(z.shape)
-        fake = samples if case == "real score" else predicted(fakes, z, timestep, labels)
-        loss = matching_loss(x, matching_direction(samples, real, fake))
-        if case == "with regression":
-            noise, data, _ = pairs.batch(random)
-            loss = loss + REGRESSION * functional.mse_loss(generators.generated(noise, labels), data)
-        optimizer.step(loss, rates)
-        if case != "real score":
-            noise, t = normal(), torch.rand(count, generator=random)
-            z, timestep = VIEW.point(noise, samples, t)
-            error = VIEW.velocity(z, timestep, fakes.output(z, timestep, labels)) - velocity(noise, samples)
-            fake_optimizer.step(error.square().mean(), rates)
+    with Progress(case, total=steps, unit="updates") as progress:
+        for step in range(steps):
+            rates = torch.full((len(start.flat),), rate * (1 - step / steps))
+            x = generators.generated(normal(), labels)
+            samples = x.detach()
+            t = NOISIEST + (CLEAREST - NOISIEST) * torch.rand(count, generator=random)
+            z, timestep = VIEW.point(normal(), samples, t)
+            real = mixture.expected_data(z.flatten(1), t[:, None], None).view(z.shape)
+            fake = samples if case == "real score" else predicted(fakes, z, timestep, labels)
+            loss = matching_loss(x, matching_direction(samples, real, fake))
+            if case == "with regression":
+                noise, data, _ = pairs.batch(random)
+                loss = loss + REGRESSION * functional.mse_loss(generators.generated(noise, labels), data)
+            optimizer.step(loss, rates)
+            if case != "real score":
+                noise, t = normal(), torch.rand(count, generator=random)
+                z, timestep = VIEW.point(noise, samples, t)
+                error = VIEW.velocity(z, timestep, fakes.output(z, timestep, labels)) - velocity(noise, samples)
+                fake_optimizer.step(error.square().mean(), rates)
+            progress.update(step + 1)
     return generators
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from instaflow.flow.paths import velocity
 from instaflow.flow.straightness import Trajectory, euler
 from instaflow.flow.views import NUM_TIMESTEPS
+from instaflow.progress import Progress
 from instaflow.toy.mixtures import VIEW
 
 BATCH = 128
@@ -167,13 +168,20 @@ class Adam:
 Error = Callable[[Nets, tuple[Tensor, Tensor, Tensor], torch.Generator], Tensor]
 
 
-def train(error: Error, start: Nets, couplings: Couplings, rates: Tensor, *, samples: int, seed: int) -> Nets:
-    """Adam on the mean squared error, each network with its rate [S], which falls linearly to 0."""
+def train(
+    error: Error, start: Nets, couplings: Couplings, rates: Tensor, *, samples: int, seed: int, label: str = ""
+) -> Nets:
+    """Adam on the mean squared error, each network with its rate [S], which falls linearly to 0.
+
+    label: what it is called where its progress is told, which it is not without.
+    """
     nets = start.copy()
     optimizer = Adam(nets)
     generator = torch.Generator().manual_seed(seed)
     steps = samples // BATCH
-    for step in range(steps):
-        loss = error(nets, couplings.batch(generator), generator).square().sum() / BATCH
-        optimizer.step(loss, rates * (1 - step / steps))
+    with Progress(label, total=steps, unit="updates", quiet=not label) as progress:
+        for step in range(steps):
+            loss = error(nets, couplings.batch(generator), generator).square().sum() / BATCH
+            optimizer.step(loss, rates * (1 - step / steps))
+            progress.update(step + 1)
     return nets

@@ -66,8 +66,26 @@ def test_a_matched_model_is_of_its_own_kind_and_names_its_terms_and_parents(tmp_
     assert found.parents == ["student", "teacher", "pairs"] and found.samples == 8
     said = "student, its images distributed as those of teacher"
     assert found.description == f"{said}, with regression and GAN"
-    settings = {"kind": "distill", "method": "dmd", "init": "student", "teacher": "teacher", "regression": None}
+    settings = {"kind": "distill", "method": "dmd", "init": "student", "teacher": "teacher", "num_steps": 1}
+    settings |= {"regression": None, "gan": None, "fake": {"updates": 1}}
     assert description(settings) == said
+    few = settings | {"num_steps": 4, "gan": {"real": "pairs"}, "fake": {"updates": 5}}
+    said = "student, its images in 4 steps distributed as those of teacher, with GAN and 5 fake updates"
+    assert description(few) == said
+
+
+def test_couplings_of_real_images_are_told_as_such(tmp_path):
+    real = """
+  photographs:
+    {kind: couple, model: teacher, data: digits, count: 20, num_steps: 9, guidance_scale: 1.0}
+"""
+    stages = folders(write(tmp_path, SMALL + real), run=tmp_path / "run")
+    for name in ("teacher", "pairs", "photographs"):
+        mark_done(stages[name])
+    told = {stage.name: (stage.description, stage.of_real_images) for stage in stages_so_far(stages["report"])}
+    assert told["photographs"] == ("real images inverted by teacher in 9 steps", True)
+    assert told["pairs"][0].startswith("25-step couplings of teacher") and not told["pairs"][1]
+    assert not told["teacher"][1]  # whose data are real as well
 
 
 def test_an_edm_is_told_as_what_it_is():

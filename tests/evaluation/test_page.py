@@ -12,7 +12,7 @@ from PIL import Image
 from instaflow.evaluation.markdown import markdown
 from instaflow.evaluation.page import model_colours, page, write_page
 from instaflow.evaluation.parts import picture
-from instaflow.evaluation.report import Floors, Gallery, GalleryRow, LossCurve, Protocol, Report
+from instaflow.evaluation.report import Floors, Gallery, GalleryRow, LossCurve, Protocol, Report, Stage
 from instaflow.evaluation.style import LIGHT
 from instaflow.evaluation.svg import marker
 from tests.evaluation.example import ROWS, STAGES, full_report, row, with_distance
@@ -166,6 +166,46 @@ def test_the_progress_of_each_flow_is_drawn():
 def test_the_story_follows_the_figures():
     assert "student  is the nearer" in Reader(page(full_report())).text
     assert "direct  is the nearer" in Reader(page(with_distance("student", 0.9))).text
+
+
+def of_matching() -> Report:
+    """A teacher and a generator of four steps, which nothing is compared with."""
+    rows = [*ROWS[:3], replace(ROWS[5], model="matched", kind="dmd", num_steps=4)]
+    made = Stage(name="matched", kind="distill", method="dmd", parents=["teacher", "pairs"], samples=64)
+    couplings = replace(STAGES[1], name="photographs", samples=20, of_real_images=True)
+    return Report(
+        title="Few",
+        config="few",
+        seed=0,
+        hardware="",
+        protocol=Protocol(),
+        rows=rows,
+        stages=[*STAGES[:2], couplings, made],
+    )
+
+
+def test_each_way_is_explained_where_it_was_gone_and_no_other():
+    matched, reflowed = Reader(page(of_matching())).text, Reader(page(full_report())).text
+    for text, there, absent in ((matched, "matching", "reflow"), (reflowed, "reflow", "matching")):
+        told = text[text.index("Why one step can be enough") : text.index("How it was made")].lower()
+        assert {"matching": "distribution matching", "reflow": "reflow straightens"}[there] in told
+        assert absent not in told
+    assert "Two diffusion models look at the student’s" in matched and "Another road" not in matched
+    assert matched.count("measured on the models of this experiment") == 0
+
+
+def test_a_way_that_no_row_shows_is_explained_by_its_stage():
+    report = replace(of_matching(), rows=ROWS[:3])
+    assert "Two diffusion models look at the student’s" in Reader(page(report)).text
+    beside = replace(ROWS[5], model="earlier/matched", kind="dmd", beside=True)
+    assert "Another road" not in Reader(page(replace(full_report(), rows=[*ROWS, beside]))).text
+
+
+def test_couplings_of_real_images_do_need_images():
+    text = Reader(page(of_matching())).text
+    assert "Made so, they need no image of the original data set. Those in  photographs  are of real images" in text
+    alone = replace(of_matching(), stages=[stage for stage in of_matching().stages if stage.name != "pairs"])
+    assert "need no image" not in page(alone) and "Couplings made: 20 in" in Reader(page(alone)).text
 
 
 def test_the_same_report_gives_the_same_bytes(tmp_path):

@@ -24,6 +24,7 @@ from instaflow.training.perceptual import PerceptualDistance, load_network, writ
 from pipelines import dmd
 from pipelines.experiment import run_all, run_one
 from pipelines.plan import Plan
+from pipelines.plan import run as planned
 from pipelines.rehearse import rehearsal_of
 from pipelines.sample import run as sample
 from pipelines.sample_request import Request, wanted_by
@@ -399,6 +400,34 @@ def test_noise_between_steps_couples_nothing(config, done, tmp_path):
         run_one(load_experiment(str(tmp_path / "pairs.yaml"), run=str(tmp_path / "run")), "pairs", StopAt())
 
 
+def test_noise_between_steps_leaves_no_path_to_be_measured(config, done, tmp_path):
+    """Of such a student there is no S(Z), and none is planned; it is the same in a folder."""
+    report = """
+  report:
+    {kind: evaluate, protocol: digits, models: [{model: TEACHER, num_steps: [3]}, {model: four, num_steps: [4]}],
+     reference: {model: TEACHER, num_steps: 3}, num_samples: 8, straightness_samples: 4, straightness_steps: 5}
+"""
+    teacher = load_experiment(config).stages["whole"].teacher
+    (tmp_path / "few.yaml").write_text(Path(config).read_text() + report.replace("TEACHER", teacher))
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "four").symlink_to(done / "four")
+    experiment = load_experiment(str(tmp_path / "few.yaml"), run=str(run))
+    run_one(experiment, "report", StopAt())
+    found = json.loads((run / "report" / "report.json").read_text())
+    bends = {row["model"]: row["straightness_relative"] for row in found["rows"]}
+    assert bends[teacher] > 0 and bends["four"] is None
+    assert [one["model"] for one in found["straightness_profiles"]] == [teacher]
+    assert len(list((run / "report" / "observed").glob("*-paths"))) == 1
+
+    in_folder = load_experiment(str(tmp_path / "few.yaml"), [f"stages.report.models.1.model={done / 'four' / 'model'}"])
+    flops = Plan(experiment, gpus=1).architecture("four").flops()
+    calls = 2 * (8 * 3 + 4 * 5) + 8 * 4  # the teacher's are guided
+    for one in (experiment, in_folder):
+        cost = Plan(one, gpus=1).cost_of("report")
+        assert cost.flops == calls * flops["unet"] + 16 * (flops["text"] + flops["decode"])
+
+
 @pytest.mark.parametrize(
     ("parts", "warned"),
     [
@@ -587,6 +616,7 @@ def test_the_plan_counts_both_networks(config, done):
     assert cost.memory.weights == 4 * (2 * parameters["unet"] + discriminator)
     assert cost.memory.frozen == 4 * sum(parameters.values())
     assert (cost.samples, cost.paper_days, plan.guidance("whole"), plan.is_flow("whole")) == (16, None, 1.0, True)
+    assert "are those of two networks" in "\n".join(planned(load_experiment(config), gpus=1, utilization=None))
     four = plan.cost_of("four")
     assert four.flops == 8 * ((3 + 1.5 + 2 + 1 + 1.5 + 3) * flops["unet"] + 3 * flops["text"])
     held = sum(file.stat().st_size for file in (done / "whole").rglob("*.safetensors"))
@@ -668,8 +698,10 @@ def test_a_student_is_no_teacher(config, done, tmp_path):
 def test_a_teacher_s_latents_are_the_generator_s(config, done, tmp_path):
     other = write_edm(tmp_path / "larger", size=16)
     stage = folders(config, f"stages.pixels.teacher={other}", run=done)["pixels"]
-    with pytest.raises(ConfigError, match=r"larger' makes latents of shape \(3, 16, 16\), '.*edm' \(3, 8, 8\)"):
+    words = r"larger' makes latents of shape \(3, 16, 16\), '.*edm' \(3, 8, 8\)"
+    with pytest.raises(ConfigError, match=words) as caught:
         dmd.open_parts(stage)
+    assert caught.value.hint == "Let init be the teacher, or a student of it"
 
 
 def test_a_discriminator_wants_a_bottleneck(config, done, tmp_path):

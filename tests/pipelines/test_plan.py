@@ -144,6 +144,7 @@ def test_the_plan_fits_a_terminal_and_says_what_it_rests_on(monkeypatch, tmp_pat
     totals = [line.split() for line in lines if line.strip().startswith("total")]
     assert totals[0][1:3] == ["3,200,000", "70,528,000"]
     assert totals[1][-1] == "199.2"
+    assert "InstaFlow, A100" in text and "fake score" not in text
     told = "\n".join(run(load_experiment("sd15-instaflow"), gpus=1, utilization=0.6))
     assert "assumption" not in told
     days = [float(re.search(r"total +([\d.]+)", part.partition("GPU-days")[2])[1]) for part in (text, told)]

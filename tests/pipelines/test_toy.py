@@ -13,6 +13,8 @@ from PIL import Image
 
 import cli
 from instaflow.errors import ConfigError
+from instaflow.toy import demonstration
+from instaflow.toy.mixtures import remote
 from pipelines import toy
 
 SEEDS = 4
@@ -91,6 +93,20 @@ def test_the_figure_the_page_and_the_table_are_written(made: tuple[Path, list[st
         "(c) with regression": "5 of 5",
     }
     assert lines[-1] == f"The page: {folder / 'toy.html'}"
+
+
+def test_each_training_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    few = {"STARTING_PAIRS": 64, "STARTING_SAMPLES": 3 * 128, "PAIRS": 64, "MATCHING_STEPS": 2}
+    for name, value in {**few, "REFLOW_SAMPLES": 4 * 128, "EVALUATED": 64, "TEACHER_STEPS": 4}.items():
+        monkeypatch.setattr(demonstration, name, value)
+    demonstration.demonstrate(remote(), [0])
+    assert re.findall(r"(.*): (\d) updates in [0-9.]+ s\n", capsys.readouterr().out) == [
+        ("start", "3"),
+        ("real score", "2"),
+        ("real and fake score", "2"),
+        ("with regression", "2"),
+        ("reflow", "4"),
+    ]
 
 
 def test_a_file_in_the_place_of_the_folder_is_an_error_before_anything_is_trained(tmp_path: Path) -> None:
