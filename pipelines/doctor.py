@@ -126,7 +126,7 @@ def written(folder: Path) -> int:
     for place, _, names in os.walk(folder):
         for name in names:
             with suppress(FileNotFoundError):
-                total += os.stat(Path(place, name)).st_size
+                total += Path(place, name).stat().st_size
     return total
 
 
