@@ -6,8 +6,9 @@ CONFIG, STAGE, how many workers, and how many GPUs each has (1 unless it is said
 all machines, and the paths be absolute or the same everywhere. A worker that is lost or told to stop is started again,
 and goes on where it was.
 
-Tried: two workers without GPUs on a Ray 2.60 that the script starts on one machine. Not tried: several machines, GPUs,
-`ray job submit -- python ray_couple.py ...`.
+Tried: two workers without GPUs on one machine, on a Ray 2.60 that the script starts, and on one that `ray start --head`
+did, by `ray job submit -- python /data/ray_couple.py /data/mine.yaml pairs 2 0`; the shards are those of one command
+without Ray, to the bit. Not tried: several machines, GPUs.
 """
 
 import subprocess

@@ -1,9 +1,12 @@
 """Being told to stop: the first SIGINT, SIGTERM or SIGUSR1 asks, a second SIGINT insists.
 
+What keeps nothing to go on with ends at once, and cleans up.
+
 SIGUSR1 is what a batch system is asked to send some time before a job's limit.
 """
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -36,6 +39,21 @@ def listening() -> Iterator[Stop]:
     before = {number: signal.signal(number, hear) for number in SIGNALS}
     try:
         yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """SIGTERM and SIGUSR1 end the block as Ctrl-C does: by an exception, here SystemExit with 128 + the signal."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in SIGNALS if number != signal.SIGINT}
+    try:
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

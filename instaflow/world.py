@@ -10,6 +10,8 @@ from typing import Any
 from instaflow.errors import InstaFlowError
 
 WORK = timedelta(days=7)  # a stage on one process may keep the rest waiting
+PORTS = 20_000
+STRIDE = 12_361  # between two jobs' ports: by the golden ratio, it keeps those of neighbours and their steps apart
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ def world() -> World:
 def together_under_srun() -> None:
     """Make the tasks of one `srun` processes that work together: say what torchrun would, from Slurm's variables.
 
-    Task 0 runs on the first node of the step, where the others find it at a port that follows from job and step;
+    Task 0 runs on the first node of the step, where the others find it at a port that follows from job and step. No
+    two of a hundred jobs in a row share one before their hundredth step; jobs whose numbers are 20,000 apart do.
     MASTER_ADDR and MASTER_PORT come first where they are set, as does a launcher that `srun` started. Raises
     InstaFlowError.
     """
@@ -60,19 +63,28 @@ def together_under_srun() -> None:
             f"srun started {tasks} tasks, but SLURM_PROCID, SLURM_LOCALID or SLURM_STEP_NODELIST is missing",
             "Unset SLURM_STEP_NUM_TASKS if this is no task of srun's; else use torchrun",
         )
+    check_task(rank, tasks)
     if gpus := os.environ.get("CUDA_VISIBLE_DEVICES"):  # --gpus-per-task lets each task see its own alone
         local_rank %= len(gpus.split(","))
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(tasks), "LOCAL_RANK": str(local_rank)}
     alone = number("SLURM_STEP_NUM_NODES") == 1
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1" if alone else first_node(nodes))
+    if "MASTER_ADDR" not in os.environ:
+        os.environ["MASTER_ADDR"] = "127.0.0.1" if alone else first_node(nodes)
     job, step = number("SLURM_JOB_ID") or 0, number("SLURM_STEP_ID") or 0
-    os.environ.setdefault("MASTER_PORT", str(10_000 + (7 * job + step) % 20_000))  # below those that systems hand out
+    place = (STRIDE * job + step) % PORTS
+    os.environ.setdefault("MASTER_PORT", str(10_000 + place))  # below those that systems hand out
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # several processes share the cores: don't spin
 
 
 def first_node(nodes: str) -> str:
-    """The first name in a Slurm node list such as "node[01-03,7],login"."""
-    return re.sub(r"\[(\d+)[^]]*\]", r"\1", nodes).partition(",")[0]
+    """The first name in a Slurm node list such as "node[01-03,7],login". Raises InstaFlowError."""
+    first = re.sub(r"\[(\d+)[^]]*\]", r"\1", nodes).partition(",")[0]
+    if not first or "[" in first:
+        raise InstaFlowError(
+            f"Which node is the first of '{nodes}' is not told by it",
+            "Set MASTER_ADDR to the first name that `scontrol show hostnames` gives",
+        )
+    return first
 
 
 @dataclass(frozen=True)
@@ -120,17 +132,32 @@ def slurm_worker() -> Worker:
     task, tasks = number("SLURM_ARRAY_TASK_ID"), number("SLURM_ARRAY_TASK_COUNT")
     index, count = 0, 1
     if first is not None and last is not None and task is not None and tasks is not None:
-        step = number("SLURM_ARRAY_TASK_STEP") or 1
-        if len(range(first, last + 1, step)) != tasks:
+        array = range(first, last + 1, number("SLURM_ARRAY_TASK_STEP") or 1)
+        if len(array) != tasks:
             raise InstaFlowError(
                 f"The Slurm array has {tasks} tasks between {first} and {last}: which of them this is, is not told",
                 "Give --worker-index and --worker-count, or submit a range such as --array=0-7",
             )
-        index, count = (task - first) // step, tasks
+        if task not in array:
+            raise InstaFlowError(
+                f"SLURM_ARRAY_TASK_ID is {task}, but the array's tasks are {first} to {last} by {array.step}",
+                "Slurm sets it; unset it, or give --worker-index and --worker-count",
+            )
+        index, count = array.index(task), tasks
     process, processes = number("SLURM_PROCID"), number("SLURM_STEP_NUM_TASKS")
     if process is not None and processes is not None and "RANK" not in os.environ:
+        check_task(process, processes)
         index, count = index * processes + process, count * processes
     return Worker(index, count)
+
+
+def check_task(process: int, processes: int) -> None:
+    """Raises InstaFlowError where a task of srun's cannot be one of so many."""
+    if process >= processes:
+        raise InstaFlowError(
+            f"SLURM_PROCID is {process}, but SLURM_STEP_NUM_TASKS is {processes}",
+            f"srun sets both, the first to 0 to {max(processes, 1) - 1}; unset both if this is no task of srun's",
+        )
 
 
 def number(variable: str) -> int | None:

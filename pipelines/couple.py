@@ -9,8 +9,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from instaflow.couplings.generate import Sampler, make_records, write_records
 from instaflow.couplings.leases import Leases
 from instaflow.couplings.manifest import (
@@ -31,6 +29,7 @@ from instaflow.errors import DataError, Interrupted
 from instaflow.files import write_json
 from instaflow.image_files import images_exist, images_hash
 from instaflow.interruption import Stop, listening
+from instaflow.meeting import facts, host
 from instaflow.models.device import device, set_up_cpu
 from instaflow.models.loading import DTYPES, load_model
 from instaflow.models.model import Model
@@ -44,8 +43,11 @@ from instaflow.prompt_sources import Prompts
 from instaflow.rundir import StageFolder, locked, read_done
 from instaflow.sections import DIGITS
 from instaflow.world import barrier, hardware, world
+from pipelines.experiment import say
 from pipelines.inverting import INVERSION, inverting, real_captions, real_images
 from pipelines.keeping import announced, keep_no_prompt, keeping
+
+DECIDING = ("instaflow", "torch", "diffusers", "transformers")
 
 MakeSampler = Callable[[Model, Manifest], Sampler]
 
@@ -77,6 +79,9 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str | None]:
         open_output(stage.folder)
     barrier()
     manifest = read_manifest(stage.folder)  # perhaps another worker's, a moment earlier
+    if told := other_versions(manifest):
+        what = "shards may differ in their last bits; give all workers one environment"
+        say(f"{stage.name}: '{host()}' has {' and '.join(told)} as the first worker: {what}")
     index, count = stage.worker.index * place.size + place.rank, stage.worker.count * place.size
     mine = [shard for shard in shards_to_make(stage.folder, manifest.plan) if shard % count == index]
     make_sampler = sampler_of(manifest, scheduler, settings.data, model.image_size)
@@ -145,9 +150,25 @@ def described(stage: StageFolder, model: Model, scheduler: Any, prompts_hash: st
         batch_size=settings.batch_size,
         compiled=compiled,
         keep=announced(settings.keep, model, scheduler, settings.num_steps),
-        hardware={"name": hardware(), "torch": torch.__version__},
+        hardware={"name": hardware(), **versions()},
         **inverted,
     )
+
+
+def versions() -> dict[str, str]:
+    """Those of this worker's packages that couplings depend on."""
+    here = facts().versions
+    return {package: here[package] for package in DECIDING if package in here}
+
+
+def other_versions(manifest: Manifest) -> list[str]:
+    """Where they are not those that the stage was begun with, as far as the manifest tells."""
+    begun = manifest.hardware
+    return [
+        f"{package} {here}, not {begun[package]}"
+        for package, here in versions().items()
+        if begun.get(package, here) != here
+    ]
 
 
 def make_shards(

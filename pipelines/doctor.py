@@ -2,16 +2,17 @@
 
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 from instaflow.config import Experiment, find_config, load_experiment
 from instaflow.errors import ConfigError, InstaFlowError, reason_of
+from instaflow.files import remove_leftovers, temporary_name
+from instaflow.interruption import ending
 from instaflow.jobs import FOLDER
 from instaflow.meeting import Facts, Meeting, check_alike, check_folder, facts, host
 from instaflow.plurals import counted
@@ -20,6 +21,9 @@ from instaflow.world import World, world
 from pipelines import doctor_files as files
 from pipelines import doctor_machine as machine
 from pipelines.doctor_table import FAILURE, OK, WARNING, Finding, found, merged
+
+TRIAL = "doctor"
+"""What the folder is called in which something is tried, but for who does it."""
 
 Look = Callable[[], tuple[str, ...]]
 
@@ -32,12 +36,13 @@ def run(place: str) -> tuple[list[Finding], int]:
     """
     experiment, folder = asked(place)
     me = world()
-    findings = on_this_machine(experiment, folder) if me.local_rank == 0 else []
-    if me.size > 1:
-        try:
-            findings = on_all(findings, folder, me)
-        except InstaFlowError as error:  # nobody is reached: each tells its own
-            findings += [Finding("nodes", FAILURE, error.message, error.hint)]
+    with ending():
+        findings = on_this_machine(experiment, folder) if me.local_rank == 0 else []
+        if me.size > 1:
+            try:
+                findings = on_all(findings, folder, me)
+            except InstaFlowError as error:  # nobody is reached: each tells its own
+                findings += [Finding("nodes", FAILURE, error.message, error.hint)]
     return findings, int(any(one.state == FAILURE for one in findings))
 
 
@@ -73,19 +78,22 @@ def on_this_machine(experiment: Experiment | None, folder: Path) -> list[Finding
     if experiment:
         looks["files"] = partial(machine.files_of, experiment)
     findings = [found(check, look) for check, look in looks.items()]
-    try:
-        own = Path(tempfile.mkdtemp(prefix=".doctor-", dir=there(folder)))
-    except OSError as error:
-        return [*findings, Finding("folder", FAILURE, reason_of(error), "Choose a folder that you may write to")]
+    trial = there(folder) / TRIAL
+    with suppress(OSError):  # another user's may not be removed
+        remove_leftovers(trial)
+    own = trial.with_name(temporary_name(TRIAL))
     looks = {
         "renames": partial(files.renames, own),
         "locks": partial(files.locks, own),
         "clock": partial(files.clock, own),
         "disk": partial(files.rate, own),
-        "room": partial(files.room, own, needed=bytes_of(experiment, folder) if experiment else None),
+        "room": partial(room, own, experiment, folder),
     }
     try:
+        own.mkdir()
         return [*findings, *(found(check, look) for check, look in looks.items())]
+    except OSError as error:
+        return [*findings, Finding("folder", FAILURE, reason_of(error), "Choose a folder that you may write to")]
     finally:
         shutil.rmtree(own, ignore_errors=True)
 
@@ -93,6 +101,10 @@ def on_this_machine(experiment: Experiment | None, folder: Path) -> list[Finding
 def there(folder: Path) -> Path:
     """The folder, or as long as it isn't there, the nearest one that holds it."""
     return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+
+
+def room(own: Path, experiment: Experiment | None, folder: Path) -> tuple[str, ...]:
+    return files.room(own, bytes_of(experiment, folder) if experiment else None)
 
 
 def bytes_of(experiment: Experiment, folder: Path) -> float | None:
@@ -105,8 +117,17 @@ def bytes_of(experiment: Experiment, folder: Path) -> float | None:
         costs = [plan.cost_of(name) for name in experiment.stages]
     except InstaFlowError:
         return None
-    written = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    return max(0, sum(cost.disk for cost in costs) - written) + max(cost.while_saving for cost in costs)
+    return max(0, sum(cost.disk for cost in costs) - written(folder)) + max(cost.while_saving for cost in costs)
+
+
+def written(folder: Path) -> int:
+    """The bytes of a run's files, some of which may go while they are counted."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += Path(place, name).stat().st_size
+    return total
 
 
 # --- several machines -------------------------------------------------------------------------------------------------
@@ -158,7 +179,7 @@ def one_folder(place: Path, meeting: Meeting) -> tuple[str, ...]:
 
 def one_lock(place: Path, meeting: Meeting) -> tuple[str, ...]:
     """Whether a lock that the first process holds keeps those of other machines out."""
-    stage = place / meeting.gather(f".doctor-{os.getpid()}")[0]
+    stage = place / meeting.gather(temporary_name(TRIAL))[0]
     try:
         with locked(stage) if meeting.rank == 0 else nullcontext():
             meeting.gather(None)

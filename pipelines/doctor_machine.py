@@ -107,21 +107,20 @@ def all_reduce(backend: str, processes: Sequence[Mapping[str, str]]) -> float | 
         subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**own, **variables})
         for variables in processes
     ]
-    seconds, reasons = [], []
-    for process in started:
-        try:
+    seconds = []
+    try:
+        for process in started:
             said, errors = process.communicate(timeout=TOGETHER)
-        except subprocess.TimeoutExpired:
-            reasons.append(f"nothing for {TOGETHER} s")
-            break
-        if process.returncode or not said.startswith("took"):
-            reasons.append(([line for line in errors.splitlines() if "Error" in line] or ["a process ended"])[-1])
-            break
-        seconds.append(float(said.split()[1]))
-    for process in started:
-        process.kill()
-        process.communicate()
-    return reasons[0] if reasons else max(seconds)
+            if process.returncode or not said.startswith("took"):
+                return ([line for line in errors.splitlines() if "Error" in line] or ["a process ended"])[-1]
+            seconds.append(float(said.split()[1]))
+    except subprocess.TimeoutExpired:
+        return f"nothing for {TOGETHER} s"
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+    return max(seconds)
 
 
 def here(size: int) -> list[dict[str, str]]:
@@ -215,9 +214,10 @@ def slurm() -> tuple[str, ...]:
     except subprocess.TimeoutExpired:
         return WARNING, "its controller does not answer", remedy
     if done.returncode:
-        return WARNING, f"its controller does not answer: {done.stderr.strip().splitlines()[-1]}", remedy
+        said = done.stderr.strip() or f"exit code {done.returncode}"
+        return WARNING, f"its controller does not answer: {said.splitlines()[-1]}", remedy
     version = subprocess.run(["sinfo", "--version"], capture_output=True, text=True).stdout.strip()
-    rows = [line.strip().split("|") for line in done.stdout.splitlines()]
+    rows = [line.strip().split("|") for line in done.stdout.splitlines() if line.count("|") == 2]
     nodes = [f"{count} {state} in {partition.rstrip('*')}" for partition, count, state in rows]
     return OK, f"{version}; nodes: {', '.join(nodes) or 'none'}"
 

@@ -147,6 +147,9 @@ def test_the_tasks_of_an_array_and_of_srun_are_all_different(monkeypatch):
         ({"JOB_COMPLETION_INDEX": "4"}, (None, 4), "index is 4, but their count is 4"),
         ({"JOB_COMPLETION_INDEX": "one"}, (None, 4), "JOB_COMPLETION_INDEX must be a whole number, not 'one'"),
         (ARRAY | {"SLURM_ARRAY_TASK_COUNT": "3"}, (None, None), "array has 3 tasks between 4 and 10"),
+        (ARRAY | {"SLURM_ARRAY_TASK_ID": "12"}, (None, None), "TASK_ID is 12, but the array's tasks are 4 to 10 by 2"),
+        (ARRAY | {"SLURM_ARRAY_TASK_ID": "7"}, (None, None), "TASK_ID is 7, but the array's tasks are 4 to 10 by 2"),
+        (SRUN | {"SLURM_PROCID": "5"}, (None, None), "SLURM_PROCID is 5, but SLURM_STEP_NUM_TASKS is 3"),
     ],
 )
 def test_a_worker_that_cannot_be_is_refused_with_a_way_out(monkeypatch, variables, options, words):
@@ -183,26 +186,27 @@ TASK = {
 BATCH = {name: value for name, value in TASK.items() if "STEP" not in name} | {"SLURM_PROCID": "0"}
 
 
-def told(monkeypatch, variables):
+def told(monkeypatch, variables, names=LAUNCHERS):
     """What a launcher's variables say under these of Slurm's."""
     with monkeypatch.context() as patch:
         patch.setattr(os, "environ", {**os.environ, **variables})
         together_under_srun()
-        return {name: os.environ[name] for name in LAUNCHERS if name in os.environ}
+        return {name: os.environ[name] for name in names if name in os.environ}
 
 
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
-        (TASK, ("1", "2", "0", "node01", "10056")),
-        (TASK | {"SLURM_PROCID": "0", "SLURM_NODEID": "0"}, ("0", "2", "0", "node01", "10056")),
-        (TASK | {"SLURM_STEP_ID": "3"}, ("1", "2", "0", "node01", "10059")),  # two steps of a job at once
+        (TASK, ("1", "2", "0", "node01", "28888")),
+        (TASK | {"SLURM_PROCID": "0", "SLURM_NODEID": "0"}, ("0", "2", "0", "node01", "28888")),
+        (TASK | {"SLURM_STEP_ID": "3"}, ("1", "2", "0", "node01", "28891")),  # two steps of a job at once
         (TASK | {"SLURM_JOB_ID": "4000000"}, ("1", "2", "0", "node01", "10000")),
         (TASK | {"SLURM_STEP_NODELIST": "here", "SLURM_STEP_NUM_NODES": "1", "SLURM_LOCALID": "1"},
-         ("1", "2", "1", "127.0.0.1", "10056")),
-        (TASK | {"SLURM_LOCALID": "3", "CUDA_VISIBLE_DEVICES": "0"}, ("1", "2", "0", "node01", "10056")),
-        (TASK | {"SLURM_LOCALID": "3", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}, ("1", "2", "3", "node01", "10056")),
+         ("1", "2", "1", "127.0.0.1", "28888")),
+        (TASK | {"SLURM_LOCALID": "3", "CUDA_VISIBLE_DEVICES": "0"}, ("1", "2", "0", "node01", "28888")),
+        (TASK | {"SLURM_LOCALID": "3", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}, ("1", "2", "3", "node01", "28888")),
         (TASK | {"MASTER_ADDR": "ib-01", "MASTER_PORT": "29500"}, ("1", "2", "0", "ib-01", "29500")),
+        (TASK | {"MASTER_ADDR": "ib-01", "SLURM_STEP_NODELIST": "gpu-[a,b]"}, ("1", "2", "0", "ib-01", "28888")),
         (TASK | {"RANK": "5", "WORLD_SIZE": "8"}, ("5", "8")),  # torchrun, started by srun
         (TASK | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, ()),
         (BATCH, ()),
@@ -211,6 +215,28 @@ def told(monkeypatch, variables):
 )  # fmt: skip
 def test_srun_s_tasks_are_told_what_torchrun_would_tell(monkeypatch, variables, expected):
     assert tuple(told(monkeypatch, variables).values()) == expected
+
+
+def test_steps_on_one_node_meet_at_ports_of_their_own(monkeypatch):
+    """Of a hundred jobs in a row, each with a hundred steps."""
+    ports = [
+        told(monkeypatch, TASK | {"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)})["MASTER_PORT"]
+        for job in range(7_000_000, 7_000_100)
+        for step in range(100)
+    ]
+    assert len({*ports}) == len(ports) == 10_000
+    assert all(10_000 <= int(port) < 30_000 for port in ports)
+
+
+@pytest.mark.parametrize(("said", "waits"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_srun_s_tasks_leave_the_cores_to_one_another_while_they_wait(monkeypatch, said, waits):
+    assert told(monkeypatch, TASK | said, ["OMP_WAIT_POLICY"]) == {"OMP_WAIT_POLICY": waits}
+    assert told(monkeypatch, {}, ["OMP_WAIT_POLICY"]) == {}
+
+
+def test_a_task_that_is_none_of_srun_s_is_refused(monkeypatch):
+    with pytest.raises(InstaFlowError, match="SLURM_PROCID is 2, but SLURM_STEP_NUM_TASKS is 2"):
+        told(monkeypatch, TASK | {"SLURM_PROCID": "2"})
 
 
 @pytest.mark.parametrize("missing", ["SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NODELIST"])
@@ -245,3 +271,10 @@ def test_processes_that_know_no_first_one_are_refused_with_a_way_out(monkeypatch
 )
 def test_the_first_of_slurm_s_nodes(nodes, first):
     assert first_node(nodes) == first
+
+
+@pytest.mark.parametrize("nodes", ["gpu-[a,b]", "node[x-z],login", ",node01", ""])
+def test_a_node_list_that_does_not_tell_its_first_name_is_refused_with_a_way_out(nodes):
+    with pytest.raises(InstaFlowError) as caught:
+        first_node(nodes)
+    assert f"first of '{nodes}'" in caught.value.message and "scontrol show hostnames" in caught.value.hint

@@ -5,6 +5,7 @@ import shutil
 import signal
 import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,21 @@ def test_a_worker_with_other_settings_is_refused(config, tmp_path):
     other = load_experiment(config, ("seed=1",), str(tmp_path))
     with pytest.raises(InstaFlowError, match="'seed' was 0, is now 1"):
         run_one(other, "pairs", Stop(), Worker(1, 2))
+
+
+def test_a_worker_with_other_versions_is_told_so(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SLURMD_NODENAME", "node2")
+    couple(config, tmp_path, Worker(0, 3))
+    couple(config, tmp_path, Worker(1, 3))
+    assert "environment" not in capsys.readouterr().out
+    file = tmp_path / "pairs" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    assert manifest["hardware"].keys() == {"name", "instaflow", "torch", "diffusers", "transformers"}
+    del manifest["hardware"]["diffusers"]  # as in an older manifest
+    write_json(file, manifest | {"hardware": manifest["hardware"] | {"torch": "2.0.1"}})
+    couple(config, tmp_path, Worker(2, 3))
+    said = f"pairs: 'node2' has torch {version('torch')}, not 2.0.1 as the first worker: shards may differ"
+    assert said in capsys.readouterr().out and (tmp_path / "pairs" / "done.json").exists()
 
 
 def test_who_comes_second_does_not_mark_it_done_again(config, tmp_path, monkeypatch, capsys):

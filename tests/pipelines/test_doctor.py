@@ -3,6 +3,8 @@
 import json
 import os
 import resource
+import shutil
+import signal
 import subprocess
 import sys
 from datetime import timedelta
@@ -13,14 +15,24 @@ import torch
 
 from instaflow import meeting, rundir
 from instaflow.config import load_experiment
+from instaflow.processes import Process, this_process
 from pipelines import doctor, doctor_files, doctor_machine
 from pipelines.doctor_table import FAILURE, OK, WARNING, Finding, found, lines, merged
+from pipelines.plan import Plan
 from tests.experiments import write
 from tests.pipelines.runs import ROOT
 from tests.test_meeting import free_ports
 
 HERE = ("packages", "PyTorch", "gloo", "NCCL", "compiler", "network", "limits", "Slurm", "models", "weights")
 FOLDER = ("renames", "locks", "clock", "disk", "room")
+
+
+@pytest.fixture
+def in_a_moment(monkeypatch):
+    """The checks that start processes are left out, and the disk's is a short one."""
+    for name in ("gloo", "packages", "compiler", "slurm"):
+        monkeypatch.setattr(doctor_machine, name, lambda: (OK, "as ever"))
+    monkeypatch.setattr(doctor_files, "TRIED", doctor_files.BLOCK)
 
 
 @pytest.mark.slow
@@ -37,11 +49,7 @@ def test_a_sound_machine_is_told_so_and_left_as_it_was(typed, tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
-def test_of_an_experiment_its_models_files_and_room_are_looked_at(typed, tmp_path, monkeypatch):
-    """The checks that start processes are left out: they are those of any other folder."""
-    for name in ("gloo", "packages", "compiler", "slurm"):
-        monkeypatch.setattr(doctor_machine, name, lambda: (OK, "as ever"))
-    monkeypatch.setattr(doctor_files, "TRIED", doctor_files.BLOCK)
+def test_of_an_experiment_its_models_files_and_room_are_looked_at(typed, tmp_path, monkeypatch, in_a_moment):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
     text = Path(write(tmp_path)).read_text().replace("prompts: [a seven, the digit 7]", "prompts: none.txt")
@@ -74,6 +82,59 @@ def test_an_experiment_that_is_not_there_is_an_error(typed):
     assert code == 1 and err.startswith("Error: No experiment file 'no-such.yaml'")
 
 
+# --- what a trial leaves behind ---------------------------------------------------------------------------------------
+
+AT_THE_DISK = """
+import sys, time
+from pipelines import doctor, doctor_files, doctor_machine
+
+def fills(place):
+    (place / "large").write_text("large")
+    print("at it", flush=True)
+    time.sleep(60)
+
+for name in ("packages", "pytorch", "gloo", "nccl", "compiler", "network", "limits", "slurm", "models", "measures"):
+    setattr(doctor_machine, name, lambda *_: ("ok", "as ever"))
+doctor_files.locks, doctor_files.rate = lambda place: ("ok", "as ever"), fills
+doctor.run(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_doctor_that_is_told_to_end_takes_its_files_along(tmp_path, number):
+    words = [sys.executable, "-c", AT_THE_DISK, str(tmp_path)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert process.stdout and process.stdout.readline() == "at it\n" and len([*tmp_path.rglob("large")]) == 1
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == 128 + number and not [*tmp_path.iterdir()]
+
+
+def test_what_a_killed_doctor_left_is_removed_by_the_next_one(tmp_path, in_a_moment):
+    me, ended = this_process(), subprocess.Popen(["true"])
+    ended.wait()
+    killed, live = (tmp_path / f".doctor.tmp-{me.host}-{me.namespace}-{pid}" for pid in (ended.pid, os.getppid()))
+    assert Process(me.host, me.namespace, ended.pid).is_gone()
+    for folder in (killed, live):
+        folder.mkdir()
+        (folder / "large").write_text("large")
+    doctor.on_this_machine(None, tmp_path)
+    assert [*tmp_path.iterdir()] == [live]
+
+
+def test_a_run_that_cannot_be_measured_costs_one_finding(tmp_path, monkeypatch, in_a_moment):
+    def refused(*_):
+        raise PermissionError(13, "Permission denied", "run/file")
+
+    monkeypatch.setattr(doctor, "bytes_of", refused)
+    monkeypatch.chdir(tmp_path)
+    config = load_experiment(write(tmp_path))
+    (tmp_path / "run").mkdir()
+    last = doctor.on_this_machine(config, tmp_path / "run")[-1]
+    assert (last.check, last.state, last.words) == ("room", FAILURE, "Permission denied: 'run/file'")
+    assert not [*(tmp_path / "run").iterdir()]
+
+
 # --- a file system that lacks something -------------------------------------------------------------------------------
 
 
@@ -84,6 +145,21 @@ def test_without_hard_links_the_doctor_warns(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", refused)
     state, words, _ = doctor_files.renames(tmp_path)
     assert state == WARNING and "no hard links (Operation not permitted)" in words
+
+
+def test_a_file_that_is_written_in_place_is_a_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor_files, "write_file", lambda path, content: path.write_text(content))
+    state, words, _ = doctor_files.renames(tmp_path)
+    assert (state, words) == (FAILURE, "a renamed file does not take the place of an older one that is being read")
+
+
+def test_a_folder_that_stays_in_another_s_place_is_a_failure(tmp_path, monkeypatch):
+    def replaced(temporary: Path, folder: Path) -> None:
+        shutil.rmtree(temporary) if folder.exists() else temporary.rename(folder)
+
+    monkeypatch.setattr(doctor_files, "replace_folder", replaced)
+    state, words, _ = doctor_files.renames(tmp_path)
+    assert (state, words) == (FAILURE, "a renamed folder does not take the place of an older one")
 
 
 def test_a_file_that_two_make_is_a_failure(tmp_path, monkeypatch):
@@ -129,15 +205,37 @@ def test_room_is_measured_by_the_plan_less_what_is_written(tmp_path):
     assert doctor_files.room(tmp_path, 1.0)[1].endswith("; the experiment takes 0.0 kB by its plan")
     assert doctor_files.room(tmp_path, 1e18)[0] == FAILURE
     experiment = load_experiment(write(tmp_path))
-    whole = doctor.bytes_of(experiment, tmp_path / "none")
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "file").write_bytes(bytes(1000))
-    assert whole and doctor.bytes_of(experiment, tmp_path / "run") == whole - 1000
+    costs = [Plan(experiment, gpus=1).cost_of(name) for name in experiment.stages]
+    kept, saving = sum(cost.disk for cost in costs), max(cost.while_saving for cost in costs)
+    (tmp_path / "run" / "stage").mkdir(parents=True)
+    (tmp_path / "run" / "stage" / "file").write_bytes(bytes(1000))
+    assert saving > 0 and doctor.bytes_of(experiment, tmp_path / "run") == kept - 1000 + saving
 
 
-def test_a_folder_that_nobody_may_write_to_is_a_failure(tmp_path, monkeypatch):
-    for name in ("gloo", "packages", "compiler", "slurm"):
-        monkeypatch.setattr(doctor_machine, name, lambda: (OK, "as ever"))
+def test_a_file_that_goes_while_a_run_is_measured_does_not_count(tmp_path):
+    (tmp_path / "stage").mkdir()
+    (tmp_path / "stage" / "file").write_bytes(bytes(1000))
+    (tmp_path / "stage" / "gone").symlink_to("nowhere")  # as one that went after it was listed
+    assert doctor.written(tmp_path) == 1000 and doctor.written(tmp_path / "none") == 0
+
+
+@pytest.mark.parametrize(("inodes", "state"), [(100, FAILURE), (0, OK)])
+def test_a_file_system_without_inodes_is_a_failure_unless_it_counts_none(tmp_path, monkeypatch, inodes, state):
+    real = os.statvfs(tmp_path)
+    monkeypatch.setattr(os, "statvfs", lambda place: os.statvfs_result((*real[:5], inodes, 0, 0, *real[8:10])))
+    told = doctor_files.room(tmp_path, None)
+    assert told[0] == state and told[1].startswith("no further file can be made") == (state == FAILURE)
+
+
+def test_a_disk_too_full_to_be_tried_is_a_failure_and_not_written_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor_files, "TRIED", doctor_files.BLOCK)
+    real = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: real._replace(free=2 * doctor_files.BLOCK - 1))
+    state, words, _ = doctor_files.rate(tmp_path)
+    assert state == FAILURE and words.startswith("not even ") and not [*tmp_path.iterdir()]
+
+
+def test_a_folder_that_nobody_may_write_to_is_a_failure(tmp_path, in_a_moment):
     (tmp_path / "file").write_text("")
     last = doctor.on_this_machine(None, tmp_path / "file")[-1]
     assert (last.check, last.state) == ("folder", FAILURE) and "Not a directory" in last.words
@@ -194,6 +292,18 @@ def test_few_open_files_are_told():
     assert state == WARNING and "512 files open at once" in words and "ulimit -n 1024" in remedy
 
 
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no /dev/shm here")
+def test_little_shared_memory_is_told(monkeypatch):
+    assert "--shm-size" not in "".join(of_shared_memory(monkeypatch, 0))
+    state, _, remedy = of_shared_memory(monkeypatch, 1 << 62)
+    assert state == WARNING and "docker: --shm-size=8g" in remedy
+
+
+def of_shared_memory(monkeypatch, wanted: int) -> tuple[str, ...]:
+    monkeypatch.setattr(doctor_machine, "SHARED", wanted)
+    return doctor_machine.limits()
+
+
 @pytest.mark.parametrize(
     ("programs", "state", "words"),
     [
@@ -203,6 +313,15 @@ def test_few_open_files_are_told():
             dict.fromkeys(doctor_machine.SLURM, "echo 'sinfo: fatal: no configuration' >&2; exit 1"),
             WARNING,
             "its controller does not answer: sinfo: fatal: no configuration",
+        ),
+        (dict.fromkeys(doctor_machine.SLURM, "exit 3"), WARNING, "its controller does not answer: exit code 3"),
+        (
+            dict.fromkeys(
+                doctor_machine.SLURM,
+                "[ $1 = --version ] && echo 'slurm 99' || echo 'Welcome\n\ngpu*|2|idle\n\ncpu|1|down'",
+            ),
+            OK,
+            "slurm 99; nodes: 2 idle in gpu, 1 down in cpu",
         ),
     ],
 )
