@@ -336,3 +336,21 @@ def test_a_job_that_its_partition_can_never_start_is_told(typed, tmp_path, slurm
     assert code == 0, err
     warned = f"2rf: asks its partition for {told}; it may wait for ever, as `squeue` will tell\n"
     assert out.endswith(warned) if told else "for ever" not in out
+
+
+@pytest.mark.parametrize("fault", [InstaFlowError("no such partition"), KeyboardInterrupt()], ids=["refused", "Ctrl-C"])
+def test_all_or_none_is_submitted(tmp_path, monkeypatch, fault):
+    called = []
+
+    def slurm(*words):
+        called.append(words)
+        if words[0] == "sbatch" and len(called) == 2:
+            raise fault
+        return "7\n"
+
+    monkeypatch.setattr(submit, "slurm", slurm)
+    experiment = load_experiment(write(tmp_path), run=str(tmp_path / "run"))
+    with pytest.raises(type(fault)):
+        submit.submit(experiment, submit.jobs_of(experiment, ()), tmp_path)
+    assert [words[0] for words in called] == ["sbatch", "sbatch", "scancel"] and called[-1] == ("scancel", "7")
+    assert not (tmp_path / "jobs.json").exists()
