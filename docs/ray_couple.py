@@ -7,8 +7,8 @@ all machines, and the paths be absolute or the same everywhere. A worker that is
 and goes on where it was.
 
 Tried: two workers without GPUs on one machine, on a Ray 2.60 that the script starts, and on one that `ray start --head`
-did, by `ray job submit -- python /data/ray_couple.py /data/mine.yaml pairs 2 0`; the shards are those of one command
-without Ray, to the bit. Not tried: several machines, GPUs.
+did, by `ray job submit -- python ray_couple.py mine.yaml pairs 2 0` with absolute paths; the shards are those of one
+command without Ray, to the bit. Not tried: several machines, GPUs.
 """
 
 import subprocess
