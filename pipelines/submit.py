@@ -153,9 +153,9 @@ def refuse_beside_live_jobs(folder: Path) -> None:
     """Raises InstaFlowError if jobs of this run wait or run, also such as were submitted by hand, and says which."""
     live: dict[str, list[str]] = {}
     stages: dict[str, str] = {}
-    for line in slurm("squeue", "--noheader", "--array", "--format=%F|%T|%o", "--sort=i").splitlines():
-        number, state, script = line.strip().split("|", 2)
-        path = Path(script)
+    listed = slurm("squeue", "--noheader", "--array", "--format=%F|%T|%o", "--sort=i").splitlines()
+    for number, state, place in (line.strip().split("|", 2) for line in listed if line.count("|") > 1):
+        path = Path(place)
         if path.suffix == ".sh" and path.parent.resolve() == folder.resolve():
             stages[number] = path.stem
             live.setdefault(number, []).append(state.lower())
@@ -181,8 +181,7 @@ def warn_of_limits(jobs: dict[str, Job]) -> None:
     limits, listed = {}, ""
     with suppress(InstaFlowError):  # what is submitted, is
         listed = slurm("sinfo", "--noheader", "--format=%P|%l|%D")
-    for line in listed.splitlines():
-        partition, time, count = line.strip().split("|")
+    for partition, time, count in (line.strip().split("|") for line in listed.splitlines() if line.count("|") == 2):
         limits[partition.rstrip("*")] = limits["*" if partition.endswith("*") else partition] = time, int(count)
     for name, job in jobs.items():
         time, nodes = limits.get(job.asked.partition or "*", ("infinite", job.asked.nodes))

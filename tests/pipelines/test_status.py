@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from instaflow.couplings.shards import sidecar_path
 from instaflow.files import write_json
 from instaflow.jobs import Submitted, write_jobs
 from instaflow.rundir import StageFolder
 from pipelines.status import duration
+from tests.couplings.made import make_couplings, manifest_of
 from tests.experiments import folders, mark_done, write
 
 
@@ -91,6 +93,32 @@ def test_a_stage_that_gives_no_sign_says_for_how_long(stages, lines):
     for file in ("state.json", "stats.jsonl"):
         grow_old(stages["teacher"].folder / file, 7200)
     assert lines(75) == {"teacher": "running 4 of 16 samples, nothing written for 2 h 0 min"}
+    for seconds, told in {500: "", 700: ", nothing written for 12 min"}.items():
+        grow_old(stages["teacher"].stats_file, seconds)
+        assert lines(75) == {"teacher": "running 4 of 16 samples" + told}
+
+
+def test_a_stage_whose_mark_is_still_to_come_is_running(stages, lines):
+    begin(stages["teacher"], "done")
+    assert lines(75) == {"teacher": "running 0 of 16 samples"}
+
+
+def test_a_rate_is_of_what_was_done_lately(stages, lines):
+    begin(stages["teacher"])
+    times = [100.0 * step for step in range(5)] + [400.0 + step for step in range(1, 20)]
+    figures = [{"job": "denoiser", "samples_seen": seen / 2, "seconds": at} for seen, at in enumerate(times)]
+    stages["teacher"].stats_file.write_text("".join(json.dumps(line) + "\n" for line in figures))
+    assert "0.5/s" in lines(75)["teacher"]
+
+
+def test_couplings_are_counted_by_their_shards(stages, lines):
+    begin(stages["pairs"])
+    make_couplings(stages["pairs"].folder, manifest := manifest_of())
+    last = manifest.plan.num_shards - 1
+    sidecar_path(stages["pairs"].folder, last).unlink()
+    made = manifest.count - len(manifest.plan.indices(last))
+    assert 0 < made < manifest.count
+    assert lines(75)["pairs"].startswith(f"running {made} of {manifest.count} couplings")
 
 
 LOG = """Job 11 starts on n1

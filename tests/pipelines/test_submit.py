@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from instaflow.config import load_experiment
-from instaflow.errors import InstaFlowError
-from instaflow.jobs import Turn, turn_of
+from instaflow.errors import ConfigError, InstaFlowError
+from instaflow.jobs import Turn, read_jobs, turn_of
 from instaflow.rundir import locked
 from pipelines import submit
+from pipelines.batch_scripts import quoted
 from tests.experiments import folders, mark_done, write
 
 CLUSTER = """
@@ -84,6 +85,8 @@ def test_a_couple_stage_is_an_array_of_workers_with_a_gpu_for_each_task(submitte
     pairs = submitted("--set", "stages.pairs.records_per_shard=2")["pairs"]
     assert {"--array=0-3", f"--output={tmp_path}/run/jobs/pairs-%A_%a.log"} < options(pairs)  # four shards
     assert words_of(pairs).startswith("srun --kill-on-bad-exit=0 --wait=0 --cpus-per-task=6 --gpus-per-task=1 ")
+    alone = submitted("--set", "cluster.stages.couple.gpus=1")["pairs"]
+    assert "--gpus-per-task" not in alone  # the job's one is the task's
     assert 'scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" ||' in pairs
 
 
@@ -336,6 +339,38 @@ def test_a_job_that_its_partition_can_never_start_is_told(typed, tmp_path, slurm
     assert code == 0, err
     warned = f"2rf: asks its partition for {told}; it may wait for ever, as `squeue` will tell\n"
     assert out.endswith(warned) if told else "for ever" not in out
+
+
+def test_a_value_is_quoted_as_slurm_reads_it():
+    values = {"plain/x-1": "plain/x-1", 'a "b\\': '"a \\"b\\\\"', "a b": '"a b"'}
+    assert {value: quoted(value) for value in values} == values
+    with pytest.raises(ConfigError, match="cannot stand in a batch script"):
+        quoted("a\nb")
+
+
+def test_slurm_is_asked_as_if_from_outside_of_a_job(typed, tmp_path, slurm, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "5")
+    monkeypatch.setenv("SLURM_CONF", "/etc/other.conf")
+    (tmp_path / "slurm" / "sbatch").write_text(f"#!/bin/bash\nenv > {tmp_path}/environment\necho '7;main'\n")
+    assert typed("submit", write(tmp_path), "--run-dir", tmp_path / "run", "--set", "cluster.gpus=0")[0] == 0
+    seen = (tmp_path / "environment").read_text().splitlines()
+    assert "SLURM_CONF=/etc/other.conf" in seen and "SLURM_JOB_ID=5" not in seen
+    assert read_jobs(tmp_path / "run" / "jobs")["teacher"].job == "7"  # of the cluster "main"
+
+
+def test_live_jobs_of_a_run_are_known_by_their_scripts_wherever_a_link_leads(typed, tmp_path, slurm):
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    (tmp_path / "run" / "jobs").mkdir(parents=True)
+    listed = [
+        f"31|RUNNING|{tmp_path}/link/jobs/2rf.sh",
+        "32|PENDING|/elsewhere/jobs/2rf.sh",
+        "a line of another kind",
+        "",
+    ]
+    (tmp_path / "slurm" / "squeue").write_text("#!/bin/bash\n" + "".join(f"echo '{line}'\n" for line in listed))
+    code, _, err = typed("submit", write(tmp_path), "--run-dir", tmp_path / "run", "--set", "cluster.gpus=0")
+    assert code == 1 and not slurm.exists()
+    assert "has live jobs: '2rf' (job 31: running)\n" in err and err.rstrip().endswith("scancel 31")
 
 
 @pytest.mark.parametrize("fault", [InstaFlowError("no such partition"), KeyboardInterrupt()], ids=["refused", "Ctrl-C"])
