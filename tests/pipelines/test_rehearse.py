@@ -35,7 +35,8 @@ def least(config: Path) -> list[str]:
         settings = stage.model_dump()
         for key in ("phases", "autoencoder_phases", "text_phases", "perceptual_phases"):
             for index, phase in enumerate(settings.get(key) or ()):
-                batch = min(phase["global_batch_size"], 64)
+                micro = settings.get("micro_batch_size") or 1
+                batch = min(phase["global_batch_size"], max(64 // micro, 1) * micro)
                 options.append(f"stages.{name}.{key}.{index}.global_batch_size={batch}")
                 options.append(f"stages.{name}.{key}.{index}.samples={2 * batch}")
         if settings["kind"] == "couple":
