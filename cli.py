@@ -461,6 +461,14 @@ what_to_draw, noise_option, how_option, made_of_it = (
     metavar="N",
     help="Images at a time: fewer take less memory.",
 )
+@how_option(
+    "--no-safety-checker",
+    "safety_checker",
+    is_flag=True,
+    default=True,
+    flag_value=False,
+    help="Leave out a model's safety checker, which else blackens what it takes for unsafe.",
+)
 @made_of_it(
     "--output",
     metavar="PLACE",
@@ -532,7 +540,12 @@ def sample(**options: Any) -> None:
     "--token",
     help="What those who ask must know. At an address that other machines reach there is always one, by default a new.",
 )
-def serve(models: tuple[str, ...], host: str, port: int, token: str | None) -> None:
+@click.option(
+    "--no-safety-checker",
+    is_flag=True,
+    help="Leave out the models' safety checkers, which else blacken what they take for unsafe.",
+)
+def serve(models: tuple[str, ...], host: str, port: int, token: str | None, no_safety_checker: bool) -> None:
     """Draw on a local page, as you type.
 
     Each MODEL is what `instaflow sample` takes. They stand side by side with their times: a student, say, beside its
@@ -546,7 +559,7 @@ def serve(models: tuple[str, ...], host: str, port: int, token: str | None) -> N
     """
     from pipelines.serve import run as run_serve
 
-    run_serve(models, host=host, port=port, token=token)
+    run_serve(models, host=host, port=port, token=token, safety_checker=not no_safety_checker)
     sys.stdout.flush()
     os._exit(0)  # at once: nothing is left to be written, and a step of a drawing may be under way that none waits for
 

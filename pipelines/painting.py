@@ -15,9 +15,10 @@ from instaflow.models.drawing import Drawing, can_record
 from instaflow.models.loading import load_model
 from instaflow.models.model import Model
 from instaflow.models.pixels import PixelModel
+from instaflow.models.safety import SafetyChecker, checker_in, told_of
 from instaflow.models.sampling import Sampling
 from instaflow.models.text_to_image import TextToImage
-from instaflow.places import short_names
+from instaflow.places import find_model, short_names
 from instaflow.serving.painter import Images, Offer
 from instaflow.serving.requests import ImageRequest
 from instaflow.serving.turns import FEW
@@ -32,9 +33,14 @@ KEPT = 8
 class Models:
     """A Painter of models by their short names."""
 
-    def __init__(self, places: Sequence[str]) -> None:
+    def __init__(self, places: Sequence[str], safety_checker: bool = True) -> None:
         self.models = {
-            name: Ready(load_model(place, device=device()), name, place)
+            name: Ready(
+                load_model(place, device=device()),
+                name,
+                place,
+                checker_in(find_model(place), device()) if safety_checker else None,
+            )
             for name, place in zip(short_names(places), places, strict=True)
         }
         self.offers = [ready.offer for ready in self.models.values()]
@@ -53,8 +59,8 @@ class Models:
 class Ready:
     """One model, with what was made ready for the settings asked for last."""
 
-    def __init__(self, model: Model, name: str, place: str) -> None:
-        self.place = place
+    def __init__(self, model: Model, name: str, place: str, checker: SafetyChecker | None = None) -> None:
+        self.place, self.checker = place, checker
         model.name = name  # which messages call it by
         self.model, self.offer = model, offer_of(model, name)
         self.samplings: dict[tuple[int, float], Sampling] = {}
@@ -81,11 +87,13 @@ class Ready:
                 yield
         if not torch.isfinite(latents).all():
             raise InstaFlowError(f"'{model.name}' gave latents that are not finite", "Try fewer or more num_steps")
-        images = [
-            png(pixels, self.about(asked, seed, steps, scale))
-            for pixels, seed in zip(decode(latents).cpu().numpy(), asked.many, strict=True)
-        ]
-        return Images(images, steps, scale, truncated)
+        pixels, blackened = decode(latents).cpu().numpy(), 0
+        if self.checker is not None:
+            before = self.checker.num_blackened
+            pixels = self.checker(pixels)
+            blackened = self.checker.num_blackened - before
+        images = [png(one, self.about(asked, seed, steps, scale)) for one, seed in zip(pixels, asked.many, strict=True)]
+        return Images(images, steps, scale, truncated, told_of(blackened) if blackened else "")
 
     def about(self, asked: ImageRequest, seed: int, steps: int, scale: float) -> About:
         """How one image was drawn."""

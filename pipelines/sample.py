@@ -16,6 +16,7 @@ import instaflow
 from instaflow.errors import ConfigError, DataError
 from instaflow.files import write_file
 from instaflow.models.device import set_up_cpu
+from instaflow.models.safety import told_of
 from instaflow.models.text_to_image import TextToImage
 from instaflow.places import short_names
 from instaflow.plurals import counted
@@ -42,7 +43,8 @@ def run(request: Request, wanted: Wanted) -> str:
 
 def load(request: Request, place: str) -> Generator:
     """Says, too, what guidance does to a model that was trained to go without."""
-    model = instaflow.load(place, dtype=request.dtype, batch_size=request.batch_size)
+    checked = request.safety_checker
+    model = instaflow.load(place, dtype=request.dtype, batch_size=request.batch_size, safety_checker=checked)
     scale, own = request.guidance_scale or 0, model.settings
     if scale > 1 and own.guidance_scale <= 1 and own.kind != "teacher":
         print(f"'{place}' is meant without guidance, which is trained in: {scale:g} spoils its images")
@@ -83,7 +85,7 @@ def on_a_sheet(request: Request, wanted: Wanted) -> str:
             prompts = [one.prompt for one in drawn]
             latents = model.latents(prompts, noise=noise_for(request, wanted, model), **hows[-1])
         images += model.decode(latents)
-        tell_cut(model)
+        tell_of(model)
     if request.latents_file:
         content = io.BytesIO()
         np.save(content, latents.float().cpu().numpy())
@@ -138,7 +140,7 @@ def animated(request: Request, wanted: Wanted) -> str:
         noise = noise_for(request, wanted, model)
         ways.append(way_of(model, prompts, noise, label=label, num_steps=how["num_steps"], scale=how["guidance_scale"]))
         hows.append(how)
-        tell_cut(model)
+        tell_of(model)
     pictures = frames(ways, prompts)
     drawn = [wanted.drawn(index) for index in range(len(wanted))]
     drawn = [Drawn(one.prompt, None) for one in drawn] if request.noise_file else drawn
@@ -159,8 +161,10 @@ def steps_and_guidance(hows: list[dict[str, Any]]) -> tuple[list[int], list[floa
     return [how["num_steps"] for how in hows], [how["guidance_scale"] for how in hows]
 
 
-def tell_cut(model: Generator) -> None:
-    """Say of how many images the prompt was longer than the model reads."""
+def tell_of(model: Generator) -> None:
+    """Say of how many images the prompt was longer than the model reads, and how many were taken for unsafe."""
+    if model.checker and (count := model.checker.num_blackened):
+        print(f"{told_of(count)} (--no-safety-checker asks none)")
     if isinstance(model.model, TextToImage) and (count := model.model.num_truncated):
         most = model.model.tokenizer.model_max_length
         print(f"Of {counted(count, 'image')} the prompt is longer than {most} tokens, and cut there")

@@ -14,7 +14,7 @@ from instaflow.using.generator import Generator
 from instaflow.using.image_folder import ImageFolder
 from instaflow.using.metadata import About
 from instaflow.world import worker
-from pipelines.sample import sampled_with, tell_cut
+from pipelines.sample import sampled_with, tell_of
 from pipelines.sample_request import Request, Wanted
 
 
@@ -37,6 +37,7 @@ def run(request: Request, wanted: Wanted, model: Generator) -> str:
                 "prompts": prompts_hash(wanted.prompts),
                 "seeds": request.seeds or f"{wanted.first}, each prompt its own noise",
                 "dtype": request.dtype,
+                "safety_checker": model.checker is not None,
                 **how,
             }
         )
@@ -44,7 +45,7 @@ def run(request: Request, wanted: Wanted, model: Generator) -> str:
         done = total - folder.images(folder.missing())
         with Progress("sample", total=total, unit="images", start=done) as progress, listening() as stop:
             folder.fill(draw, wanted.drawn, about, batch_size=request.batch_size, stop=stop, report=progress.update)
-    tell_cut(model)
+    tell_of(model)
     shards = f" in {counted(len(folder.share()), 'shard')}" if request.shard_size else ""
     whose = f" of worker {me.index} of {me.count}" if me.count > 1 else ""
     return f"{folder.folder}: {counted(total, 'image')}{shards}{whose}, {counted(how['num_steps'], 'step')}"

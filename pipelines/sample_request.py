@@ -38,6 +38,7 @@ class Request:
     guidance_scale: float | None = None
     dtype: Dtype = "float32"
     batch_size: int = 64
+    safety_checker: bool = True
     between: int | None = None
     animate: bool = False
     captions: bool = False

@@ -11,7 +11,7 @@ SHORTEST_TOKEN = 16
 """Characters."""
 
 
-def run(places: Sequence[str], *, host: str, port: int, token: str | None) -> None:
+def run(places: Sequence[str], *, host: str, port: int, token: str | None, safety_checker: bool) -> None:
     """Answer requests until told to stop; a step of a drawing may still be under way then, for nobody.
 
     Raises ConfigError for what cannot be served so, DataError for what is no model, InstaFlowError for a port that is
@@ -31,7 +31,7 @@ def run(places: Sequence[str], *, host: str, port: int, token: str | None) -> No
     from instaflow.models.device import set_up_cpu
     from pipelines.painting import Models
 
-    models = Models(places)
+    models = Models(places, safety_checker)
     thread = ThreadPoolExecutor(1, "drawing", initializer=set_up_cpu)  # which sets up its own thread
     try:
         thread.submit(models.try_all).result()

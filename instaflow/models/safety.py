@@ -1,11 +1,22 @@
-"""Stable Diffusion's safety checker in an exported folder: kept where the teacher has one."""
+"""Stable Diffusion's safety checker: kept in an exported folder where the teacher has one, and asked of images."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+from PIL import Image
+from transformers import CLIPImageProcessor
+
+from instaflow.errors import DataError, reason_of
 from instaflow.files import write_json
+from instaflow.plurals import counted
 
+logging.getLogger(StableDiffusionSafetyChecker.__module__).setLevel(logging.ERROR)  # we tell of it ourselves
 PARTS = {"safety_checker": "model.safetensors", "feature_extractor": "preprocessor_config.json"}
 """The parts that look at images, each with a file that it can't do without."""
 
@@ -13,6 +24,43 @@ PARTS = {"safety_checker": "model.safetensors", "feature_extractor": "preprocess
 def has_checker(teacher: Path) -> bool:
     """Whether a pipeline's folder holds a safety checker that is read without unpickling."""
     return all((teacher / part / file).is_file() for part, file in PARTS.items())
+
+
+class SafetyChecker:
+    """What looks at images, as stock pipelines do, and blackens those that it takes for unsafe."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        """Of the pipeline in `folder`, in float32. Raises DataError where it cannot be read."""
+        try:
+            network: Any = StableDiffusionSafetyChecker.from_pretrained(
+                str(folder / "safety_checker"), use_safetensors=True, local_files_only=True
+            )
+            self.features = CLIPImageProcessor.from_pretrained(str(folder / "feature_extractor"))
+        except Exception as error:  # each library raises its own kinds
+            message = f"The safety checker in '{folder}' cannot be read: {reason_of(error)}"
+            raise DataError(message, "Restore its folders, safety_checker and feature_extractor") from error
+        self.network, self.device = network.to(device).eval(), device
+        self.num_blackened = 0
+        """Of all images so far."""
+
+    @torch.no_grad()
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """The images [N, H, W, 3], uint8, those that are taken for unsafe black."""
+        shown = self.features([Image.fromarray(one) for one in pixels], return_tensors="pt").pixel_values
+        checked, unsafe = self.network(clip_input=shown.to(self.device), images=pixels.copy())
+        self.num_blackened += sum(unsafe)
+        return np.asarray(checked)
+
+
+def checker_in(folder: Path, device: torch.device) -> SafetyChecker | None:
+    """The safety checker of the pipeline in `folder`; None where it has none. Raises DataError."""
+    return SafetyChecker(folder, device) if has_checker(folder) else None
+
+
+def told_of(count: int) -> str:
+    """What to say of so many images that were blackened."""
+    are = "is" if count == 1 else "are"
+    return f"{counted(count, 'image')}, taken for unsafe by the model's safety checker, {are} black"
 
 
 def names_checker(teacher: Path) -> bool:

@@ -36,6 +36,7 @@ class Images:
     num_steps: int
     guidance_scale: float
     truncated: bool  # whether the prompt was longer than the model reads
+    note: str = ""  # what else is to be known of them
 
 
 class Painter(Protocol):

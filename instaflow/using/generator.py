@@ -14,7 +14,9 @@ from instaflow.image_files import fitted_pixels
 from instaflow.models.device import device as own_device
 from instaflow.models.loading import DTYPES, load_model
 from instaflow.models.model import Model
+from instaflow.models.safety import SafetyChecker, checker_in
 from instaflow.models.sampling import Sampling, fetched
+from instaflow.places import find_model
 from instaflow.plurals import counted
 from instaflow.prompt_sources import check_text
 from instaflow.sections import Dtype
@@ -25,7 +27,12 @@ STEPS = 1000  # a schedule has so many timesteps
 
 
 def load(
-    place: str | Path, *, device: str | None = None, dtype: Dtype = "float32", batch_size: int = 64
+    place: str | Path,
+    *,
+    device: str | None = None,
+    dtype: Dtype = "float32",
+    batch_size: int = 64,
+    safety_checker: bool = True,
 ) -> "Generator":
     """The model in a folder, a .safetensors file or under a hub name. Raises DataError, ConfigError."""
     if dtype not in DTYPES:
@@ -35,21 +42,24 @@ def load(
     except (RuntimeError, AssertionError) as error:  # PyTorch built without it raises the latter
         hint = "PyTorch calls them cpu, cuda, cuda:1, mps"
         raise ConfigError(f"There is no device {device!r} here", hint) from error
-    return Generator(load_model(place, device=where, dtype=DTYPES[dtype]), batch_size=batch_size)
+    model = load_model(place, device=where, dtype=DTYPES[dtype])
+    checker = checker_in(find_model(str(place)), where) if safety_checker else None
+    return Generator(model, batch_size=batch_size, checker=checker)
 
 
 class Generator:
     """A model with all that drawing takes.
 
     `settings` is what its folder says of it, `latent_shape` the (C, H, W) of a noise or latent, `image_size` the (H, W)
-    of an image in pixels, `model` the networks. Every image is a function of prompt, noise, steps and guidance: not of
+    of an image in pixels, `model` the networks, `checker` the folder's safety checker, if it has one, which blackens
+    what it takes for unsafe. Every image is else a function of prompt, noise, steps and guidance: not of
     the images beside it, but for rounding in the last bits, which depends on how many are computed at a time.
     """
 
-    def __init__(self, model: Model, batch_size: int = 64) -> None:
+    def __init__(self, model: Model, batch_size: int = 64, checker: SafetyChecker | None = None) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}", "It is how many images are drawn at a time: 1 or more")
-        self.model, self.batch_size = model, batch_size
+        self.model, self.batch_size, self.checker = model, batch_size, checker
         self.settings, self.latent_shape, self.image_size = model.settings, model.latent_shape, model.image_size
         self._sampling: Sampling | None = None
 
@@ -197,7 +207,8 @@ class Generator:
     def _begun(self, latents: Tensor) -> Callable[[], list[Image.Image]]:
         """Begin to decode latents; what waits for the images."""
         wait = fetched(self.model.pictures(latents, self._decoded_at_a_time))
-        return lambda: [Image.fromarray(pixels) for pixels in wait()]
+        checked = self.checker or (lambda pixels: pixels)
+        return lambda: [Image.fromarray(pixels) for pixels in checked(wait())]
 
     def _check_finite(self, sound: Iterable[Tensor]) -> None:
         if not all(bool(one) for one in sound):

@@ -1,5 +1,6 @@
 """A text-to-image model of Stable Diffusion's parts, small enough to be made and run in a moment."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -12,6 +13,8 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
 )
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+from transformers import CLIPConfig, CLIPImageProcessor
 
 from instaflow.digits.tokenizer import build_tokenizer
 from instaflow.models.export import save_model
@@ -62,6 +65,29 @@ def write_published(folder: Path, family: str) -> Path:
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
+    return folder
+
+
+def write_checked(folder: Path, unsafe: bool | None = None) -> Path:
+    """A Stable Diffusion 1 with a safety checker, as the hub has it; of random weights, or one that says always so."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(vision_config={**sizes, "image_size": 16, "patch_size": 8}, text_config=sizes, projection_dim=8)
+    write_published(folder, "sd1")
+    torch.manual_seed(0)
+    checker = StableDiffusionSafetyChecker(config)
+    if unsafe is not None:  # a similarity is larger than this
+        checker.concept_embeds_weights.data.fill_(-2.0 if unsafe else 2.0)
+        checker.special_care_embeds_weights.data.fill_(2.0)
+    checker.save_pretrained(folder / "safety_checker")
+    size = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
+    CLIPImageProcessor(**size).save_pretrained(folder / "feature_extractor")
+    index = json.loads((folder / "model_index.json").read_text()) | {
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "requires_safety_checker": True,
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "README.md").write_text("---\nlicense: openrail++\n---\n# A teacher\n")
     return folder
 
 

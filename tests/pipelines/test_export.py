@@ -20,7 +20,7 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from transformers import CLIPConfig, CLIPImageProcessor
+from PIL import Image
 
 from instaflow.models import onnx_graphs
 from instaflow.models.export import save_model
@@ -28,7 +28,16 @@ from instaflow.models.loading import load_model
 from instaflow.models.samplers import flow_scheduler
 from instaflow.provenance import Origin, Provenance, write_provenance
 from pipelines import export
-from tests.models.made import load, noise, teacher_scheduler, write_flow, write_model, write_published, write_xl_flow
+from tests.models.made import (
+    load,
+    noise,
+    teacher_scheduler,
+    write_checked,
+    write_flow,
+    write_model,
+    write_published,
+    write_xl_flow,
+)
 
 PROMPT = "the digit 7"
 
@@ -191,25 +200,6 @@ def test_a_controlnet_of_the_teacher_is_attached(typed, student, tmp_path):
     assert (made[0] - stock(StableDiffusionPipeline.from_pretrained(student), 1.0)).abs().max() > 1e-3
 
 
-def write_checked(folder):
-    """A Stable Diffusion 1 with a safety checker, as the hub has it."""
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = CLIPConfig(vision_config={**sizes, "image_size": 16, "patch_size": 8}, text_config=sizes, projection_dim=8)
-    write_published(folder, "sd1")
-    torch.manual_seed(0)
-    StableDiffusionSafetyChecker(config).save_pretrained(folder / "safety_checker")
-    size = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
-    CLIPImageProcessor(**size).save_pretrained(folder / "feature_extractor")
-    index = json.loads((folder / "model_index.json").read_text()) | {
-        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
-        "feature_extractor": ["transformers", "CLIPImageProcessor"],
-        "requires_safety_checker": True,
-    }
-    (folder / "model_index.json").write_text(json.dumps(index))
-    (folder / "README.md").write_text("---\nlicense: openrail++\n---\n# A teacher\n")
-    return folder
-
-
 @pytest.mark.parametrize("to", ["diffusers", "instaflow"])
 def test_the_teachers_safety_checker_and_licence_are_kept(typed, student, tmp_path, to):
     teacher = write_checked(tmp_path / "teacher")
@@ -224,6 +214,20 @@ def test_the_teachers_safety_checker_and_licence_are_kept(typed, student, tmp_pa
     found = pipeline(PROMPT, num_inference_steps=1, latents=noise(1), output_type="np").nsfw_content_detected
     assert len(found) == 1 and found[0] in (True, False)
     load_model(tmp_path / "out", device=torch.device("cpu"))  # without it
+
+
+def test_sample_asks_the_safety_checker_unless_told_not_to(typed, tmp_path):
+    place = write_checked(tmp_path / "model", unsafe=True)
+    words = ["sample", place, "--prompt", PROMPT, "--num-steps", 1]
+    said = "1 image, taken for unsafe by the model's safety checker, is black (--no-safety-checker asks none)"
+    for more, blackened in (((), True), (("--no-safety-checker",), False)):
+        code, out, err = typed(*words, *more, "--output", tmp_path / "one.png")
+        assert code == 0, err
+        assert (said in out) is blackened
+        assert np.asarray(Image.open(tmp_path / "one.png")).any() != blackened
+    assert said in typed(*words, "--output", f"{tmp_path}/many/")[1]
+    code, _, err = typed(*words, "--no-safety-checker", "--output", f"{tmp_path}/many/")
+    assert code == 1 and "safety_checker" in err  # images of one folder are drawn alike
 
 
 def test_a_safety_checker_that_is_not_here_is_told(typed, student, tmp_path):

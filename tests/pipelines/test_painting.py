@@ -18,7 +18,7 @@ from instaflow.serving.painter import Images
 from instaflow.serving.requests import ImageRequest
 from pipelines.painting import Models
 from pipelines.show import run as show
-from tests.models.made import ddim, load, teacher_scheduler, write_edm, write_flow, write_model
+from tests.models.made import ddim, load, teacher_scheduler, write_checked, write_edm, write_flow, write_model
 
 
 @pytest.fixture(scope="module")
@@ -172,3 +172,12 @@ def test_all_are_tried(models):
 )
 def test_models_have_short_names(places, names):
     assert short_names(places) == names
+
+
+def test_a_safety_checker_is_asked_and_its_answer_told(tmp_path):
+    place = str(write_checked(tmp_path / "checked", unsafe=True))
+    for asked in (True, False):
+        made, _ = drawn(Models([place], safety_checker=asked), "checked", num_steps=1, seeds=[3, 4])
+        assert [bool(pixels(image).any()) for image in made.images] == [not asked] * 2
+        told = "2 images, taken for unsafe by the model's safety checker, are black"
+        assert made.note == (told if asked else "")

@@ -15,7 +15,7 @@ from instaflow.couplings.noise import coupled_noise
 from instaflow.errors import ConfigError, DataError, InstaFlowError
 from instaflow.models.samplers import flow_scheduler
 from instaflow.using import generator
-from tests.models.made import teacher_scheduler, write_edm, write_flow, write_model, write_xl_flow
+from tests.models.made import teacher_scheduler, write_checked, write_edm, write_flow, write_model, write_xl_flow
 
 SHAPE = (4, 8, 8)
 
@@ -163,3 +163,23 @@ def test_the_package_is_typed():
     assert get_type_hints(instaflow.load, vars(generator) | {"Path": Path})["return"] is generator.Generator
     assert get_type_hints(generator.Generator.__call__)["return"] == list[Image.Image]
     assert (Path(instaflow.__file__).parent / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("unsafe", [True, False])
+def test_a_folder_s_safety_checker_blackens_what_it_takes_for_unsafe(tmp_path, unsafe):
+    place = write_checked(tmp_path / "checked", unsafe)
+    model = instaflow.load(place, device="cpu", batch_size=2)
+    unchecked = instaflow.load(place, device="cpu", batch_size=2, safety_checker=False)
+    images, plain = (pixels(one("a seven", seeds=range(3), num_steps=2)) for one in (model, unchecked))
+    assert plain.any(axis=(1, 2, 3)).all() and unchecked.checker is None
+    assert np.array_equal(images, 0 * plain if unsafe else plain)
+    assert model.checker.num_blackened == (3 if unsafe else 0)
+
+
+def test_a_safety_checker_that_cannot_be_read_is_told(tmp_path):
+    place = write_checked(tmp_path / "checked")
+    (place / "safety_checker" / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(DataError, match=r"The safety checker in '.*checked' cannot be read") as caught:
+        instaflow.load(place, device="cpu")
+    assert "safety_checker and feature_extractor" in caught.value.hint
+    instaflow.load(place, device="cpu", safety_checker=False)
