@@ -366,7 +366,7 @@ def memory(report: Report) -> list[str]:
     verdicts = (
         "nearer than real images to one another: look for copies.",
         "as near as real images to one another.",
-        "farther than real images from one another: these are no copies.",
+        "farther than real images from one another: most of them are no copies of these.",
     )
     return [f"{sides}; {verdicts[1 + comparison(found.median, found.real_median)]}"]
 

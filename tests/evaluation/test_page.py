@@ -269,7 +269,7 @@ def test_strips_neighbours_and_the_protocol_card_are_on_the_page():
 
 @pytest.mark.parametrize(
     ("median", "said"),
-    [(0.5, "look for copies"), (1.1, "as near as real images"), (2.0, "these are no copies")],
+    [(0.5, "look for copies"), (1.1, "as near as real images"), (2.0, "most of them are no copies of these")],
 )
 def test_whether_images_are_copies_follows_the_distances(median, said):
     report = full_report()
