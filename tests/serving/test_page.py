@@ -391,3 +391,18 @@ def test_the_number_of_drawings_follows(held):
     soon(lambda: tab.page.locator("#link").inner_text() == "0 drawn")
     tab.type("a two")
     soon(lambda: tab.page.locator("#link").inner_text() == "2 drawn")
+
+
+def test_what_is_typed_before_the_models_are_known_is_drawn(server, chromium):
+    page = chromium.new_page()
+
+    def answer_late(route):
+        page.fill("#prompt", "a seven")
+        route.continue_()
+
+    page.route("**/api/models", answer_late)
+    page.goto(server.url)
+    page.wait_for_selector(".card img[src]", timeout=60_000)
+    assert page.input_value("#prompt") == "a seven"
+    assert "prompt=a+seven" in page.url or "prompt=a%20seven" in page.url
+    page.close()

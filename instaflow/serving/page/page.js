@@ -122,6 +122,7 @@ cards = models.map(offer => new Card(offer, told));
 $("cards").classList.toggle("one", cards.length === 1);
 $("cards").append(...cards.map(card => card.element));
 chooseClasses(models);
+state.prompt ||= $("prompt").value; // typed before the models were known
 fill();
 listen();
 askAll(true);
