@@ -1,5 +1,6 @@
 """A stage's batch script: what Slurm is asked for, the stage's own command, and whether its job is queued again."""
 
+import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -157,11 +158,18 @@ def srun(job: Job) -> list[str]:
 
 
 def contained(job: Job, folder: Path) -> list[list[str]]:
-    """What puts a task into its container, with the folders that it is called in and works on, line by line."""
+    """What puts a task into its container, with the folders that it is called in and works on, line by line.
+
+    Raises ConfigError for a folder that a list of mounts cannot tell.
+    """
     image = job.asked.container
     if image is None:
         return []
-    places = [*dict.fromkeys([str(Path.cwd()), str(folder.parent), *job.asked.mounts])]
+    own = [str(Path.cwd()), str(folder.parent)]
+    if unclear := next((place for place in own if re.search("[:,]", place)), None):
+        message = f"'{unclear}' cannot be mounted in a container: ':' and ',' stand between mounts"
+        raise ConfigError(message, "Choose a folder with a plainer name")
+    places = [*dict.fromkeys([*own, *job.asked.mounts])]
     if not image.endswith(".sif"):
         mounts = ",".join(place if ":" in place else f"{place}:{place}" for place in places)
         return [[f"--container-image={image}"], [f"--container-mounts={mounts}"], [f"--container-workdir={Path.cwd()}"]]

@@ -127,6 +127,14 @@ def test_a_container_sees_the_run_and_the_folder_that_it_is_called_in(submitted,
     assert words.format(here=Path.cwd(), run=tmp_path / "run") in said
 
 
+@pytest.mark.parametrize("name", ["10:30", "a,b"])
+def test_a_folder_that_a_list_of_mounts_cannot_tell_is_refused(typed, tmp_path, name):
+    words = ["submit", write(tmp_path), "--dry-run", "--set", "cluster.gpus=0", "--run-dir"]
+    code, _, err = typed(*words, tmp_path / name, "--set", "cluster.container=it.sif")
+    assert code == 1 and f"'{tmp_path}/{name}' cannot be mounted in a container" in err
+    assert typed(*words, tmp_path / name)[0] == 0
+
+
 def test_the_shell_reads_every_script(submitted):
     for script in submitted("--set", "cluster.environment={A: 'x $y `z` \"'}").values():
         assert subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True).stderr == ""
