@@ -10,6 +10,7 @@ from typing import Any
 from instaflow.config import find_config
 from instaflow.errors import ConfigError, DataError, InstaFlowError
 from instaflow.evaluation.aims import Outcome, outcome_json, outcomes
+from instaflow.evaluation.card import PROTOCOL
 from instaflow.evaluation.comparison import Comparison, compare, comparison_json, seedless
 from instaflow.evaluation.comparison_page import write_comparison_page
 from instaflow.evaluation.comparison_words import TITLES, caution, headline, notes, said, title
@@ -19,6 +20,8 @@ from instaflow.files import write_json
 from instaflow.rundir import flat, read_json
 from instaflow.rundir import said as shown
 
+SEEDS_OWN = ("seed", "noise", "features", "perceptual")
+"""What seeds may differ in, of a protocol card: some networks that measure are trained anew with each."""
 SAID = 4  # so many differences between runs are told
 COLUMNS = {
     "frechet_distance_real": "Fréchet to real",
@@ -144,10 +147,12 @@ def about(report: Report) -> dict[str, Any]:
         f"rows.{row.label}.{row.num_steps}": f"guidance {row.guidance_scale}, {row.num_samples} samples"
         for row in report.rows
     }
+    cards = {name: {str(row.card.get(name, "")) for row in report.rows} for name in PROTOCOL if name not in SEEDS_OWN}
     aims = {f"aims.{i}": ", ".join(f"{k} {v}" for k, v in aim if v) for i, aim in enumerate(report.aims)}
     return {
         "stages": [stage.name for stage in report.stages],
         **{f"protocol.{name}": text for name, text in vars(seedless(report)).items()},
+        **{f"card.{name}": ", ".join(sorted(found)) for name, found in cards.items()},
         **rows,
         **aims,
     }

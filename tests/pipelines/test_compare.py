@@ -133,6 +133,22 @@ def test_another_protocol_or_other_rows_are_another_experiment(runs):
     assert f"but absent in '{runs[1]}'" in refused(*runs)[0]
 
 
+@pytest.mark.parametrize(
+    "name, value", [("dtype", "bfloat16"), ("prompts", "other ones"), ("image_encoding", "8 bits")]
+)
+def test_rows_that_were_measured_otherwise_are_another_experiment(runs, name, value):
+    rows = report_of(runs[1])["rows"]
+    change_report(runs[1], rows=[{**row, "card": {**row["card"], name: value}} for row in rows])
+    assert f"'card.{name}' is " in (said := refused(*runs)[0]) and f"but '{value}' in '{runs[1]}'" in said
+
+
+def test_networks_that_each_seed_trains_to_measure_by_may_differ(runs):
+    rows = report_of(runs[1])["rows"]
+    own = {"seed": 7, "noise": "its own", "features": "a classifier, SHA-256 0", "perceptual": "another"}
+    change_report(runs[1], rows=[{**row, "card": {**row["card"], **own}} for row in rows])
+    compare(runs, by="real", output=None)
+
+
 def test_other_hardware_is_said_and_not_refused(runs):
     change_report(
         runs[1], hardware="a toaster", protocol={**report_of(runs[1])["protocol"], "timing": "batches of 100"}
