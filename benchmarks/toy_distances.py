@@ -11,20 +11,10 @@ from pathlib import Path
 import click
 import torch
 
-from instaflow.toy.demonstration import (
-    EVALUATED,
-    FAIR,
-    MATCHING_RATE,
-    MATCHING_STEPS,
-    STARTING_RATE,
-    STARTING_SAMPLES,
-    WIDTH,
-    exact_pairs,
-    random_pairs,
-)
+from instaflow.toy.demonstration import EVALUATED, FAIR, MATCHING_RATE, MATCHING_STEPS, exact_pairs, started
 from instaflow.toy.matching import match, unlabelled
 from instaflow.toy.mixtures import Mixture, even_noise, remote
-from instaflow.toy.nets import Couplings, Nets, starting_error, train
+from instaflow.toy.nets import Couplings
 from instaflow.world import hardware
 
 SETTINGS = {
@@ -38,15 +28,7 @@ SETTINGS = {
 
 def shares_of(mixture: Mixture, rate: float, seeds: list[int]) -> list[list[float]]:
     """Of a one-step generator's samples, those on each mode: a list for each seed."""
-    start = train(
-        starting_error,
-        Nets.fresh(seeds, WIDTH, mixture.dimension),
-        Couplings([random_pairs(mixture, seed) for seed in seeds]),
-        torch.full((len(seeds),), STARTING_RATE),
-        samples=STARTING_SAMPLES,
-        seed=seeds[0],
-        label="start",
-    )
+    start = started(mixture, seeds)
     pairs = Couplings([exact_pairs(mixture, seed) for seed in seeds])  # unused without regression
     generators = match("real and fake score", start, mixture, pairs, rate, steps=MATCHING_STEPS, seed=seeds[0])
     noise = torch.stack([even_noise(EVALUATED, mixture.dimension, seed) for seed in seeds])

@@ -21,10 +21,11 @@ from instaflow.models.model import Model
 from instaflow.models.onnx_graphs import PIPELINE, STOCK_SCALE, write_onnx
 from instaflow.models.released import SCALE, write_released
 from instaflow.models.safety import has_checker, keep_checker, names_checker
-from instaflow.models.settings import ModelSettings, read_settings, write_settings
+from instaflow.models.settings import read_settings, write_settings
 from instaflow.models.single_file import write_single_file
 from instaflow.places import find_model, is_hub_name, model_fingerprint, pipeline_class
 from instaflow.provenance import Origin, Provenance, licence_of, provenance_of, told, write_provenance
+from pipelines.export_cards import IN_ONE_STEP, drawn, sampled, teacher_loaded, unlocked, write_card
 
 RANK = 64
 AGREE = 1e-3
@@ -36,29 +37,6 @@ SAMPLED = {
     "epsilon": "The file cannot say how it is sampled: by DDIM at trailing timesteps.",
 }
 """What a user interface has to be told of a flow or a student, by parametrization."""
-
-IN_ONE_STEP = """import numpy
-from onnxruntime import InferenceSession
-from PIL import Image
-from transformers import AutoTokenizer
-
-
-def run(part, **inputs):
-    return InferenceSession(f"{{part}}/model.onnx").run(None, inputs)[0]
-
-
-tokenizer = AutoTokenizer.from_pretrained("tokenizer")
-words = tokenizer("a prompt", padding="max_length", truncation=True, return_tensors="np")
-noise = numpy.random.default_rng(0).standard_normal({shape}, "float32")
-velocity = run(
-    "unet",
-    sample=noise,
-    timestep=numpy.array([999]),
-    encoder_hidden_states=run("text_encoder", input_ids=words.input_ids.astype("int32")),
-)
-pixels = run("vae_decoder", latent_sample=(noise - {slope} * velocity) / {factor})
-image = Image.fromarray(((pixels[0].transpose(1, 2, 0) / 2 + 0.5).clip(0, 1) * 255).round().astype("uint8"))"""
-"""A card's lines that draw an image from a velocity flow's graphs by onnxruntime alone."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +197,7 @@ def to_delta(model: Model, folder: Path, request: Request) -> list[str]:
         folder,
         "The difference of a model to its teacher",
         f"""# or: instaflow export TEACHER OUTPUT --to diffusers --add {name}
-{teacher_loaded(model, request)}
+{teacher_loaded(model, request.teacher)}
 from safetensors.torch import load_file
 
 for key, change in load_file("{DELTA}").items():  # key: PART.NAME
@@ -240,7 +218,7 @@ def to_lora(model: Model, folder: Path, request: Request) -> list[str]:
     write_card(
         folder,
         "A LoRA for its teacher",
-        f"""{teacher_loaded(model, request)}
+        f"""{teacher_loaded(model, request.teacher)}
 
 pipeline.load_lora_weights(".")  # pip install peft
 {sampled(model)}""",
@@ -330,40 +308,6 @@ def load_scheduler(folder: Path) -> Any:
     if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
         raise DataError(f"'{folder}' names no scheduler of diffusers", "Export the delta again")
     return kind.from_config(config)
-
-
-def unlocked(settings: ModelSettings) -> list[str]:
-    """What is to be said of a model that guidance would ruin, in a form that does not keep it off."""
-    if settings.kind == "teacher" or settings.guidance_scale > 1:
-        return []
-    return ["Guidance is trained in: call it with guidance_scale=1.0. The default of 7.5 ruins its images."]
-
-
-def teacher_loaded(model: Model, request: Request) -> str:
-    """A card's lines that load the teacher of a difference to it."""
-    kind = "StableDiffusionXLPipeline" if "text_encoder_2" in model.parts else "StableDiffusionPipeline"
-    teacher = request.teacher if is_hub_name(request.teacher) else "TEACHER"
-    return f"""from diffusers import {kind}, {type(model.scheduler).__name__}
-
-pipeline = {kind}.from_pretrained("{teacher}")"""
-
-
-def sampled(model: Model) -> str:
-    """A card's lines that draw an image by the teacher's pipeline, once it is the model's."""
-    scheduler = f'{type(model.scheduler).__name__}.from_pretrained(".", subfolder="scheduler")'
-    return f"pipeline.scheduler = {scheduler}\n{drawn(model.settings)}"
-
-
-def drawn(settings: ModelSettings, sizes: str = "") -> str:
-    """A card's line that draws an image."""
-    sampled = f"num_inference_steps={settings.num_steps}, guidance_scale={settings.stock_guidance}"
-    return f'image = pipeline("a prompt", {sizes}{sampled}).images[0]'
-
-
-def write_card(folder: Path, title: str, code: str) -> None:
-    """A model card's beginning, which `describe` completes."""
-    head = "---\nlibrary_name: diffusers\npipeline_tag: text-to-image\n---\n"
-    write_file(folder / "README.md", f"{head}# {title}\n\n```python\n{code}\n```\n")
 
 
 def describe(folder: Path, request: Request, notes: list[str]) -> None:

@@ -15,10 +15,11 @@ from instaflow.models.drawing import Drawing, can_record
 from instaflow.models.loading import load_model
 from instaflow.models.model import Model
 from instaflow.models.pixels import PixelModel
-from instaflow.models.safety import SafetyChecker, checker_in, told_of
+from instaflow.models.safety import SafetyChecker, checker_of, told_of
 from instaflow.models.sampling import Sampling
+from instaflow.models.settings import note_on_guidance
 from instaflow.models.text_to_image import TextToImage
-from instaflow.places import find_model, short_names
+from instaflow.places import short_names
 from instaflow.serving.painter import Images, Offer
 from instaflow.serving.requests import ImageRequest
 from instaflow.serving.turns import FEW
@@ -39,7 +40,7 @@ class Models:
                 load_model(place, device=device()),
                 name,
                 place,
-                checker_in(find_model(place), device()) if safety_checker else None,
+                checker_of(place, device()) if safety_checker else None,
             )
             for name, place in zip(short_names(places), places, strict=True)
         }
@@ -89,11 +90,13 @@ class Ready:
             raise InstaFlowError(f"'{model.name}' gave latents that are not finite", "Try fewer or more num_steps")
         pixels, blackened = decode(latents).cpu().numpy(), 0
         if self.checker is not None:
-            before = self.checker.num_blackened
-            pixels = self.checker(pixels)
-            blackened = self.checker.num_blackened - before
+            pixels, blackened = self.checker(pixels)
         images = [png(one, self.about(asked, seed, steps, scale)) for one, seed in zip(pixels, asked.many, strict=True)]
-        return Images(images, steps, scale, truncated, told_of(blackened) if blackened else "")
+        notes = [
+            told_of(blackened) if blackened else "",
+            note_on_guidance(model.name, settings.kind, settings.guidance_scale, scale),
+        ]
+        return Images(images, steps, scale, truncated, "; ".join(filter(None, notes)))
 
     def about(self, asked: ImageRequest, seed: int, steps: int, scale: float) -> About:
         """How one image was drawn."""

@@ -16,7 +16,8 @@ import instaflow
 from instaflow.errors import ConfigError, DataError
 from instaflow.files import write_file
 from instaflow.models.device import set_up_cpu
-from instaflow.models.safety import told_of
+from instaflow.models.safety import lacks_checker, told_of
+from instaflow.models.settings import note_on_guidance
 from instaflow.models.text_to_image import TextToImage
 from instaflow.places import short_names
 from instaflow.plurals import counted
@@ -45,9 +46,11 @@ def load(request: Request, place: str) -> Generator:
     """Says, too, what guidance does to a model that was trained to go without."""
     checked = request.safety_checker
     model = instaflow.load(place, dtype=request.dtype, batch_size=request.batch_size, safety_checker=checked)
-    scale, own = request.guidance_scale or 0, model.settings
-    if scale > 1 and own.guidance_scale <= 1 and own.kind != "teacher":
-        print(f"'{place}' is meant without guidance, which is trained in: {scale:g} spoils its images")
+    own = model.settings
+    if note := note_on_guidance(place, own.kind, own.guidance_scale, request.guidance_scale or 0):
+        print(note)
+    if request.safety_checker and lacks_checker(place):
+        print(f"The safety checker of '{place}' is not on this machine, and asked of nothing")
     return model
 
 
@@ -163,8 +166,8 @@ def steps_and_guidance(hows: list[dict[str, Any]]) -> tuple[list[int], list[floa
 
 def tell_of(model: Generator) -> None:
     """Say of how many images the prompt was longer than the model reads, and how many were taken for unsafe."""
-    if model.checker and (count := model.checker.num_blackened):
-        print(f"{told_of(count)} (--no-safety-checker asks none)")
+    if model.num_blackened:
+        print(f"{told_of(model.num_blackened)} (--no-safety-checker asks none)")
     if isinstance(model.model, TextToImage) and (count := model.model.num_truncated):
         most = model.model.tokenizer.model_max_length
         print(f"Of {counted(count, 'image')} the prompt is longer than {most} tokens, and cut there")

@@ -14,6 +14,7 @@ from transformers import CLIPImageProcessor
 
 from instaflow.errors import DataError, reason_of
 from instaflow.files import write_json
+from instaflow.places import find_model
 from instaflow.plurals import counted
 
 logging.getLogger(StableDiffusionSafetyChecker.__module__).setLevel(logging.ERROR)  # we tell of it ourselves
@@ -40,21 +41,25 @@ class SafetyChecker:
             message = f"The safety checker in '{folder}' cannot be read: {reason_of(error)}"
             raise DataError(message, "Restore its folders, safety_checker and feature_extractor") from error
         self.network, self.device = network.to(device).eval(), device
-        self.num_blackened = 0
-        """Of all images so far."""
 
     @torch.no_grad()
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """The images [N, H, W, 3], uint8, those that are taken for unsafe black."""
+    def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray, int]:
+        """The images [N, H, W, 3], uint8, those that are taken for unsafe black, and how many these are."""
         shown = self.features([Image.fromarray(one) for one in pixels], return_tensors="pt").pixel_values
         checked, unsafe = self.network(clip_input=shown.to(self.device), images=pixels.copy())
-        self.num_blackened += sum(unsafe)
-        return np.asarray(checked)
+        return np.asarray(checked), sum(unsafe)
 
 
-def checker_in(folder: Path, device: torch.device) -> SafetyChecker | None:
-    """The safety checker of the pipeline in `folder`; None where it has none. Raises DataError."""
+def checker_of(place: str, device: torch.device) -> SafetyChecker | None:
+    """The safety checker of a model; None where it has none, or none that is here. Raises DataError."""
+    folder = find_model(place)
     return SafetyChecker(folder, device) if has_checker(folder) else None
+
+
+def lacks_checker(place: str) -> bool:
+    """Whether a model says that it has a safety checker, which is not on this machine."""
+    folder = find_model(place)
+    return (folder / "model_index.json").is_file() and names_checker(folder) and not has_checker(folder)
 
 
 def told_of(count: int) -> str:

@@ -38,6 +38,13 @@ class ModelSettings:
         return self.guidance_scale if self.guidance_scale > 1 else 1.0
 
 
+def note_on_guidance(name: str, kind: str, own: float, scale: float) -> str:
+    """What to know of an image drawn with guidance `scale` by a model that recommends `own`; most often nothing."""
+    if kind == "teacher" or own > 1 or scale <= 1:
+        return ""
+    return f"'{name}' is meant without guidance, which is trained in: {scale:g} spoils its images"
+
+
 def released(name: str, **sampled: Any) -> ModelSettings:
     lineage = [{"stage": name, "kind": "import", "summary": "released with InstaFlow (arXiv 2309.06380)"}]
     return ModelSettings(parametrization="velocity", lineage=lineage, **sampled)

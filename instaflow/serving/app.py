@@ -142,7 +142,7 @@ def told(offer: Offer, asked: ImageRequest, turn: Turn, drawn: Images) -> dict[s
         "num_steps": drawn.num_steps,
         "guidance_scale": drawn.guidance_scale,
         "truncated": drawn.truncated,
-        "note": "; ".join(filter(None, (drawn.note, offer.note(drawn.guidance_scale)))),
+        "note": drawn.note,
         "seconds": {"waiting": round(turn.waiting, 4), "drawing": round(turn.drawing, 4)},
     }
 

@@ -21,12 +21,6 @@ class Offer:
     height: int
     max_tokens: int | None  # of a prompt; the rest is cut
 
-    def note(self, guidance_scale: float) -> str:
-        """What to know of an image drawn with this guidance; most often nothing."""
-        if self.kind == "teacher" or self.guidance_scale > 1 or guidance_scale <= 1:
-            return ""
-        return f"'{self.name}' is meant without guidance, which is trained in: {guidance_scale:g} spoils its images"
-
 
 @dataclass(frozen=True)
 class Images:
@@ -36,7 +30,7 @@ class Images:
     num_steps: int
     guidance_scale: float
     truncated: bool  # whether the prompt was longer than the model reads
-    note: str = ""  # what else is to be known of them
+    note: str = ""  # what else is to be known of them; most often nothing
 
 
 class Painter(Protocol):

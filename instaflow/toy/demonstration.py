@@ -63,16 +63,7 @@ def demonstrate(mixture: Mixture, seeds: Sequence[int]) -> Demonstration:
     Every network starts as the teacher's small copy, a 1-rectified flow of the data (DMD and InstaFlow both start from
     the teacher's weights); the teacher itself, its couplings and the real score are exact.
     """
-    together = len(seeds)
-    start = train(
-        starting_error,
-        Nets.fresh(seeds, WIDTH, mixture.dimension),
-        Couplings([random_pairs(mixture, seed) for seed in seeds]),
-        torch.full((together,), STARTING_RATE),
-        samples=STARTING_SAMPLES,
-        seed=seeds[0],
-        label=START,
-    )
+    together, start = len(seeds), started(mixture, seeds)
     pairs = Couplings([exact_pairs(mixture, seed) for seed in seeds])
     nets = {START: start}
     for case in CASES:
@@ -99,6 +90,19 @@ def demonstrate(mixture: Mixture, seeds: Sequence[int]) -> Demonstration:
         straightness={model: [straightness(path) for path in own] for model, own in paths.items()},
         samples={model: samples[model][0] for model in MODELS},
         paths={model: own[0] for model, own in paths.items()},
+    )
+
+
+def started(mixture: Mixture, seeds: Sequence[int]) -> Nets:
+    """1-rectified flows of the mixture, one for each seed."""
+    return train(
+        starting_error,
+        Nets.fresh(seeds, WIDTH, mixture.dimension),
+        Couplings([random_pairs(mixture, seed) for seed in seeds]),
+        torch.full((len(seeds),), STARTING_RATE),
+        samples=STARTING_SAMPLES,
+        seed=seeds[0],
+        label=START,
     )
 
 

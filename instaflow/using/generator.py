@@ -14,9 +14,8 @@ from instaflow.image_files import fitted_pixels
 from instaflow.models.device import device as own_device
 from instaflow.models.loading import DTYPES, load_model
 from instaflow.models.model import Model
-from instaflow.models.safety import SafetyChecker, checker_in
+from instaflow.models.safety import SafetyChecker, checker_of
 from instaflow.models.sampling import Sampling, fetched
-from instaflow.places import find_model
 from instaflow.plurals import counted
 from instaflow.prompt_sources import check_text
 from instaflow.sections import Dtype
@@ -43,7 +42,7 @@ def load(
         hint = "PyTorch calls them cpu, cuda, cuda:1, mps"
         raise ConfigError(f"There is no device {device!r} here", hint) from error
     model = load_model(place, device=where, dtype=DTYPES[dtype])
-    checker = checker_in(find_model(str(place)), where) if safety_checker else None
+    checker = checker_of(str(place), where) if safety_checker else None
     return Generator(model, batch_size=batch_size, checker=checker)
 
 
@@ -61,6 +60,8 @@ class Generator:
             raise ConfigError(f"batch_size is {batch_size}", "It is how many images are drawn at a time: 1 or more")
         self.model, self.batch_size, self.checker = model, batch_size, checker
         self.settings, self.latent_shape, self.image_size = model.settings, model.latent_shape, model.image_size
+        self.num_blackened = 0
+        """Images that the safety checker took for unsafe so far."""
         self._sampling: Sampling | None = None
 
     def __repr__(self) -> str:
@@ -207,8 +208,13 @@ class Generator:
     def _begun(self, latents: Tensor) -> Callable[[], list[Image.Image]]:
         """Begin to decode latents; what waits for the images."""
         wait = fetched(self.model.pictures(latents, self._decoded_at_a_time))
-        checked = self.checker or (lambda pixels: pixels)
-        return lambda: [Image.fromarray(pixels) for pixels in checked(wait())]
+        return lambda: [Image.fromarray(pixels) for pixels in self._checked(wait())]
+
+    def _checked(self, pixels: np.ndarray) -> np.ndarray:
+        if self.checker is not None:
+            pixels, blackened = self.checker(pixels)
+            self.num_blackened += blackened
+        return pixels
 
     def _check_finite(self, sound: Iterable[Tensor]) -> None:
         if not all(bool(one) for one in sound):

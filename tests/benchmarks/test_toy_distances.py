@@ -4,6 +4,7 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from benchmarks import toy_distances
+from instaflow.toy import demonstration
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,7 +21,7 @@ def test_the_toy_s_page_tells_what_was_measured():
 
 
 def test_each_setting_is_trained_and_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(toy_distances, "STARTING_SAMPLES", 2**9)
+    monkeypatch.setattr(demonstration, "STARTING_SAMPLES", 2**9)
     monkeypatch.setattr(toy_distances, "MATCHING_STEPS", 2)
     done = CliRunner().invoke(toy_distances.main, ["--seeds", "2", "--output", str(tmp_path / "result.json")])
     assert done.exit_code == 0, done.output

@@ -226,6 +226,11 @@ def test_sample_asks_the_safety_checker_unless_told_not_to(typed, tmp_path):
         assert (said in out) is blackened
         assert np.asarray(Image.open(tmp_path / "one.png")).any() != blackened
     assert said in typed(*words, "--output", f"{tmp_path}/many/")[1]
+    absent = write_published(tmp_path / "absent", "sd1")
+    shutil.copy(place / "model_index.json", absent)  # as fetched without its parts
+    for more in ((), ("--no-safety-checker",)):
+        out = typed("sample", absent, *words[2:], *more, "--output", tmp_path / "two.png")[1]
+        assert (f"The safety checker of '{absent}' is not on this machine" in out) is (not more)
     code, _, err = typed(*words, "--no-safety-checker", "--output", f"{tmp_path}/many/")
     assert code == 1 and "safety_checker" in err  # images of one folder are drawn alike
 

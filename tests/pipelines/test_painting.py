@@ -13,6 +13,7 @@ from instaflow.couplings.noise import coupled_noise
 from instaflow.errors import DataError, InstaFlowError
 from instaflow.flow.paths import slerp
 from instaflow.models.samplers import few_step_scheduler
+from instaflow.models.settings import note_on_guidance
 from instaflow.places import short_names
 from instaflow.serving.painter import Images
 from instaflow.serving.requests import ImageRequest
@@ -181,3 +182,13 @@ def test_a_safety_checker_is_asked_and_its_answer_told(tmp_path):
         assert [bool(pixels(image).any()) for image in made.images] == [not asked] * 2
         told = "2 images, taken for unsafe by the model's safety checker, are black"
         assert made.note == (told if asked else "")
+
+
+def test_guidance_for_a_model_that_is_meant_without_is_noted(places, tmp_path):
+    one_step = {"kind": "student", "num_steps": 1, "guidance_scale": 1.0}
+    student = write_model(tmp_path / "student" / "model", teacher_scheduler(), **one_step)
+    models = Models([str(student), str(places["teacher"])])
+    note = "'student' is meant without guidance, which is trained in: 7.5 spoils its images"
+    for model, scale, told in (("student", 7.5, note), ("student", 1, ""), ("student", 0, ""), ("teacher", 7.5, "")):
+        assert drawn(models, model, guidance_scale=scale)[0].note == told
+    assert note_on_guidance("a teacher", "teacher", 1.0, 7.5) == ""  # by a recommendation alone

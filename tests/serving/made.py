@@ -26,6 +26,7 @@ class HeldBack:
     fault: Exception | None = None
     image: bytes = b""
     """What all is answered by; otherwise by the prompt."""
+    note: str = ""
     offers: tuple[Offer, ...] = (
         Offer("fast", "student", 1, 1.0, "text", [], 8, 8, 10),
         Offer("slow", "teacher", 25, 7.5, "text", [], 8, 8, 10),
@@ -42,7 +43,7 @@ class HeldBack:
                 yield
         scale = {"fast": 1.0, "slow": 7.5}[model] if asked.guidance_scale is None else asked.guidance_scale
         image = self.image or asked.prompt.encode()
-        return Images([image] * len(asked.many), steps, scale, truncated=False)
+        return Images([image] * len(asked.many), steps, scale, truncated=False, note=self.note)
 
     def let_go(self, steps: int = 10**6) -> None:
         self.may.release(steps)

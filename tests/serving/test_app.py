@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,14 +63,13 @@ def test_a_model_that_is_not_here_names_the_nearest(server):
     assert answer.json["hint"] == "Did you mean 'fast'?"
 
 
-def test_guidance_for_a_model_that_is_meant_without_is_noted(server):
-    note = "'fast' is meant without guidance, which is trained in: 7.5 spoils its images"
-    for model, scale, told in (("fast", 7.5, note), ("fast", 1, ""), ("fast", 0, ""), ("slow", 3, "")):
-        answer = server.ask({"prompt": "x", "model": model, "guidance_scale": scale})
-        assert json.loads(answer.headers["x-instaflow"])["note"] == told
-    assert server.ask({"prompt": "x", "guidance_scale": 7.5}, Accept=JSON).json["note"] == note
-    unguided = replace(HeldBack().offers[0], kind="teacher")  # by a recommendation alone
-    assert unguided.note(7.5) == ""
+@pytest.mark.parametrize("note", ["", "it is black"])
+def test_what_else_is_to_be_known_of_an_image_is_told(note):
+    painter = HeldBack(note=note)
+    painter.let_go()
+    with served(painter) as server:
+        assert json.loads(server.ask({"prompt": "x"}).headers["x-instaflow"])["note"] == note
+        assert server.ask({"prompt": "x"}, Accept=JSON).json["note"] == note
 
 
 def test_a_body_that_is_not_json_is_refused(server):
