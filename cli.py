@@ -306,28 +306,45 @@ def rehearse(config: str, overrides: tuple[str, ...], run_dir: str | None) -> No
 @click.option(
     "--profile", metavar="FILE", help="A YAML file with settings of the cluster; those of CONFIG come before them."
 )
+@click.option(
+    "--backend",
+    type=click.Choice(["slurm", "local"]),
+    default="slurm",
+    show_default=True,
+    help="Who runs the jobs; local is this machine, at once and one after another.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the scripts, and submit and write nothing.")
 @click.option("--write", is_flag=True, help="Write the scripts to RUN/jobs, to be submitted by hand, and submit none.")
 def submit(
-    config: str, overrides: tuple[str, ...], run_dir: str | None, profile: str | None, dry_run: bool, write: bool
+    config: str,
+    overrides: tuple[str, ...],
+    run_dir: str | None,
+    profile: str | None,
+    backend: str,
+    dry_run: bool,
+    write: bool,
 ) -> None:
     """Submit an experiment to a Slurm cluster, a job a stage.
 
     Each comes after those it builds on. What jobs ask for is said in the experiment's section `cluster`, or in a
     profile of the same form. Couple stages may be arrays; a stage that a time limit or a preemption stops is saved, and
     its job queued again. Stages that are done are left out. The scripts are kept in RUN/jobs; one that was edited
-    there is submitted as it stands. `instaflow run` is the same chain on this machine.
+    there is submitted as it stands. With --backend local the same chain runs on this machine: each stage in as many
+    processes as its job has GPUs on a node.
 
     \b
         instaflow submit digits --dry-run
         instaflow submit sd15-instaflow --set cluster.partition=gpu --set cluster.account=me
+        instaflow submit sd15-instaflow --backend local --set cluster.gpus=4
     """
+    if write and backend == "local":
+        raise click.UsageError("--write is for Slurm's scripts; --backend local writes none.")
     from instaflow.config import load_experiment
 
     experiment = load_experiment(config, overrides, run_dir)
     from pipelines.submit import run as submit_all
 
-    submit_all(experiment, profile, dry_run=dry_run, write=write)
+    submit_all(experiment, profile, backend, dry_run=dry_run, write=write)
 
 
 @cli.command()

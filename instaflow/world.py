@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from instaflow.errors import InstaFlowError
+from instaflow.plurals import counted
 
 WORK = timedelta(days=7)  # a stage on one process may keep the rest waiting
 PORTS = 20_000
@@ -185,6 +186,11 @@ def join() -> None:
     place = world()
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
+        if place.local_rank >= (gpus := torch.cuda.device_count()):
+            raise InstaFlowError(
+                f"This is process {place.local_rank + 1} on this machine, where PyTorch sees {counted(gpus, 'GPU')}",
+                "Start no more processes than there are GPUs, each of which takes one",
+            )
         torch.cuda.set_device(place.local_rank)
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
     if place.size == 1:

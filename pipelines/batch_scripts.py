@@ -13,6 +13,8 @@ from instaflow.jobs import ENDS, STARTS
 from instaflow.rundir import StageFolder
 from instaflow.stages import CoupleStage, EvaluateStage
 
+DIRECTIVE = "#SBATCH"
+SIF = ".sif"
 LINGER = 60  # seconds that the tasks of a training have to end when the first one has, in failure too
 KEPT = r"-path '*/shards/*.json' -o -path '*/checkpoints/*/state.json' -o -name '*.observed'"
 """What `find` finds: a couple stage's shards, a training's checkpoints, an evaluation's batches."""
@@ -59,28 +61,25 @@ def script(job: Job, folder: Path, experiment: Experiment) -> str:
         "--requeue",
         *(["--kill-on-invalid-dep=yes"] if job.after else []),
     ]
-    after = "--dependency=afterok:JOB[:JOB...] " if job.after else ""
-    of = f", after {' and '.join(job.after)}" if job.after else ""
+    depends = "--dependency=afterok:JOB[:JOB...] " if job.after else ""
     me = '"${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"' if array else '"$SLURM_JOB_ID"'
-    asks = [line for line in asked.lines if line.startswith("#SBATCH")]  # which Slurm reads before commands alone
     lines = [
         "#!/bin/bash",
-        f"# Stage '{name}' of {one_line(experiment.source)}{of}. Written by `instaflow submit`; to submit it by hand:",
-        f"#   sbatch {after}{shlex.quote(str(folder / f'{name}.sh'))}",
+        f"# Stage '{name}' of {one_line(experiment.source)}{after(job)}. Written by `instaflow submit`; "
+        "to submit it by hand:",
+        f"#   sbatch {depends}{shlex.quote(str(folder / f'{name}.sh'))}",
         *(f"#SBATCH {option}" for option in options),
-        *asks,
+        *(line for line in asked.lines if line.startswith(DIRECTIVE)),  # which Slurm reads before commands alone
         "",
         "# By these two lines in the log `instaflow status` knows where a turn of the job begins, and how it ended.",
         f'end() {{ trap - EXIT; echo "{ENDS.format("$SLURM_JOB_ID", "$1")}"; }}',
         "trap 'end $?' EXIT",
         f'echo "{STARTS.format("$SLURM_JOB_ID", "$SLURM_JOB_NODELIST")}"',
         "",
-        *(line for line in asked.lines if line not in asks),
-        *([f"module load {shlex.join(asked.modules)} || exit 1"] if asked.modules else []),
-        *(f"export {key}={shlex.quote(value)}" for key, value in asked.environment.items()),
+        *set_up(job),
         *waiting(job),
         "code=0",
-        " \\\n    ".join(map(shlex.join, [srun(job), *contained(job, folder), command(job, folder)])) + " || code=$?",
+        continued([srun(job), *contained(job, folder), command(job, folder)]) + " || code=$?",
         "",
         'if [ "$code" = 75 ] || [ "$code" = 138 ]; then  # told to stop, and saved; or told before it could listen',
         "    # A sum over the names of what is kept: the same after too many turns, they are too short for anything.",
@@ -105,6 +104,45 @@ def script(job: Job, folder: Path, experiment: Experiment) -> str:
         'exit "$code"',
     ]
     return "\n".join(lines) + "\n"
+
+
+def script_here(job: Job, folder: Path, experiment: Experiment) -> str:
+    """What a stage's job does on this machine, without Slurm: of several GPUs a process for each, by torchrun.
+
+    Raises ConfigError for a container that Slurm alone can start.
+    """
+    name, count = job.stage.name, job.asked.tasks_per_node
+    if job.asked.container and not job.asked.container.endswith(SIF):
+        said = f"Stage '{name}' runs in '{job.asked.container}': such an image is started by pyxis, a part of Slurm"
+        raise ConfigError(said, "Here name a .sif file, which apptainer starts, or none: --set cluster.container=null")
+    lines = [
+        "#!/bin/bash",
+        f"# Stage '{name}' of {one_line(experiment.source)}{after(job)}, on this machine.",
+        f"cd {shlex.quote(str(Path.cwd()))} || exit 1",
+        *set_up(job),
+        *([f"export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={job.asked.notice}  # seconds to save in"] if count > 1 else []),
+        "exec " + continued([*contained(job, folder), command(job, folder, count)]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def after(job: Job) -> str:
+    return f", after {' and '.join(job.after)}" if job.after else ""
+
+
+def set_up(job: Job) -> list[str]:
+    """What comes before a stage's command: lines as they stand, modules, and variables."""
+    asked = job.asked
+    return [
+        *(line for line in asked.lines if not line.startswith(DIRECTIVE)),
+        *([f"module load {shlex.join(asked.modules)} || exit 1"] if asked.modules else []),
+        *(f"export {key}={shlex.quote(value)}" for key, value in asked.environment.items()),
+    ]
+
+
+def continued(parts: list[list[str]]) -> str:
+    """One command of the shell, a line for each of its parts."""
+    return " \\\n    ".join(map(shlex.join, parts))
 
 
 def waiting(job: Job) -> list[str]:
@@ -170,16 +208,22 @@ def contained(job: Job, folder: Path) -> list[list[str]]:
         message = f"'{unclear}' cannot be mounted in a container: ':' and ',' stand between mounts"
         raise ConfigError(message, "Choose a folder with a plainer name")
     places = [*dict.fromkeys([*own, *job.asked.mounts])]
-    if not image.endswith(".sif"):
+    if not image.endswith(SIF):
         mounts = ",".join(place if ":" in place else f"{place}:{place}" for place in places)
         return [[f"--container-image={image}"], [f"--container-mounts={mounts}"], [f"--container-workdir={Path.cwd()}"]]
     gpus = ["--nv"] if job.asked.gpus else []
     return [["apptainer", "exec", *gpus], [f"--bind={','.join(places)}"], [f"--pwd={Path.cwd()}", image]]
 
 
-def command(job: Job, folder: Path) -> list[str]:
-    """The stage's own command: of this environment, or of the container's."""
+def command(job: Job, folder: Path, count: int = 1) -> list[str]:
+    """The stage's own command, of this environment or of the container's; by torchrun in so many processes."""
     program = Path(sys.executable).with_name("instaflow")
-    here = [str(program)] if program.is_file() else [sys.executable, "-m", "cli"]
-    instaflow = ["instaflow"] if job.asked.container else here
+    if job.asked.container:
+        python, instaflow = "python3", ["instaflow"]
+    else:
+        python = sys.executable
+        instaflow = [str(program)] if program.is_file() else [python, "-m", "cli"]
+    if count > 1:
+        launcher = [python, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        instaflow = [*launcher, "-m", "cli"]
     return [*instaflow, job.stage.stage.kind, str(folder / "experiment.yaml"), "--stage", job.stage.name]

@@ -37,6 +37,11 @@ def run_all(experiment: Experiment, stop: Stop) -> None:
     except Interrupted as error:
         error.hint = f"To go on: {shlex.join(['instaflow', 'run', *experiment.arguments()])}"
         raise
+    tell_results(stages)
+
+
+def tell_results(stages: dict[str, StageFolder]) -> None:
+    """Where a run's reports are, and how to draw with what it made."""
     for stage in stages.values():
         if stage.stage.kind == "evaluate":
             say(f"The report: {stage.folder / 'report.html'}")

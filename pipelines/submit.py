@@ -26,40 +26,52 @@ from instaflow.plurals import counted
 from instaflow.rundir import locked, read_json, stage_folders
 from instaflow.sections import share_of
 from instaflow.stages import TrainingStage
-from pipelines.batch_scripts import Job, script
-from pipelines.experiment import check_files
+from pipelines import submit_here
+from pipelines.batch_scripts import Job, script, script_here
+from pipelines.experiment import check_files, tell_results
 
 
-def run(experiment: Experiment, profile: str | None, *, dry_run: bool, write: bool) -> None:
+def run(experiment: Experiment, profile: str | None, backend: str, *, dry_run: bool, write: bool) -> None:
     """Submit the stages that are not done, or only print their scripts, or only write them.
 
-    Raises InstaFlowError where one can't run so, Slurm refuses, or the run is worked on: by jobs of an earlier
-    submission, or by a command.
+    backend: "slurm", or "local", which runs them on this machine. Raises InstaFlowError where a stage can't run so,
+    Slurm refuses, or the run is worked on: by jobs of an earlier submission, or by a command.
     """
+    is_here = backend == "local"
     layers = [*([load_profile(profile, experiment.stages)] if profile else []), experiment.cluster]
-    jobs = jobs_of(experiment, layers)
+    jobs = jobs_of(experiment, [*layers, submit_here.ONE_NODE] if is_here else layers)
     check_files(experiment, None, None)
     folder = Path(experiment.run).absolute() / FOLDER
-    scripts = {folder / f"{name}.sh": script(job, folder, experiment) for name, job in jobs.items()}
+    written = script_here if is_here else script
+    scripts = {folder / f"{name}.sh": written(job, folder, experiment) for name, job in jobs.items()}
     if done := [name for name in experiment.stages if name not in jobs]:
         print(f"{'# ' if dry_run else ''}Done before: {', '.join(done)}")
     if dry_run:
         for path, text in scripts.items():
-            print(f"# --- {path}\n{text}")
+            print(f"# --- {path.stem if is_here else path}\n{text}")
     elif jobs:
         has_slurm = shutil.which("sbatch") is not None
-        if not (has_slurm or write):
-            hint = "Type this where jobs are submitted to the cluster; `instaflow run` runs all stages here"
+        if not (has_slurm or write or is_here):
+            hint = (
+                "Type this where jobs are submitted to the cluster, or add --backend local to run them on this machine"
+            )
             raise InstaFlowError("There is no Slurm here: no program 'sbatch'", hint)
         with alone(folder):
-            if has_slurm:
+            if has_slurm and (not is_here or any(folder.glob("*.sh"))):  # scripts of Slurm's
                 refuse_beside_live_jobs(folder)
             refuse_beside_live_commands(jobs)
             saved = replace(experiment, cluster=Cluster(), run=str(folder.parent))
             write_file(folder / "experiment.yaml", saved.resolved())
+            if write or is_here:
+                write_jobs(folder, {name: Submitted(experiment.stage_parents(name)) for name in experiment.stages})
+            if is_here:
+                again = ["instaflow", "submit", *experiment.arguments(), *(["--profile", profile] if profile else [])]
+                by_name = {path.stem: text for path, text in scripts.items()}
+                submit_here.run(jobs, by_name, [*again, "--backend", backend])
+                tell_results(stage_folders(experiment))
+                return
             write_scripts(folder, scripts)
             if write:
-                write_jobs(folder, {name: Submitted(experiment.stage_parents(name)) for name in experiment.stages})
                 print(f"Written, and not submitted: {', '.join(map(str, scripts))}; each says how it is, by hand")
             else:
                 submit(experiment, jobs, folder)

@@ -278,3 +278,13 @@ def test_a_node_list_that_does_not_tell_its_first_name_is_refused_with_a_way_out
     with pytest.raises(InstaFlowError) as caught:
         first_node(nodes)
     assert f"first of '{nodes}'" in caught.value.message and "scontrol show hostnames" in caught.value.hint
+
+
+def test_a_process_for_which_there_is_no_gpu_is_told_so(monkeypatch):
+    for variable, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(InstaFlowError, match="process 2 on this machine, where PyTorch sees 1 GPU$") as told:
+        join()
+    assert "no more processes than there are GPUs" in told.value.hint

@@ -264,7 +264,7 @@ def test_a_stage_may_not_take_the_jobs_folder(typed, tmp_path):
 def test_without_slurm_the_error_names_the_way_that_needs_none(typed, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     code, _, err = typed("submit", write(tmp_path), "--run-dir", tmp_path / "run", "--set", "cluster.gpus=0")
-    assert code == 1 and "There is no Slurm here" in err and "`instaflow run`" in err
+    assert code == 1 and "There is no Slurm here" in err and "add --backend local" in err
     assert not (tmp_path / "run").exists()
 
 

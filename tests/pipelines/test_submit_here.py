@@ -1,0 +1,143 @@
+"""A chain of jobs on this machine: `instaflow submit --backend local`."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from instaflow.rundir import read_done
+from tests.experiments import SMALL, write
+
+STAGES = yaml.safe_load(SMALL)["stages"]
+MARK = "mkdir -p {0} && echo '{{\"seconds\": 1}}' > {0}/done.json && exit 0"
+"""A line that is a whole stage's work."""
+
+
+def chain(folder: Path, shell: dict[str, str] | None = None, /, **cluster: Any) -> list[str | Path]:
+    """What to type to run a teacher, its pairs, and another teacher on which nothing builds."""
+    stages = {"teacher": STAGES["teacher"], "pairs": STAGES["pairs"], "other": STAGES["teacher"]}
+    own = {name: {"lines": [line.format(folder / "run" / name)]} for name, line in (shell or {}).items()}
+    text = yaml.safe_dump(
+        {"run": "runs/x", "cluster": {**cluster, "stages": own | cluster.get("stages", {})}, "stages": stages},
+        sort_keys=False,
+    )
+    return ["submit", write(folder, text), "--run-dir", folder / "run", "--backend", "local"]
+
+
+def started(*words: str | Path) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", "cli", *map(str, words)], stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(file: Path) -> None:
+    end = time.monotonic() + 60
+    while not file.exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_stages_run_in_as_many_processes_as_a_node_has_gpus_and_make_what_run_makes(typed, tmp_path):
+    here, alone = tmp_path / "here", tmp_path / "alone"
+    here.mkdir(), alone.mkdir()
+    two = {"nodes": 2, "gpus": 2, "array": 4, "time": "0:01"}  # of which one node is here, and no limit
+    words = map(str, chain(here, {"other": MARK}, stages={"couple": two}))
+    finished = subprocess.run([sys.executable, "-m", "cli", *words], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert read_done(here / "run" / "pairs")["processes"] == 2
+    assert read_done(here / "run" / "teacher")["processes"] == 1
+    assert typed("status", here / "run")[0] == 0
+
+    for stage in ("teacher", "couple"):
+        extra = ["--stage", "teacher"] if stage == "teacher" else []
+        code, _, err = typed(stage, chain(alone)[1], "--run-dir", alone / "run", *extra)
+        assert code == 0, err
+    for stage in ("teacher", "pairs"):
+        fingerprints = [read_done(run / "run" / stage)["fingerprint"] for run in (here, alone)]
+        assert fingerprints[0] == fingerprints[1]
+
+
+def test_a_stage_that_fails_ends_those_that_build_on_it_and_no_other(typed, tmp_path):
+    words = chain(tmp_path, {"teacher": "exit 3", "pairs": "touch {0}.ran", "other": MARK})
+    code, out, err = typed(*words)
+    assert code == 1
+    assert "'teacher' failed; why stands above. Left out, for it builds on it: pairs" in err
+    assert f"go on: instaflow submit {words[1]}" in err and "--backend local" in err
+    assert "pairs: left out, for it builds on 'teacher'" in out
+    assert (tmp_path / "run" / "other" / "done.json").exists()
+    assert not (tmp_path / "run" / "pairs.ran").exists()
+
+
+def test_a_stage_whose_process_ends_well_but_leaves_it_undone_has_failed(typed, tmp_path):
+    code, _, err = typed(*chain(tmp_path, {"teacher": "exit 0", "other": MARK}))
+    assert code == 1 and "'teacher' failed" in err
+
+
+def test_what_is_done_is_not_run_again(typed, tmp_path):
+    lines = dict.fromkeys(["teacher", "pairs", "other"], "echo x >> {0}.ran; " + MARK)
+    assert typed(*chain(tmp_path, lines))[0] == 0
+    for name in lines:
+        assert (tmp_path / "run" / f"{name}.ran").read_text() == "x\n"
+
+
+def test_told_to_stop_it_hands_that_on_starts_nothing_more_and_lets_no_other_in_meanwhile(typed, tmp_path):
+    run = tmp_path / "run"
+    lines = {
+        "teacher": "mkdir -p {0}; trap 'touch {0}/told; exit 75' TERM; touch {0}/begun; while :; do sleep 0.1; done",
+        "other": "touch {0}.ran; " + MARK,
+    }
+    words = chain(tmp_path, lines)
+    with started(*words) as process:
+        wait_for(run / "teacher" / "begun")
+        code, _, err = typed(*words)
+        assert code == 1 and f"'{run}' is being submitted by " in err
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "Stopped: Stage 'teacher' was told to stop (SIGTERM)\n" in err and "To go on: instaflow submit" in err
+    assert (run / "teacher" / "told").exists() and not (run / "other.ran").exists()
+
+
+def test_a_stage_that_was_told_to_stop_itself_ends_the_chain_as_interrupted(typed, tmp_path):
+    state = 'mkdir -p {0}; echo \'{{"state": "interrupted"}}\' > {0}/state.json; exit 1'  # torchrun's code
+    code, _, err = typed(*chain(tmp_path, {"teacher": state, "other": "touch {0}.ran"}))
+    assert code == 75 and "Stopped: Stage 'teacher' was told to stop\n" in err
+    assert not (tmp_path / "run" / "other.ran").exists()
+
+
+def test_a_dry_run_prints_what_each_stage_would_do_and_the_shell_reads_it(typed, tmp_path):
+    cluster = {"environment": {"A": "x $y"}, "modules": ["cuda"], "lines": ["#SBATCH --x", "ulimit -n 9"], "gpus": 2}
+    code, out, _ = typed(*chain(tmp_path, **cluster), "--dry-run")
+    assert code == 0 and not (tmp_path / "run").exists()
+    teacher, pairs = out.partition("# --- teacher\n")[2].split("# --- pairs\n")
+    assert f"cd {Path.cwd()} || exit 1\nulimit -n 9\nmodule load cuda || exit 1\nexport A='x $y'\n" in teacher
+    assert "SBATCH" not in out and "srun" not in out
+    assert "after teacher, on this machine" in pairs
+    end = f"-m cli couple {tmp_path}/run/jobs/experiment.yaml --stage pairs\n"
+    assert f"exec {sys.executable} -m torch.distributed.run --standalone --nproc-per-node=2 {end}" in pairs
+    assert subprocess.run(["bash", "-n"], input=out, text=True, capture_output=True).stderr == ""
+
+
+def test_an_image_of_apptainer_s_is_used_and_any_other_refused(typed, tmp_path):
+    code, out, _ = typed(*chain(tmp_path, container="/images/it.sif", gpus=0), "--dry-run")
+    assert code == 0
+    assert f"exec apptainer exec \\\n    --bind={Path.cwd()},{tmp_path}/run \\\n" in out
+    assert "/images/it.sif \\\n    instaflow teacher" in out
+    code, _, err = typed(*chain(tmp_path, container="nvcr.io#nvidia/pytorch:26.01-py3"), "--dry-run")
+    assert code == 1 and "such an image is started by pyxis" in err
+
+
+def test_it_has_no_scripts_to_write(typed, tmp_path):
+    code, _, err = typed(*chain(tmp_path), "--write")
+    assert code == 2 and "--backend local writes none" in err
+
+
+def test_the_experiment_is_kept_as_the_jobs_run_it(typed, tmp_path):
+    """A change of the file while stages run changes nothing under way."""
+    words = chain(tmp_path, {"teacher": MARK, "pairs": MARK, "other": MARK})
+    assert typed(*words)[0] == 0
+    kept = yaml.safe_load((tmp_path / "run" / "jobs" / "experiment.yaml").read_text())
+    assert list(kept["stages"]) == ["teacher", "pairs", "other"] and "cluster" not in kept
+    assert not list((tmp_path / "run" / "jobs").glob("*.sh"))
