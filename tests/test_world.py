@@ -285,6 +285,6 @@ def test_a_process_for_which_there_is_no_gpu_is_told_so(monkeypatch):
         monkeypatch.setenv(variable, value)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    with pytest.raises(InstaFlowError, match="process 2 on this machine, where PyTorch sees 1 GPU$") as told:
+    with pytest.raises(InstaFlowError, match=r"process 2 on this machine, where PyTorch sees 1 GPU\n") as told:
         join()
     assert "no more processes than there are GPUs" in told.value.hint
