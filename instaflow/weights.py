@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from instaflow import __version__
+from instaflow.damage import damage_of
 from instaflow.errors import ConfigError, DataError
 from instaflow.files import remove_leftovers, sha256_of, write_file, write_json
 from instaflow.sections import BACKBONES
@@ -23,6 +24,7 @@ VARIABLE = "INSTAFLOW_WEIGHTS"
 HUB = "https://huggingface.co"
 TORCHVISION = "https://download.pytorch.org/models"
 PART = 2**20  # bytes that are read at a time
+NOTHING_KEPT = "Nothing was kept. Fetch it again; if it stays so, a proxy or the source has changed it"
 
 
 @dataclass(frozen=True)
@@ -100,13 +102,15 @@ class Found:
     path: Path | None
     sha256: str = ""
     """Of the whole file; empty where there is none."""
+    fault: str = ""
+    """Why it is not the one that is meant, in words that follow "it"."""
 
     @property
     def state(self) -> str:
         """ "present", "missing" or "wrong"."""
         if self.path is None:
             return "missing"
-        return "present" if self.sha256.startswith(published(self.weights, self.path)) else "wrong"
+        return "wrong" if self.fault else "present"
 
 
 # --- where files lie --------------------------------------------------------------------------------------------------
@@ -142,12 +146,19 @@ def places(weights: Weights) -> Iterator[Path]:
 
 
 def look_for(weights: Weights) -> Found:
+    """How these weights stand here: by their published hash, or without one by what the file tells of its length."""
     path = next((path for path in places(weights) if path.is_file()), None)
-    return Found(weights, path, hash_of(path) if path else "")
+    if path is None:
+        return Found(weights, None)
+    rule, sha256 = published(weights, path), hash_of(path)
+    if rule:
+        told = f"has a SHA-256 that begins with {sha256[:8]}, not {rule[:8]}"
+        return Found(weights, path, sha256, "" if sha256.startswith(rule) else told)
+    return Found(weights, path, sha256, damage_of(path))
 
 
 def find(name: str) -> Path:
-    """The file of these weights, its hash checked as far as one is published. Raises DataError, with the way to it."""
+    """The file of these weights, checked as `look_for` does. Raises DataError, with the way to it."""
     found = look_for(WEIGHTS[name])
     if found.state == "present" and found.path:
         return found.path
@@ -158,11 +169,7 @@ def find(name: str) -> Path:
     )
     if found.path is None:
         raise DataError(f"The weights '{weights.file}' are not on this machine: {weights.use}", way)
-    raise DataError(
-        f"'{found.path}' is damaged or another file: its SHA-256 begins with {found.sha256[:8]}, not "
-        f"{published(weights, found.path)[:8]}",
-        way,
-    )
+    raise DataError(f"'{found.path}' is damaged or another file: it {found.fault}", way)
 
 
 # --- hashes -----------------------------------------------------------------------------------------------------------
@@ -217,8 +224,8 @@ def lines(found: Found) -> list[str]:
     place = str(found.path) if found.path else f"goes to {folder() / weights.file}"
     rule = published(weights, found.path) if found.path else weights.sha256
     hashed = f"SHA-256 begins with {rule[:8]}" if rule else "no hash published"
-    if found.state == "wrong":
-        hashed += f", this file's with {found.sha256[:8]}"
+    if found.fault:
+        hashed += f", and this file {found.fault}"
     elif found.path and not rule and not 0.8 <= (size := found.path.stat().st_size / 1e6) / weights.megabytes <= 1.25:
         hashed += f", and this file has {size:,.1f} MB"
     return [
@@ -245,7 +252,7 @@ def entry(found: Found) -> dict[str, Any]:
 
 
 def fetch(weights: Weights, update: Callable[[int], None] = lambda received: None) -> Path:
-    """Download the file into the folder of weights, whole and with the published hash or not at all. Raises DataError.
+    """Download the file into the folder of weights, whole and as `look_for` wants it, or not at all. Raises DataError.
 
     update: is told how many megabytes are here.
     """
@@ -253,6 +260,9 @@ def fetch(weights: Weights, update: Callable[[int], None] = lambda received: Non
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(target)
     write_file(target, received(weights, update))
+    if not weights.sha256 and (fault := damage_of(target)):
+        target.unlink()
+        raise DataError(f"What '{weights.url}' gives is not these weights: it {fault}", NOTHING_KEPT)
     return target
 
 
@@ -279,5 +289,5 @@ def received(weights: Weights, update: Callable[[int], None]) -> Iterator[bytes]
     if not digest.hexdigest().startswith(weights.sha256):
         raise DataError(
             f"What '{weights.url}' gives has a SHA-256 that begins with {digest.hexdigest()[:8]}, not {weights.sha256}",
-            "Nothing was kept. Fetch it again; if it stays so, a proxy or the source has changed it",
+            NOTHING_KEPT,
         )

@@ -6,13 +6,16 @@ import http.server
 import json
 import os
 import threading
+import zipfile
 from dataclasses import replace
 
 import pytest
 import torch
 from huggingface_hub import constants
+from safetensors.torch import save_file
 
 from instaflow import weights
+from instaflow.damage import damage_of
 from instaflow.errors import ConfigError, DataError
 
 CONTENT = b"weights" * 1000
@@ -95,13 +98,58 @@ def test_the_hub_s_cache_is_looked_into(caches, small):
 
 
 def test_where_no_hash_is_published_a_file_of_another_size_is_told(caches):
-    known = next(one for one in weights.WEIGHTS.values() if not one.sha256)
-    put(caches / "ours" / known.file)
-    assert "no hash published, and this file has 0.0 MB; " in weights.lines(weights.look_for(known))[2]
+    known = weights.WEIGHTS["clip-vit-g-14"]
     own = replace(known, megabytes=1)
     for size, told in ((1_200_000, False), (900_000, False), (700_000, True), (1_400_000, True)):
-        put(caches / "ours" / known.file, bytes(size))
-        assert ("and this file has" in weights.lines(weights.look_for(own))[2]) == told
+        torch.save(torch.zeros(size, dtype=torch.uint8), put(caches / "ours" / known.file))
+        found = weights.look_for(own)
+        assert found.state == "present" and ("and this file has" in weights.lines(found)[2]) == told
+    assert "no hash published, and this file has 1.4 MB; " in weights.lines(found)[2]
+
+
+def written(name):
+    """A whole file of the format that these weights have, though with other tensors; its bytes."""
+    file = weights.folder() / weights.WEIGHTS[name].file
+    file.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {"a": torch.zeros(300), "b": torch.ones(2, 50, dtype=torch.float16)}
+    (save_file if file.suffix == ".safetensors" else torch.save)(tensors, file)
+    return file, file.read_bytes()
+
+
+@pytest.mark.parametrize("name", [name for name, known in weights.WEIGHTS.items() if not known.sha256])
+def test_without_a_published_hash_a_file_tells_its_own_damage(caches, name):
+    file, whole = written(name)
+    assert weights.find(name) == file
+    page = b"<!DOCTYPE html>\n<html><body>Sign in to go on \xc3\xa9</body></html>"
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+    cases = [(b"", "it is empty"), (page, "begins with '<!DOCTYPE html>'"), (pointer, "begins with 'version https:")]
+    cases += [(whole[:size], "it is cut off") for size in (len(whole) - 1, len(whole) // 2, 100)]
+    cases += [(bytes(2000), "no safetensors" if file.suffix == ".safetensors" else "is no file of torch's")]
+    for content, told in cases:
+        file.write_bytes(content)
+        with pytest.raises(DataError) as caught:
+            weights.find(name)
+        assert f"'{file}' is damaged or another file: it " in caught.value.message and told in caught.value.message
+        assert f"instaflow weights {name} --fetch" in caught.value.hint
+        assert weights.look_for(weights.WEIGHTS[name]).state == "wrong"
+
+
+def test_a_file_that_lost_a_piece_or_has_too_much_is_damaged(caches):
+    file, whole = written("clip-vit-l-14")
+    file.write_bytes(whole + b"more")
+    assert damage_of(file) == f"has {len(whole) + 4:,} bytes, and its header tells of {len(whole):,}"
+    file, whole = written("clip-vit-g-14")
+    file.write_bytes(whole[:500] + whole[600:])
+    assert "has lost some" in damage_of(file)
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("words.txt", "none")
+    assert damage_of(file) == "is a zip, and none of torch's"
+
+
+def test_what_torch_wrote_before_it_wrote_zips_is_taken(caches):
+    file, _ = written("clip-vit-g-14")
+    torch.save({"a": torch.zeros(3)}, file, _use_new_zipfile_serialization=False)
+    assert weights.find("clip-vit-g-14") == file
 
 
 def test_a_damaged_file_is_refused(caches, small):
@@ -206,7 +254,15 @@ def test_the_command_tells_a_wrong_file(caches, small, typed):
     code, out, _ = typed("weights", "--json")
     (told,) = (entry for entry in json.loads(out) if entry["name"] == "inception")
     assert code == 1 and told["state"] == "wrong" and told["sha256"] == hashlib.sha256(b"cut").hexdigest()
-    assert "this file's with" in typed("weights")[1]
+    assert "this file has a SHA-256 that begins with" in typed("weights")[1]
+
+
+def test_a_page_in_place_of_weights_is_not_kept(caches):
+    source = put(caches / "served" / "page", b"<html>Sign in</html>")
+    known = replace(weights.WEIGHTS["clip-vit-g-14"], url=source.as_uri())
+    with pytest.raises(DataError, match="is not these weights: it is a text, .* begins with '<html>Sign in</html>'"):
+        weights.fetch(known)
+    assert not any((caches / "ours").iterdir())
 
 
 def test_the_command_fetches_what_is_named_and_not_here(caches, small, monkeypatch, typed):
