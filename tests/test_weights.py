@@ -260,7 +260,7 @@ def test_the_command_tells_a_wrong_file(caches, small, typed):
 def test_a_page_in_place_of_weights_is_not_kept(caches):
     source = put(caches / "served" / "page", b"<html>Sign in</html>")
     known = replace(weights.WEIGHTS["clip-vit-g-14"], url=source.as_uri())
-    with pytest.raises(DataError, match="is not these weights: it is a text, .* begins with '<html>Sign in</html>'"):
+    with pytest.raises(DataError, match=r"is not these weights: it is a text, .* begins with '<html>Sign in</html>'"):
         weights.fetch(known)
     assert not any((caches / "ours").iterdir())
 

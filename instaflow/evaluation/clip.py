@@ -1,6 +1,7 @@
 """CLIP's features of images, and how near an image is to its prompt: OpenCLIP's networks, text and preprocessing."""
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from torch.nn.functional import cosine_similarity
 
 from instaflow.errors import DataError, reason_of
 from instaflow.evaluation.features import BATCH, exactly, in_bytes, pictures
-from instaflow.weights import hash_of
 
 NETWORKS = {
     "clip-vit-g-14": ("ViT-g-14", "laion2b_s12b_b42k"),
@@ -32,6 +32,7 @@ class Clip:
     architecture: str
     pretraining: str
     sha256: str
+    """Of the tensors, by `hash_of_tensors`: the same from .bin and from .safetensors."""
     network: Any
     prepare: Callable[[Any], Tensor]
     """A Pillow image's numbers [3, S, S]."""
@@ -98,6 +99,16 @@ def load_clip(name: str, weights: Path, *, device: torch.device) -> Clip:
             f"'{weights}' holds no weights of OpenCLIP's {architecture}: {reason}",
             f"Take the file that is given out, as it is: instaflow weights {name}",
         ) from error
+    sha256 = hash_of_tensors(network.state_dict())
     network = network.to(device).requires_grad_(False).eval()
     tokenize = open_clip.get_tokenizer(architecture)
-    return Clip(name, architecture, pretraining, hash_of(weights), network, prepare, tokenize, device)
+    return Clip(name, architecture, pretraining, sha256, network, prepare, tokenize, device)
+
+
+def hash_of_tensors(state: Mapping[str, Tensor]) -> str:
+    """Hex SHA-256 of tensors on the CPU with their names, types and shapes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

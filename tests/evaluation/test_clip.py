@@ -6,10 +6,11 @@ import pytest
 import torch
 from open_clip import pretrained
 from PIL import Image
+from safetensors.torch import save_file
 
 from instaflow.errors import DataError
 from instaflow.evaluation import clip
-from instaflow.evaluation.clip import load_clip
+from instaflow.evaluation.clip import hash_of_tensors, load_clip
 from instaflow.evaluation.features import exactly, in_floats
 from instaflow.weights import WEIGHTS
 from tests.evaluation.stand_ins import OWN, TINY, tiny_clip
@@ -95,3 +96,31 @@ def test_a_file_of_something_else_is_refused(weights, tmp_path, no_network):
     with pytest.raises(DataError, match="holds no weights of OpenCLIP's tiny-clip") as caught:
         load_clip("tiny", tmp_path / "other.bin", device=CPU)
     assert "instaflow weights" in caught.value.hint
+
+
+def test_the_same_tensors_have_one_hash_in_each_format(weights, ours, tmp_path):
+    state = torch.load(weights, weights_only=True)
+    backwards = dict(reversed([(name, value.contiguous()) for name, value in state.items()]))
+    save_file(backwards, tmp_path / "weights.safetensors")
+    assert str(load_clip("tiny", tmp_path / "weights.safetensors", device=CPU)) == str(ours)
+    changed = state | {"logit_scale": state["logit_scale"] + 1e-6}
+    torch.save(changed, tmp_path / "changed.bin")
+    assert str(load_clip("tiny", tmp_path / "changed.bin", device=CPU)) != str(ours)
+
+
+def test_a_hash_of_tensors_is_of_names_types_shapes_and_values():
+    zeros = torch.zeros(2, 3)
+    states = [
+        {"a": zeros},
+        {"b": zeros},
+        {"a": zeros.int()},
+        {"a": zeros.T},
+        {"a": zeros + 1},
+        {"a": zeros, "b": zeros},
+    ]
+    assert len({hash_of_tensors(state) for state in states}) == len(states)
+    turned = torch.arange(6.0).view(3, 2).T
+    assert hash_of_tensors({"a": turned}) == hash_of_tensors({"a": turned.contiguous()})
+    assert hash_of_tensors({"a": torch.tensor(1.0), "b": zeros}) == hash_of_tensors(
+        {"b": zeros, "a": torch.tensor(1.0)}
+    )
