@@ -10,6 +10,7 @@ from typing import Any
 from instaflow.errors import DataError, reason_of
 from instaflow.files import fingerprint_of, sha256_of
 from instaflow.sections import BACKBONES, Perceptual
+from instaflow.weights import find
 
 PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 CONFIGURATION = (
@@ -187,14 +188,16 @@ def check_network(folder: Path) -> None:
 
 def check_perceptual(settings: Perceptual) -> None:
     """Raises DataError unless the weights and the decoder that are named lie there, and are what they should be."""
+    if settings.network in BACKBONES and settings.weights is None:
+        backbone_file(settings)
     if settings.weights is not None:
         file, name = Path(settings.weights), BACKBONES[settings.network]
         if not file.is_file():
             raise DataError(
                 f"There is no file '{file}', the weights of the network '{settings.network}' that LPIPS compares by; "
                 "it is never fetched by itself",
-                f"Bring {name} (https://download.pytorch.org/models/{name}) here and write its path as "
-                "perceptual.weights",
+                f"Bring {name} (https://download.pytorch.org/models/{name}) here, or leave perceptual.weights out and "
+                f"type: instaflow weights lpips-{settings.network} --fetch",
             )
         hashed = re.search(r"-([0-9a-f]{8})\.pth$", file.name)  # torchvision's names say how the SHA-256 begins
         if hashed and not sha256_of(file).startswith(hashed[1]):
@@ -214,6 +217,14 @@ def check_perceptual(settings: Perceptual) -> None:
             raise DataError(
                 f"The decoder '{folder}' is no AutoencoderTiny", "Name the folder of one, as diffusers writes it"
             )
+
+
+def backbone_file(settings: Perceptual) -> Path:
+    """Where the weights of LPIPS' own network lie: as said, else where `instaflow weights` has them.
+
+    Raises DataError where that has none, with the way to them.
+    """
+    return Path(settings.weights) if settings.weights else find(f"lpips-{settings.network}")
 
 
 # --- what an evaluation measures in -----------------------------------------------------------------------------------

@@ -146,7 +146,7 @@ class Perceptual(Section):
     network: Annotated[str, Field(min_length=1)] = "alex"
     """"alex" or "vgg", LPIPS' own; or a teacher stage that trains one, or the folder of such a one."""
     weights: str | None = None
-    """The file of torchvision's weights for "alex" or "vgg". It is never downloaded."""
+    """The file of torchvision's weights for "alex" or "vgg"; null for where `instaflow weights` finds it."""
     decoder: str | None = None
     """The folder of an AutoencoderTiny that decodes in place of the model's VAE, for its memory and speed."""
     crop: PositiveInt | None = None
@@ -154,9 +154,6 @@ class Perceptual(Section):
 
     @model_validator(mode="after")
     def weights_of_its_network(self) -> "Perceptual":
-        if self.network in BACKBONES and self.weights is None:
-            file = BACKBONES[self.network]
-            raise ValueError(f"network '{self.network}' needs weights: the path of torchvision's {file}")
         if self.network not in BACKBONES and self.weights is not None:
             raise ValueError(f"weights go with network: {' or '.join(BACKBONES)}")
         return self

@@ -79,7 +79,7 @@ WEIGHTS = {
             BACKBONES["alex"],
             f"{TORCHVISION}/{BACKBONES['alex']}",
             244,
-            "LPIPS on AlexNet: perceptual.weights of network alex",
+            "LPIPS on AlexNet (perceptual.network alex); its heads come with the package lpips",
             sha256="7be5be79",
         ),
         Weights(
@@ -87,7 +87,7 @@ WEIGHTS = {
             BACKBONES["vgg"],
             f"{TORCHVISION}/{BACKBONES['vgg']}",
             553,
-            "LPIPS on VGG16: perceptual.weights of network vgg",
+            "LPIPS on VGG16 (perceptual.network vgg); its heads come with the package lpips",
             sha256="397923af",
         ),
     )

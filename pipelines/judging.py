@@ -26,7 +26,7 @@ from instaflow.models.model import Model
 from instaflow.models.pixels import PixelModel
 from instaflow.models.text_to_image import TextToImage
 from instaflow.models.vae import load_autoencoder
-from instaflow.places import kind_of_extractor
+from instaflow.places import backbone_file, kind_of_extractor
 from instaflow.progress import Progress
 from instaflow.rundir import StageFolder
 from instaflow.sections import BACKBONES
@@ -190,7 +190,7 @@ def perception_of(stage: StageFolder) -> Perception | None:
     if settings is None:
         return None
     if settings.network in BACKBONES:
-        weights = Path(settings.weights)
+        weights = backbone_file(settings)
         network, fingerprint = load_lpips(settings.network, weights), hash_of(weights)
         words = f"LPIPS 0.1 on {LPIPS[settings.network]}"
     else:

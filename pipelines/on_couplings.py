@@ -27,6 +27,7 @@ from instaflow.models.settings import ModelSettings, read_settings
 from instaflow.models.stacked import StackedUNet, stack
 from instaflow.models.text_to_image import negate_output
 from instaflow.models.vae import load_tiny
+from instaflow.places import backbone_file
 from instaflow.rundir import StageFolder
 from instaflow.sections import BACKBONES, check_crop
 from instaflow.training.draws import draws
@@ -143,7 +144,7 @@ def open_distance(stage: StageFolder, model: Model) -> PerceptualDistance | None
     channels, *sides = model.latent_shape
     check_crop(settings, min(sides), stage.name)
     if settings.network in BACKBONES:
-        network = load_lpips(settings.network, Path(settings.weights))
+        network = load_lpips(settings.network, backbone_file(settings))
     else:
         network = load_network(stage.locate_network(settings.network))
     vae = model.vae

@@ -412,8 +412,6 @@ RECTIFIED = "stages.2rf.parametrization=rectified-diffusion"
     [
         ([LPIPS], "'stages.student': loss: lpips needs a section 'perceptual' that says by which network", ""),
         ([ALEX], "'stages.student': perceptual goes with a phase of loss: lpips or lpips-huber", ""),
-        ([LPIPS, "stages.student.perceptual={}"], "network 'alex' needs weights: the path of", ""),
-        ([LPIPS, "stages.student.perceptual={network: vgg}"], "torchvision's vgg16-397923af.pth", ""),
         ([LPIPS, "stages.student.perceptual={network: teacher, weights: a}"], "weights go with network: alex", ""),
         ([LPIPS, "stages.student.perceptual={network: 2rf}"], "needs a stage that gives a perceptual network", ""),
         (

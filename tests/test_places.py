@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from instaflow.errors import DataError
 from instaflow.places import (
     CONFIGURATION,
     WEIGHTS,
+    backbone_file,
     cached_model,
     check_perceptual,
     find_model,
@@ -22,6 +24,7 @@ from instaflow.places import (
     pipeline_class,
 )
 from instaflow.sections import Perceptual
+from instaflow.weights import WEIGHTS as FILES
 
 COMMITS = ["0123456789abcdef0123456789abcdef01234567", "fedcba9876543210fedcba9876543210fedcba98"]
 
@@ -183,6 +186,21 @@ def test_missing_weights_are_told_by_the_name_to_bring(tmp_path):
     assert f"'{tmp_path / 'here' / 'a.pth'}'" in error.message and "never fetched" in error.message
     assert "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth" in error.hint
     assert "vgg16-397923af.pth" in unfit(network="vgg", weights=str(tmp_path)).hint
+
+
+def test_weights_without_a_path_are_those_of_the_folder_of_weights(tmp_path, monkeypatch):
+    for cache in ("INSTAFLOW_WEIGHTS", "TORCH_HOME"):
+        monkeypatch.setenv(cache, str(tmp_path))
+    error = unfit(network="vgg")
+    assert "The weights 'vgg16-397923af.pth' are not on this machine" in error.message
+    assert "instaflow weights lpips-vgg --fetch" in error.hint
+    file = tmp_path / "vgg16-397923af.pth"
+    file.write_bytes(b"abc")
+    assert "has a SHA-256 that begins with ba7816bf, not 397923af" in unfit(network="vgg").message
+    monkeypatch.setitem(FILES, "lpips-vgg", replace(FILES["lpips-vgg"], sha256="ba7816bf"))
+    check_perceptual(Perceptual(network="vgg"))
+    assert backbone_file(Perceptual(network="vgg")) == file
+    assert backbone_file(Perceptual(network="vgg", weights="mine.pth")) == Path("mine.pth")
 
 
 def test_a_cut_download_is_known_by_its_name(tmp_path):

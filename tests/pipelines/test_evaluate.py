@@ -373,13 +373,15 @@ def test_a_figure_of_another_network_never_stands_beside(config, looked, other_e
         ("{network: nowhere}", "'nowhere', which is no stage of this experiment and no folder"),
         ("{network: EMPTY}", "is no perceptual network: it lacks config.json and model.safetensors"),
         ("{network: alex, weights: nowhere.pth}", "no file 'nowhere.pth', the weights of the network 'alex'"),
-        ("{network: alex}", "network 'alex' needs weights"),
+        ("{network: alex}", "The weights 'alexnet-owt-7be5be79.pth' are not on this machine: LPIPS on AlexNet"),
         ("{network: EMPTY, crop: 4}", "perceptual.crop goes with training"),
         ("{network: EMPTY, decoder: EMPTY}", "perceptual.decoder goes with training"),
     ],
 )
-def test_a_perceptual_network_that_is_not_there_is_named(config, tmp_path, perceptual, said):
+def test_a_perceptual_network_that_is_not_there_is_named(config, tmp_path, monkeypatch, perceptual, said):
     (tmp_path / "empty").mkdir()
+    for cache in ("INSTAFLOW_WEIGHTS", "TORCH_HOME"):
+        monkeypatch.setenv(cache, str(tmp_path / "empty"))
     setting = perceptual.replace("EMPTY", str(tmp_path / "empty"))
     with pytest.raises(InstaFlowError, match=said):
         run_all(load_experiment(config, [f"stages.report.perceptual={setting}"], run=str(tmp_path / "run")), Stop())
@@ -495,11 +497,12 @@ def test_a_folder_that_changed_is_another_extractor(config, coco, folders, tmp_p
 
 
 @pytest.mark.slow
-def test_captions_that_stand_once_are_drawn_from_more_noise(config, coco, tmp_path):
-    """By LPIPS proper, on AlexNet."""
-    weights = write_backbone(tmp_path / "alex.pth", "alex")
-    perceptual = f"perceptual={{network: alex, weights: {weights}}}"
-    changes = of_coco(config, coco, "features=pixels", "clip=null", perceptual, "num_samples=4")
+def test_captions_that_stand_once_are_drawn_from_more_noise(config, coco, tmp_path, monkeypatch):
+    """By LPIPS proper, on AlexNet's file in the folder of weights."""
+    monkeypatch.setitem(WEIGHTS, "lpips-alex", replace(WEIGHTS["lpips-alex"], sha256=""))
+    monkeypatch.setenv("INSTAFLOW_WEIGHTS", str(tmp_path))
+    write_backbone(tmp_path / WEIGHTS["lpips-alex"].file, "alex")
+    changes = of_coco(config, coco, "features=pixels", "clip=null", "perceptual={network: alex}", "num_samples=4")
     run = tmp_path / "run"
     run_all(load_experiment(config, changes, run=str(run)), Stop())
     for row in rows(run):

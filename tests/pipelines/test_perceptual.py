@@ -1,6 +1,8 @@
 """Distillation in two phases, L2 and then LPIPS of decoded images, by the real commands."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from safetensors.torch import load_file
 from instaflow.config import load_experiment
 from instaflow.errors import ConfigError
 from instaflow.rundir import read_stats, stage_folders
+from instaflow.weights import WEIGHTS
 from pipelines.on_couplings import open_distance
 from tests.models.made import load, write_model
 from tests.pipelines.runs import instaflow
@@ -55,6 +58,21 @@ def test_a_student_by_l2_and_lpips(config, tmp_path):
 def distance_of(config, model, **changes):
     overrides = [f"stages.student.perceptual.{key}={value}" for key, value in changes.items()]
     return open_distance(stage_folders(load_experiment(str(config), overrides))["student"], model)
+
+
+def test_weights_that_no_path_is_given_of_are_found(config, tmp_path, monkeypatch):
+    model = load(config.parent / "teacher")
+    named = distance_of(config, model)
+    monkeypatch.setenv("INSTAFLOW_WEIGHTS", str(tmp_path))
+    monkeypatch.setitem(WEIGHTS, "lpips-alex", replace(WEIGHTS["lpips-alex"], sha256=""))
+    shutil.copy(config.parent / "alex.pth", tmp_path / WEIGHTS["lpips-alex"].file)
+    (config.parent / "alex.pth").rename(config.parent / "away.pth")
+    try:
+        found = distance_of(config, model, weights="null")
+    finally:
+        (config.parent / "away.pth").rename(config.parent / "alex.pth")
+    for one, other in zip(found.network.parameters(), named.network.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_what_does_not_go_with_the_model_is_refused(config, tmp_path):
