@@ -129,7 +129,8 @@ def check_inputs(stages: dict[str, StageFolder]) -> None:
             Store(stage.stage.output).sizes("")
         look_at_models(stage)
         look_at_perception(stage)
-        look_at_measures(stage)
+        for told in look_at_measures(stage):
+            say(f"{name}: warning: {told}")
         for parent in stage.stage.parents().values():
             if parent not in stage.stage_names and not Path(parent).is_dir():
                 find_model(parent)
@@ -172,26 +173,35 @@ def look_at_models(stage: StageFolder) -> None:
             find_model(place)
 
 
-def look_at_measures(stage: StageFolder) -> None:
-    """The files that an evaluation wants, its weights too. Raises ConfigError and DataError."""
+def look_at_measures(stage: StageFolder) -> list[str]:
+    """The files that an evaluation wants, its weights too; what makes of its figures others than the published.
+
+    Raises ConfigError and DataError.
+    """
     settings = stage.stage
     if not isinstance(settings, EvaluateStage):
-        return
+        return []
     for key, place in settings.files().items():
         if key != "features" and not Path(place).is_file():
             raise ConfigError(f"'stages.{stage.name}.{key}' names '{place}', which is no file here", "Check the path")
-    if settings.of_images:
-        if not Path(settings.real or "").is_dir():
-            raise ConfigError(f"'{settings.real}', given as real images, is no folder", "Name a folder of images")
-        if folder := settings.features_folder:
-            if not Path(folder).is_dir():
-                said = f"'stages.{stage.name}.features' names '{folder}', which is no folder here"
-                raise ConfigError(said, f"Check the path, or choose one of {', '.join(FEATURES)}")
-            kind_of_extractor(Path(folder))
-        elif settings.features != "pixels":
-            find("inception")
-        if settings.clip and settings.captions:
-            find(settings.clip)
+    if not settings.of_images:
+        return []
+    from instaflow.evaluation.presets import PRESETS, captions_of, look_at_real
+
+    preset, told = PRESETS[settings.protocol], []
+    if settings.captions:
+        told.append(captions_of(settings.captions, preset, settings.count, settings.captions_seed)[1])
+    told.append(look_at_real(Path(settings.real or ""), preset))
+    if folder := settings.features_folder:
+        if not Path(folder).is_dir():
+            said = f"'stages.{stage.name}.features' names '{folder}', which is no folder here"
+            raise ConfigError(said, f"Check the path, or choose one of {', '.join(FEATURES)}")
+        kind_of_extractor(Path(folder))
+    elif settings.features != "pixels":
+        find("inception")
+    if settings.clip and settings.captions:
+        find(settings.clip)
+    return [line for line in told if line]
 
 
 def place_of_source(stage: StageFolder) -> str:

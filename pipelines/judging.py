@@ -12,12 +12,13 @@ from instaflow.digits.images import SIZE
 from instaflow.digits.networks import PIXELS
 from instaflow.digits.protocol import PROTOCOLS, ClassProtocol, DigitsProtocol, UnpromptedProtocol
 from instaflow.digits.tokenizer import MAX_LENGTH
-from instaflow.errors import ConfigError, InstaFlowError
+from instaflow.errors import InstaFlowError
 from instaflow.evaluation.clip import load_clip
 from instaflow.evaluation.features import Extractor, autoencoder, classifier, pixels
-from instaflow.evaluation.image_protocol import PRESETS, ImageProtocol, captions_of, classes_in_turn
+from instaflow.evaluation.image_protocol import ImageProtocol
 from instaflow.evaluation.inception import inception
 from instaflow.evaluation.perception import Perception
+from instaflow.evaluation.presets import PRESETS, captions_of, classes_in_turn
 from instaflow.evaluation.references import RealImages
 from instaflow.files import fingerprint_of
 from instaflow.models.device import device
@@ -35,9 +36,6 @@ from instaflow.weights import find, hash_of
 from instaflow.world import world
 
 LPIPS = {"alex": "AlexNet", "vgg": "VGG16"}
-
-FEWEST = 4
-"""Real images: each has its third neighbour among the others."""
 
 
 class Judging(Protocol):
@@ -168,7 +166,7 @@ def of_images(stage: StageFolder) -> ImageProtocol:
     prompts = (
         classes_in_turn(preset, settings.count)
         if by_class
-        else captions_of(settings.captions, preset, settings.count, settings.captions_seed)
+        else captions_of(settings.captions, preset, settings.count, settings.captions_seed)[0]
     )
     clip = None
     if settings.clip and not by_class:
@@ -176,11 +174,6 @@ def of_images(stage: StageFolder) -> ImageProtocol:
     extractor = extractor_of(settings.features, settings.features_folder)
     with Progress(f"{stage.name}: real images hashed", total=0, unit="images", quiet=not world().leads) as progress:
         real = RealImages.of(Path(settings.real), progress.update)
-    if len(real) < FEWEST:
-        raise ConfigError(
-            f"'{settings.real}' holds {len(real)} images; precision and recall want at least {FEWEST}",
-            "Name the folder of all real images",
-        )
     return ImageProtocol(preset, prompts, real, extractor, clip, settings.clip_prefix, settings.batch)
 
 

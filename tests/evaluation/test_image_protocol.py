@@ -1,6 +1,7 @@
 """The papers' protocols: which captions, which real images, what is kept of them, and what is refused."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from PIL import Image
 
 from instaflow.errors import ConfigError, DataError
 from instaflow.evaluation import references
-from instaflow.evaluation.image_protocol import PRESETS, ImageProtocol, Preset, captions_of, classes_in_turn
+from instaflow.evaluation.image_protocol import ImageProtocol
+from instaflow.evaluation.presets import PRESETS, Preset, captions_of, classes_in_turn, look_at_real
 from instaflow.evaluation.references import RealImages, reference_features
 from tests.evaluation.stand_ins import pixels
 
@@ -40,21 +42,53 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_the_first_caption_of_each_image_or_any_by_the_seed(coco):
-    assert captions_of(coco, EACH, 2, seed=0) == ["first of two", "first of nine"]
-    drawn = {seed: captions_of(coco, ANY, 3, seed) for seed in range(4)}
+    assert captions_of(coco, EACH, 2, seed=0) == (["first of two", "first of nine"], "")
+    drawn = {seed: captions_of(coco, ANY, 3, seed)[0] for seed in range(4)}
     assert all(len(set(found)) == 3 for found in drawn.values())
-    assert captions_of(coco, ANY, 3, 0) == drawn[0] and len({tuple(found) for found in drawn.values()}) > 1
+    assert captions_of(coco, ANY, 3, 0)[0] == drawn[0] and len({tuple(found) for found in drawn.values()}) > 1
+
+
+def test_captions_that_say_nothing_are_left_out_and_told(tmp_path):
+    captions = ["", " \t", None, "a cat", "a dog"]
+    rows = [{"image_id": 1 + (place > 3), "id": place, "caption": text} for place, text in enumerate(captions)]
+    (tmp_path / "captions.json").write_text(json.dumps({"annotations": rows}))
+    found, told = captions_of(str(tmp_path / "captions.json"), EACH, 2, seed=0)
+    assert found == ["a cat", "a dog"] and told.endswith("captions.json' are left out: 2 blank, 1 null")
+    (tmp_path / "list.txt").write_text("\na cat\n")
+    found, told = captions_of(str(tmp_path / "list.txt"), EACH, 1, seed=0)
+    assert found == ["a cat"] and told.endswith("list.txt' are left out: 1 blank")
+
+
+@pytest.mark.parametrize(
+    ("caption", "said"),
+    [('"half \\ud800"', "annotation 2 has half a character"), ("5", "annotation 2 must be a text, not 5")],
+)
+def test_a_caption_that_is_no_text_is_refused_with_its_place(tmp_path, caption, said):
+    rows = '{"image_id": 1, "id": 7, "caption": "a cat"}, {"image_id": 2, "id": 3, "caption": ' + caption + "}"
+    (tmp_path / "captions.json").write_text(f'{{"annotations": [{rows}]}}')
+    with pytest.raises(ConfigError, match=said):
+        captions_of(str(tmp_path / "captions.json"), EACH, 2, seed=0)
 
 
 def test_any_file_of_prompts_gives_its_first_ones(tmp_path):
     (tmp_path / "list.txt").write_text("one\ntwo\nthree\n")
-    assert captions_of(str(tmp_path / "list.txt"), ANY, 2, seed=5) == ["one", "two"]
+    assert captions_of(str(tmp_path / "list.txt"), ANY, 2, seed=5) == (["one", "two"], "")
 
 
-@pytest.mark.parametrize(("content", "said"), [("{}", "holds no captions of COCO"), ("[", "holds no captions of COCO")])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{}", "it has no 'annotations'"),
+        ("[", "Expecting value"),
+        ('{"annotations": [{"id": 1, "caption": "a"}]}', "one has no 'image_id'"),
+        ('{"annotations": [{"image_id": 1e999, "id": 1, "caption": "a"}]}', "infinity"),
+        ('{"annotations": 3}', "not iterable"),
+        ("[" * 100_000, "recursion"),
+    ],
+)
 def test_a_file_that_is_no_coco_s_is_refused(tmp_path, content, said):
     (tmp_path / "captions.json").write_text(content)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=f"holds no captions of COCO: .*{said}"):
         captions_of(str(tmp_path / "captions.json"), EACH, 2, seed=0)
 
 
@@ -70,6 +104,15 @@ def test_the_presets_are_the_papers():
         "coco2014-30k": (30000, 256, 0),
         "imagenet64-50k": (50000, 64, 1000),
     }
+
+
+def test_real_images_of_another_number_than_the_protocol_s_are_told(folder):
+    preset = PRESETS["coco2014-30k"]
+    with pytest.raises(ConfigError, match="holds 3 images; precision and recall want at least 4"):
+        look_at_real(folder, preset)
+    (folder / "d.jpeg").write_bytes(b"")
+    assert "holds 4 real images, not the 40,504 of val2014: not to be compared" in look_at_real(folder, preset)
+    assert look_at_real(folder, replace(preset, num_real=4)) == look_at_real(folder, Preset(2, 16)) == ""
 
 
 class Width:

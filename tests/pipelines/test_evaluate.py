@@ -15,17 +15,17 @@ from instaflow.config import load_experiment
 from instaflow.digits.protocol import DigitsProtocol
 from instaflow.errors import ConfigError, DataError, InstaFlowError, Interrupted
 from instaflow.evaluation.frechet import frechet_distance
-from instaflow.evaluation.image_protocol import PRESETS
 from instaflow.evaluation.kernel_distance import kernel_distance
 from instaflow.evaluation.observations import Observations
 from instaflow.evaluation.precision_recall import precision_recall
+from instaflow.evaluation.presets import PRESETS
 from instaflow.interruption import Stop
 from instaflow.rundir import stage_folders
 from instaflow.training.perceptual import load_network, save_network, small_layers, write_tiny_network
 from instaflow.weights import WEIGHTS
 from pipelines import showing
 from pipelines.evaluate import told_apart
-from pipelines.experiment import run_all
+from pipelines.experiment import check_files, look_at_measures, run_all
 from pipelines.plan import Plan
 from pipelines.status import run as status
 from pipelines.status import work_of
@@ -444,6 +444,30 @@ def test_images_are_judged_by_inception_and_clip(judged):
     assert "CLIP score" in page and "KID" in page
 
 
+def test_real_images_of_another_number_are_told(config, coco, judged, monkeypatch):
+    """Before work begins, and in the report."""
+    stage = stage_folders(load_experiment(config, of_coco(config, coco), run=str(judged)))["report"]
+    told = "not the 5,000 of val2017: not to be compared with published figures"
+    assert look_at_measures(stage) == [f"'{coco['real']}' holds 12 real images, {told}"]
+    report = json.loads((judged / "report" / "report.json").read_text())
+    assert report["protocol"]["reference_real"].endswith(f"to 8×8; {told}")
+    assert told in (judged / "report" / "report.html").read_text()
+    monkeypatch.setitem(PRESETS, "coco2017-5k", replace(PRESETS["coco2017-5k"], num_real=12))
+    assert look_at_measures(stage) == []
+
+
+def test_captions_that_say_nothing_are_told_and_never_drawn(config, coco, tmp_path, capsys):
+    content = json.loads(Path(coco["captions"]).read_text())
+    content["annotations"][0]["caption"] = " \n"
+    content["annotations"][5]["caption"] = None
+    (tmp_path / "captions.json").write_text(json.dumps(content))
+    changes = of_coco(config, coco, f"captions={tmp_path}/captions.json", "features=pixels", "clip=null")
+    run_all(load_experiment(config, changes, run=str(tmp_path / "run")), Stop())
+    told = f"report: warning: of the captions in '{tmp_path}/captions.json' are left out: 1 blank, 1 null\n"
+    assert told in capsys.readouterr().out
+    assert '"a seven 1"' not in (tmp_path / "run" / "report" / "report.md").read_text()
+
+
 def test_the_plan_knows_what_is_kept(config, coco, judged):
     planned = Plan(load_experiment(config, of_coco(config, coco)), 1).cost_of("report").disk
     kept = sum(file.stat().st_size for file in judged.rglob("*.observed") if "-paths" not in file.parent.name)
@@ -545,6 +569,7 @@ def test_other_real_images_in_the_same_folder_are_noticed(config, coco, judged):
         ("captions_seed=1", "here none are drawn"),
         ("num_samples=3", "greater than or equal to 4"),
         ("real=FEW", "holds 3 images; precision and recall want at least 4"),
+        ("captions=BLANK", "blank.json' holds 0 captions, and the protocol wants 10"),
         ("real=null", "needs the folder of the real images"),
         ("features=nowhere", "'stages.report.features' names '.*nowhere', which is no folder here"),
         ("features=.", "is neither a classifier nor an autoencoder: it has no config.json"),
@@ -555,9 +580,10 @@ def test_what_is_missing_is_named(config, coco, tmp_path, change, said):
     few.mkdir()
     for file in sorted(Path(coco["real"]).iterdir())[:3]:
         shutil.copy(file, few)
-    change = change.replace("FEW", str(few))
+    (tmp_path / "blank.json").write_text('{"annotations": [{"image_id": 1, "id": 1, "caption": " "}]}')
+    change = change.replace("FEW", str(few)).replace("BLANK", str(tmp_path / "blank.json"))
     with pytest.raises(InstaFlowError, match=said):
-        run_all(load_experiment(config, of_coco(config, coco, change), run=str(tmp_path / "run")), Stop())
+        check_files(load_experiment(config, of_coco(config, coco, change), run=str(tmp_path / "run")), None, None)
 
 
 @pytest.mark.parametrize("name", ["inception", "clip-vit-g-14"])
