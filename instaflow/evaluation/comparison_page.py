@@ -116,11 +116,11 @@ def ranking_table(comparison: Comparison, colours: Colours) -> str:
     found = [name for name in TITLES if any(row.figures[name].count for row in comparison.rows)]
     shown = sorted(found, key=lambda name: name != by)
     heads = [title for name in shown for title in (TITLES[name], *(["its deviation"] if name == by else []))]
-    columns = "".join(f'<th class="wrap">{escape(title)}</th>' for title in (*heads, "Training samples"))
+    columns = "".join(f'<th scope="col" class="wrap">{escape(title)}</th>' for title in (*heads, "Training samples"))
     lines = [_ranking_line(comparison, row, shown, colours) for row in comparison.rows]
     if 0 < single < len(lines):
         lines.insert(single, f'<tr class="group"><td colspan="{len(heads) + 3}">More steps, for scale</td></tr>')
-    head = f"<tr><th>Model</th><th>Steps</th>{columns}</tr>"
+    head = f'<tr><th scope="col">Model</th><th scope="col">Steps</th>{columns}</tr>'
     return f"<table><thead>{head}</thead><tbody>{''.join(lines)}</tbody></table>"
 
 
@@ -191,7 +191,9 @@ def _pairs(comparison: Comparison) -> str:
 
 def matrix(comparison: Comparison, rows: Sequence[ComparedRow]) -> str:
     """How far each row (a line) is behind each better one (a column), by rank."""
-    head = "".join(f'<th title="{escape(row.label)}">{row.rank}</th>' for row in rows[:-1])
+    head = '<th scope="col">behind</th>' + "".join(
+        f'<th scope="col" title="{escape(row.label)}">{row.rank}</th>' for row in rows[:-1]
+    )
     lines = []
     for place, row in enumerate(rows):
         cells = []
@@ -201,7 +203,7 @@ def matrix(comparison: Comparison, rows: Sequence[ComparedRow]) -> str:
         cells += ["<td></td>"] * (len(rows) - 1 - place)
         name = f'<td><span class="rank">{row.rank}</span>{escape(row.label)}</td>'
         lines.append(f"<tr>{name}{''.join(cells)}</tr>")
-    return f"<table><thead><tr><th>behind</th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
 def _cell(pair: Pair) -> str:

@@ -143,7 +143,7 @@ def card_table(rows: Sequence[Row]) -> str:
         cells = "".join(f"<td>{escape(text)}</td>" for text in told)
         lines.append(f"<tr><td>{escape(row.label)}</td>{cells}</tr>")
     heads = ("Content", "Weights", "Steps", "Guidance", "Scheduler", "Precision")
-    head = "".join(f"<th>{title}</th>" for title in ("Model", *heads))
+    head = "".join(f'<th scope="col">{title}</th>' for title in ("Model", *heads))
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 
@@ -178,7 +178,9 @@ def rows_table(report: Report, colours: Colours) -> str:
     ]
     columns = [column for column in columns if any(text not in ("", "–") for text in column[1])]
     bold = {title: _best(rows, texts, values) for title, texts, values in columns}
-    head = "".join(f'<th class="wrap">{escape(title)}</th>' for title, *_ in columns)
+    head = '<th scope="col">Model</th>' + "".join(
+        f'<th scope="col" class="wrap">{escape(title)}</th>' for title, *_ in columns
+    )
     own = reference(report)
     lines, before = [], None
     for i, row in enumerate(rows):
@@ -191,7 +193,7 @@ def rows_table(report: Report, colours: Colours) -> str:
         lines.append(f'<tr class="{style}"><td>{name}</td>{"".join(cells)}</tr>')
         before = row.label
     many = ' class="many"' if len(columns) > MANY else ""
-    return f"<table{many}><thead><tr><th>Model</th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    return f"<table{many}><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
 def _once_a_model(rows: Sequence[Row], values: list[float | None]) -> list[str]:

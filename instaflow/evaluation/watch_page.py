@@ -49,14 +49,16 @@ def _table(report: Report, colours: Colours) -> str:
     columns = [("training samples", [seen for seen, _ in lines])]
     columns += [(title, [told(row) for _, row in lines]) for title, told in COLUMNS[1:]]
     columns = [(title, texts) for title, texts in columns if set(texts) > {"–"} or "–" not in texts]
-    head = "".join(f'<th class="wrap">{escape(title)}</th>' for title, _ in columns)
+    head = '<th scope="col">model</th>' + "".join(
+        f'<th scope="col" class="wrap">{escape(title)}</th>' for title, _ in columns
+    )
     body, before = [], None
     for place, (_, row) in enumerate(lines):
         name = _name(row, colours) if row.label != before else ""
         cells = "".join(f"<td>{escape(texts[place])}</td>" for _, texts in columns)
         body.append(f'<tr class="{"new" if name else ""}"><td>{name}</td>{cells}</tr>')
         before = row.label
-    table = f"<table><thead><tr><th>model</th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
     return f'<div class="panel scroll">{table}</div>' if lines else ""
 
 

@@ -129,8 +129,8 @@ def _figures(shown: Demonstration) -> str:
         ]
         name = f"{sign(COLOURS[model])}{escape(NAMES[model])}"
         lines.append(f"<tr><td>{name}</td>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
-    head = "".join(f'<th class="wrap">{escape(text)}</th>' for text in heads)
-    table = f"<table><thead><tr><th>Model</th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    head = '<th scope="col">Model</th>' + "".join(f'<th scope="col" class="wrap">{escape(text)}</th>' for text in heads)
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
     between = torch.pdist(shown.mixture.means).tolist()
     many = f"Means over {len(shown.seeds)} seeds. " if len(shown.seeds) > 1 else ""
     caption = (

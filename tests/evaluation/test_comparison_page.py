@@ -11,13 +11,18 @@ from instaflow.evaluation.comparison_page import comparison_page
 from instaflow.evaluation.comparison_words import ends, headline
 from tests.evaluation.example import full_report
 from tests.evaluation.test_comparison import SEEDS, reports
-from tests.evaluation.test_page import Reader
+from tests.evaluation.test_page import Reader, scopes
 
 
 def names(content: str) -> list[str]:
     """The models of the ranking, in its order."""
     table = content[content.index("<table>") : content.index("</table>")]
     return re.findall(r'<span class="rank">[^<]*</span><svg.*?</svg>([^<]*)</td>', table)
+
+
+def test_the_tables_heads_say_what_they_head():
+    found = scopes(comparison_page(compare(reports(), "real")))
+    assert len(found) > 8 and {*found} == {"col"}
 
 
 @pytest.mark.parametrize("by", ["real", "teacher", "accuracy"])

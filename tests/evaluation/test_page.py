@@ -65,6 +65,16 @@ def test_all_rows_stages_floors_and_the_protocol_are_on_the_page():
     assert "The first two prompts of the evaluation." in text
 
 
+def scopes(content: str) -> list[str | None]:
+    """What a table's heads say that they head, as a screen reader tells it."""
+    return [attributes.get("scope") for tag, attributes in Reader(content).tags if tag == "th"]
+
+
+def test_the_tables_heads_say_what_they_head():
+    found = scopes(page(full_report()))
+    assert len(found) > 15 and {*found} == {"col"}
+
+
 def test_what_users_wrote_is_shown_and_never_run():
     evil = "<script>alert('1')</script>\"&"
     base = full_report()
