@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+from instaflow.damage import damage_of
 from instaflow.errors import DataError, reason_of
 from instaflow.files import fingerprint_of, sha256_of
 from instaflow.sections import BACKBONES, Perceptual
@@ -184,6 +185,13 @@ def check_network(folder: Path) -> None:
             f"'{folder}' is no perceptual network: it lacks {' and '.join(missing)}",
             "Name a teacher stage, or its folder 'perceptual'",
         )
+    check_whole(folder / "model.safetensors")
+
+
+def check_whole(file: Path) -> None:
+    """Raises DataError for a file of weights that tells of its own damage."""
+    if fault := damage_of(file):
+        raise DataError(f"'{file}' is damaged: it {fault}", "Bring or make the folder once more")
 
 
 def check_perceptual(settings: Perceptual) -> None:
@@ -217,6 +225,7 @@ def check_perceptual(settings: Perceptual) -> None:
             raise DataError(
                 f"The decoder '{folder}' is no AutoencoderTiny", "Name the folder of one, as diffusers writes it"
             )
+        check_whole(folder / "diffusion_pytorch_model.safetensors")
 
 
 def backbone_file(settings: Perceptual) -> Path:
@@ -248,6 +257,7 @@ def kind_of_extractor(folder: Path) -> str:
         raise DataError(f"{said} its config.json is {told}", hint)
     if missing := missing_files(folder, ((NETWORKS[kind],),)):
         raise DataError(f"The {kind} '{folder}' lacks {missing[0]}", "Restore its files")
+    check_whole(folder / NETWORKS[kind])
     return kind
 
 

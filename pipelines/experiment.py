@@ -178,15 +178,19 @@ def look_at_measures(stage: StageFolder) -> list[str]:
 
     Raises ConfigError and DataError.
     """
+    from instaflow.evaluation.presets import PRESETS, captions_of, look_at_real
+    from instaflow.evaluation.saved import read_report
+
     settings = stage.stage
     if not isinstance(settings, EvaluateStage):
         return []
     for key, place in settings.files().items():
         if key != "features" and not Path(place).is_file():
             raise ConfigError(f"'stages.{stage.name}.{key}' names '{place}', which is no file here", "Check the path")
+        if key.startswith("beside"):
+            read_report(Path(place), "Name the report.json of an earlier evaluation, or leave it out of 'beside'")
     if not settings.of_images:
         return []
-    from instaflow.evaluation.presets import PRESETS, captions_of, look_at_real
 
     preset, told = PRESETS[settings.protocol], []
     if settings.captions:

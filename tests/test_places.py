@@ -7,7 +7,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from instaflow.errors import DataError
 from instaflow.places import (
@@ -15,6 +17,7 @@ from instaflow.places import (
     WEIGHTS,
     backbone_file,
     cached_model,
+    check_network,
     check_perceptual,
     find_model,
     is_hub_name,
@@ -215,11 +218,27 @@ def test_a_cut_download_is_known_by_its_name(tmp_path):
 def test_a_decoder_is_a_tiny_autoencoder_s_folder(tmp_path):
     given = {"network": "teacher", "decoder": str(tmp_path)}
     assert "lacks config.json and diffusion_pytorch_model.safetensors" in unfit(**given).message
-    (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"")
+    save_file({"a": np.zeros(9)}, tmp_path / "diffusion_pytorch_model.safetensors")
     (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
     assert "is no AutoencoderTiny" in unfit(**given).message
     (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderTiny"}')
     check_perceptual(Perceptual(**given))
+    cut(tmp_path / "diffusion_pytorch_model.safetensors")
+    assert "is damaged: it is cut off" in unfit(**given).message
+
+
+def cut(file: Path) -> None:
+    """Leave out its last byte."""
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def test_a_perceptual_network_s_file_is_whole(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    save_file({"a": np.zeros(9)}, tmp_path / "model.safetensors")
+    check_network(tmp_path)
+    cut(tmp_path / "model.safetensors")
+    with pytest.raises(DataError, match=r"model\.safetensors' is damaged: it is cut off: it has \d+ of \d+ bytes"):
+        check_network(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -233,8 +252,11 @@ def test_an_evaluation_s_own_network_is_known_by_its_configuration(tmp_path, con
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(DataError, match=f"The {kind} '.*' lacks {file}"):
         kind_of_extractor(tmp_path)
-    (tmp_path / file).write_bytes(b"")
+    save_file({"a": np.zeros(9)}, tmp_path / file)
     assert kind_of_extractor(tmp_path) == kind
+    cut(tmp_path / file)
+    with pytest.raises(DataError, match="is damaged: it is cut off"):
+        kind_of_extractor(tmp_path)
 
 
 @pytest.mark.parametrize(

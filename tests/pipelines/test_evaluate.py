@@ -569,6 +569,7 @@ def test_other_real_images_in_the_same_folder_are_noticed(config, coco, judged):
         ("captions_seed=1", "here none are drawn"),
         ("num_samples=3", "greater than or equal to 4"),
         ("real=FEW", "holds 3 images; precision and recall want at least 4"),
+        ("beside=[BLANK]", "blank.json' is no report: it has no 'rows'"),
         ("captions=BLANK", "blank.json' holds 0 captions, and the protocol wants 10"),
         ("real=null", "needs the folder of the real images"),
         ("features=nowhere", "'stages.report.features' names '.*nowhere', which is no folder here"),
