@@ -26,14 +26,16 @@ def run(jobs: Mapping[str, Job], scripts: Mapping[str, str], again: list[str]) -
     """
     failed: list[str] = []
     left_out: list[str] = []
+    hint = f"To go on: {shlex.join(again)}"
     with listening() as stop:
         for name, job in jobs.items():
             if broken := [parent for parent in job.after if parent in (*failed, *left_out)]:
                 print(f"{name}: left out, for it builds on '{broken[0]}'", flush=True)
                 left_out.append(name)
+            elif stop():
+                raise Interrupted(f"Stopped before stage '{name}' ({stop.signal})", hint)
             elif not succeeds(job.stage, scripts[name], stop):
                 if stop() or was_interrupted(job.stage):
-                    hint = f"To go on: {shlex.join(again)}"
                     raise Interrupted(f"Stage '{name}' was told to stop{f' ({stop.signal})' if stop() else ''}", hint)
                 print(f"{name}: failed", flush=True)
                 failed.append(name)
@@ -50,8 +52,6 @@ def succeeds(stage: StageFolder, script: str, stop: Stop) -> bool:
 
     Ctrl-C reaches its processes as it does this one; any other signal is handed on.
     """
-    if stop():
-        return False
     handed_on = False
     with subprocess.Popen(["bash", "-c", script], stdin=subprocess.DEVNULL) as process:
         while process.poll() is None:

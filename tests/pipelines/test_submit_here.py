@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from instaflow.rundir import read_done
@@ -18,8 +19,9 @@ MARK = "mkdir -p {0} && echo '{{\"seconds\": 1}}' > {0}/done.json && exit 0"
 
 
 def chain(folder: Path, shell: dict[str, str] | None = None, /, **cluster: Any) -> list[str | Path]:
-    """What to type to run a teacher, its pairs, and another teacher on which nothing builds."""
-    stages = {"teacher": STAGES["teacher"], "pairs": STAGES["pairs"], "other": STAGES["teacher"]}
+    """What to type to run a teacher, its pairs, another teacher on which nothing builds, and what `shell` names."""
+    more = {name: STAGES[name] for name in shell or {} if name in STAGES}
+    stages = {"teacher": STAGES["teacher"], "pairs": STAGES["pairs"], "other": STAGES["teacher"], **more}
     own = {name: {"lines": [line.format(folder / "run" / name)]} for name, line in (shell or {}).items()}
     text = yaml.safe_dump(
         {"run": "runs/x", "cluster": {**cluster, "stages": own | cluster.get("stages", {})}, "stages": stages},
@@ -60,24 +62,26 @@ def test_stages_run_in_as_many_processes_as_a_node_has_gpus_and_make_what_run_ma
 
 
 def test_a_stage_that_fails_ends_those_that_build_on_it_and_no_other(typed, tmp_path):
-    words = chain(tmp_path, {"teacher": "exit 3", "pairs": "touch {0}.ran", "other": MARK})
+    words = chain(tmp_path, {"teacher": "exit 3", "pairs": "touch {0}.ran", "other": MARK, "2rf": "touch {0}.ran"})
     code, out, err = typed(*words)
     assert code == 1
-    assert "'teacher' failed; why stands above. Left out, for it builds on it: pairs" in err
+    assert "'teacher' failed; why stands above. Left out, for they build on it: pairs, 2rf" in err
     assert f"go on: instaflow submit {words[1]}" in err and "--backend local" in err
     assert "pairs: left out, for it builds on 'teacher'" in out
     assert (tmp_path / "run" / "other" / "done.json").exists()
-    assert not (tmp_path / "run" / "pairs.ran").exists()
+    assert not [*(tmp_path / "run").glob("*.ran")]
 
 
-def test_a_stage_whose_process_ends_well_but_leaves_it_undone_has_failed(typed, tmp_path):
-    code, _, err = typed(*chain(tmp_path, {"teacher": "exit 0", "other": MARK}))
-    assert code == 1 and "'teacher' failed" in err
+@pytest.mark.parametrize("line", ["exit 0", MARK.replace("exit 0", "exit 3")], ids=["undone", "exit code"])
+def test_a_stage_that_is_left_undone_or_whose_process_fails_has_failed(typed, tmp_path, line):
+    code, _, err = typed(*chain(tmp_path, {"teacher": line, "other": MARK}))
+    assert code == 1 and "'teacher' failed; why stands above. Left out, for it builds on it: pairs\n" in err
 
 
-def test_what_is_done_is_not_run_again(typed, tmp_path):
-    lines = dict.fromkeys(["teacher", "pairs", "other"], "echo x >> {0}.ran; " + MARK)
-    assert typed(*chain(tmp_path, lines))[0] == 0
+def test_all_stages_run_once_and_what_came_of_them_is_told(typed, tmp_path):
+    lines = dict.fromkeys(["teacher", "pairs", "other", "2rf", "student"], "echo x >> {0}.ran; " + MARK)
+    code, out, _ = typed(*chain(tmp_path, lines))
+    assert code == 0 and f"instaflow sample {tmp_path}/run/student/model" in out
     for name in lines:
         assert (tmp_path / "run" / f"{name}.ran").read_text() == "x\n"
 
@@ -98,6 +102,19 @@ def test_told_to_stop_it_hands_that_on_starts_nothing_more_and_lets_no_other_in_
     assert process.returncode == 75
     assert "Stopped: Stage 'teacher' was told to stop (SIGTERM)\n" in err and "To go on: instaflow submit" in err
     assert (run / "teacher" / "told").exists() and not (run / "other.ran").exists()
+
+
+def test_ctrl_c_which_reaches_a_stage_by_itself_is_not_told_it_again(tmp_path):
+    run = tmp_path / "run"
+    waits = "mkdir -p {0}; trap 'touch {0}/told' TERM; touch {0}/begun; until [ -e {0}/go ]; do sleep 0.1; done; "
+    with started(*chain(tmp_path, {"teacher": waits + MARK, "other": "touch {0}.ran; " + MARK})) as process:
+        wait_for(run / "teacher" / "begun")
+        process.send_signal(signal.SIGINT)
+        time.sleep(1)  # several looks at it
+        (run / "teacher" / "go").touch()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 75 and "Stopped: Stopped before stage 'pairs' (SIGINT)" in err
+    assert not (run / "teacher" / "told").exists() and not (run / "other.ran").exists()
 
 
 def test_a_stage_that_was_told_to_stop_itself_ends_the_chain_as_interrupted(typed, tmp_path):
