@@ -36,7 +36,7 @@ from instaflow.rundir import StageFolder
 from instaflow.sections import EvaluatedModel
 from instaflow.world import hardware, world
 from pipelines.judging import Judging, Seen, look_at_models, perception_of
-from pipelines.observing import Looks, Measured, Subject, bends_of, observe
+from pipelines.observing import Looks, Measured, Subject, bends_of, features_of, leave_if, observe
 from pipelines.showing import gallery, gaps, neighbours, profile_of, strips, trajectories
 
 KERNEL_SUBSET = 1000
@@ -62,15 +62,17 @@ class Measure:
     @classmethod
     def by(cls, protocol: Judging, real: np.ndarray, reference: Measured | None) -> "Measure":
         """real: features of the real images [N, D]."""
-        taught = Gaussian.of(reference.features) if reference else None
+        taught = Gaussian.of(features_of(reference.observed())) if reference else None
         return cls(protocol, real, Gaussian.of(real), reference, taught)
 
     def row(self, m: Measured, kind: str) -> Row:
         """All figures of what was sampled, but for straightness, which is its paths'."""
-        of_row = Gaussian.of(m.features)
-        manifolds = precision_recall(m.features, self.real, device=device())
-        subset = min(KERNEL_SUBSET, len(m.features), len(self.real))
-        apart = kernel_distance(m.features, self.real, subsets=self.protocol.kernel_subsets, subset_size=subset)
+        observed = m.observed()
+        features = features_of(observed)
+        of_row = Gaussian.of(features)
+        manifolds = precision_recall(features, self.real, device=device())
+        subset = min(KERNEL_SUBSET, len(features), len(self.real))
+        apart = kernel_distance(features, self.real, subsets=self.protocol.kernel_subsets, subset_size=subset)
         to_teacher = frechet_distance(of_row, self.taught) if self.taught else None
         return Row(
             model=m.subject.entry.model,
@@ -84,11 +86,11 @@ class Measure:
             kernel_distance=apart.mean,
             precision=manifolds.precision,
             recall=manifolds.recall,
-            **self.protocol.figures(m.observed),
+            **self.protocol.figures(observed),
             pixel_gap=float(m.pixel_gaps.mean()) if len(m.pixel_gaps) else None,
             perceptual_gap=None if m.gaps is None else float(m.gaps.mean()),
             diversity=None if m.own is None else float(m.own.mean()),
-            seconds_per_image=m.seconds,
+            seconds_per_image=float(np.median(observed["seconds"])),
             swept=m.subject.swept,
             card=m.subject.told_card(),
         )
@@ -106,7 +108,7 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     if looks:
         subjects = [looks.of(subject, subjects[place]) for subject in subjects]
     # First: a real image that cannot be read is told before hours of sampling.
-    real = protocol.reference_features() if world().leads else np.empty((0, 0))
+    real = protocol.reference_features(stage.folder / "observed", lambda: leave_if(stop, stage))
     observe(stage, stop, protocol, subjects, subjects[place], looks)
     if not world().leads:
         return str
@@ -124,8 +126,8 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     }
     rows = []
     for m in measured:
-        stage.log(model=m.label, num_steps=m.subject.num_steps, seconds_per_image=m.seconds)
         row, found = measure.row(m, kinds[m.subject.entry.model]), straight.get(m.label)
+        stage.log(model=m.label, num_steps=row.num_steps, seconds_per_image=row.seconds_per_image)
         if found:
             row = replace(row, straightness=found.value, straightness_relative=found.relative)
         rows.append(row)
@@ -254,7 +256,7 @@ def protocol_words(
         reference_real=protocol.reference_in_words,
         reference_teacher=f"the images of {reference.label} at {reference.subject.num_steps} steps, "
         f"guidance {reference.subject.guidance_scale:g}, for the same prompts and noise; gaps to them are of the first "
-        f"{len(reference.images):,} of a row"
+        f"{min(settings.compared_samples, settings.count):,} of a row"
         if reference
         else "",
         reader=protocol.reader_in_words,
