@@ -14,7 +14,7 @@ import numpy as np
 
 from instaflow.errors import ConfigError
 from instaflow.evaluation import findings
-from instaflow.evaluation.card import Card, check_alike, prompts_hash
+from instaflow.evaluation.card import OF_LOOKS, Card, check_alike, difference, prompts_hash
 from instaflow.evaluation.frechet import Gaussian, frechet_distance
 from instaflow.evaluation.history import loss_curves, preview_curves, stages_so_far, start_checks
 from instaflow.evaluation.kernel_distance import kernel_distance
@@ -103,8 +103,7 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     looks = looks_of(stage, protocol)
     subjects = subjects_of(stage, protocol, seen, looks)
     earlier = rows_beside(stage, subjects[0])
-    wanted = (settings.reference.model, "ema", settings.reference.num_steps)
-    place = next(i for i, s in enumerate(subjects) if (s.entry.model, s.entry.weights, s.num_steps) == wanted)
+    place = subjects.index(reference_of(stage, subjects, seen))
     if looks:
         subjects = [looks.of(subject, subjects[place]) for subject in subjects]
     # First: a real image that cannot be read is told before hours of sampling.
@@ -225,6 +224,33 @@ def subjects_of(stage: StageFolder, protocol: Judging, seen: list[Seen], looks: 
     return subjects
 
 
+def reference_of(stage: StageFolder, subjects: list[Subject], seen: list[Seen]) -> Subject:
+    """The row whose images the others' are compared with. seen: of each of the stage's models.
+
+    Raises ConfigError where a model is measured at several guidance scales, and which of them is not told.
+    """
+    asked = stage.stage.reference
+    wanted = (asked.model, "ema", asked.num_steps)
+    rows = [row for row in subjects if (row.entry.model, row.entry.weights, row.num_steps) == wanted]
+    [own] = [
+        look.guidance_scale
+        for entry, look in zip(stage.stage.models, seen, strict=True)
+        if (entry.model, entry.weights) == wanted[:2]
+    ]
+    scale = asked.guidance_scale
+    if scale is None:
+        scale = own if len(rows) > 1 else rows[0].guidance_scale
+    for row in rows:
+        if row.guidance_scale == scale:
+            return row
+    scales = " or ".join(f"{row.guidance_scale:g}" for row in rows)
+    why = "which its folder recommends" if asked.guidance_scale is None else "which 'reference' names"
+    raise ConfigError(
+        f"The reference of '{stage.name}', '{asked.model}', is not measured at guidance {scale:g}, {why}",
+        f"Set stages.{stage.name}.reference.guidance_scale to {scales}",
+    )
+
+
 def floors(stage: StageFolder, protocol: Judging, real: np.ndarray) -> Floors:
     """What a perfect model could reach: real against real, and the autoencoder's round trip. real: features [N, D]."""
     model = load_model(stage.locate_weights(stage.stage.reference.model, "ema"), device=device())
@@ -292,9 +318,12 @@ def rows_beside(stage: StageFolder, subject: Subject) -> list[Row]:
             raise ConfigError(f"'{place}', given beside this report, is this report", "Leave it out of 'beside'")
         report = read_report(place, "Name the report.json of an earlier evaluation, or leave it out of 'beside'")
         for row in report.rows:
-            check_alike([(f"'{subject.label}'", asdict(subject.card)), (f"'{row.model}' in '{place}'", row.card)])
+            own, other = asdict(subject.card), row.card
+            check_alike([(f"'{subject.label}'", own), (f"'{row.model}' in '{place}'", other)], but=OF_LOOKS)
             row = replace(row, model=f"{name}/{row.model}", beside=True, frechet_distance_teacher=None)
             row = replace(row, pixel_gap=None, perceptual_gap=None)  # they were to another teacher
+            if difference(own, other):
+                row = replace(row, diversity=None, card={**other, **dict.fromkeys(OF_LOOKS, "")})
             if report.protocol.straightness != straightness_in_words(stage):
                 row = replace(row, straightness=None, straightness_relative=None)
             if report.protocol.timing != timing_in_words(stage):

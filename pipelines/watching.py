@@ -33,7 +33,7 @@ from instaflow.rundir import StageFolder, append_stats, locked, read_json, read_
 from instaflow.sections import EvaluatedModel
 from instaflow.stages import NetworkStage
 from instaflow.world import as_any_sees, as_the_leader_sees, hardware, numbers_of_the_leader, world
-from pipelines.evaluate import Measure, protocol_words, subjects_of, versions
+from pipelines.evaluate import Measure, protocol_words, reference_of, subjects_of, versions
 from pipelines.experiment import check_inputs, say
 from pipelines.exporting import scheduler_of, settings_of
 from pipelines.judging import Judging, Seen, look_at_models
@@ -267,7 +267,7 @@ class Watch:
         )
         alone = with_models(self.stage, [entry.model_copy(update={"num_steps": [asked.num_steps]})])
         _, seen = look_at_models(alone)
-        subject = replace(subjects_of(alone, self.protocol, seen)[0], paths=None)
+        subject = replace(reference_of(alone, subjects_of(alone, self.protocol, seen), seen), paths=None)
         observe(self.stage, stop, self.protocol, [subject])
         self.reference = Measured(subject)
         if world().leads:
