@@ -317,6 +317,8 @@ class Reference(Section):
     """One of the models."""
     num_steps: Steps
     """One of its numbers of steps."""
+    guidance_scale: NonNegativeFloat | None = None
+    """One of its guidance scales; by default the one that it has or, of a sweep, the one that its folder recommends."""
 
 
 class Aim(Section):

@@ -451,7 +451,8 @@ class EvaluateStage(Stage):
     compared_samples: Annotated[int, Field(ge=2)] = 2000
     """Of them, so many images are kept, the first: to be shown, and to be compared with the reference's."""
     beside: list[str] = []  # noqa: RUF012  (pydantic copies it)
-    """Earlier reports (report.json) whose rows are shown beside these; one of another protocol is refused."""
+    """Earlier reports (report.json) whose rows are shown beside these, without figures that were measured otherwise;
+    one of another protocol is refused."""
     straightness_samples: PositiveInt = 256
     """Paths that S(Z) is measured on."""
     straightness_steps: Steps = 100
@@ -527,6 +528,13 @@ class EvaluateStage(Stage):
         if (self.reference.model, self.reference.num_steps) not in rows:
             raise ValueError(
                 f"reference: '{self.reference.model}' at {self.reference.num_steps} steps is not among the models"
+            )
+        [of_it] = [entry for entry in averaged if entry.model == self.reference.model][:1]
+        scale, scales = self.reference.guidance_scale, of_it.scales
+        if scale is not None and None not in scales and scale not in scales:
+            raise ValueError(
+                f"reference.guidance_scale: '{of_it.model}' is not measured at {scale:g}; choose "
+                f"{' or '.join(f'{one:g}' for one in scales if one is not None)}"
             )
         if len({(entry.model, entry.weights) for entry in self.models}) < len(self.models):
             raise ValueError("models: a model stands twice with the same weights; give its step counts in one list")

@@ -14,7 +14,7 @@ import numpy as np
 
 from instaflow.errors import ConfigError
 from instaflow.evaluation import findings
-from instaflow.evaluation.card import Card, check_alike, prompts_hash
+from instaflow.evaluation.card import OF_LOOKS, Card, check_alike, difference, prompts_hash
 from instaflow.evaluation.frechet import Gaussian, frechet_distance
 from instaflow.evaluation.history import loss_curves, preview_curves, stages_so_far, start_checks
 from instaflow.evaluation.kernel_distance import kernel_distance
@@ -36,7 +36,7 @@ from instaflow.rundir import StageFolder
 from instaflow.sections import EvaluatedModel
 from instaflow.world import hardware, world
 from pipelines.judging import Judging, Seen, look_at_models, perception_of
-from pipelines.observing import Looks, Measured, Subject, bends_of, observe
+from pipelines.observing import Looks, Measured, Subject, bends_of, features_of, leave_if, observe
 from pipelines.showing import gallery, gaps, neighbours, profile_of, strips, trajectories
 
 KERNEL_SUBSET = 1000
@@ -62,15 +62,17 @@ class Measure:
     @classmethod
     def by(cls, protocol: Judging, real: np.ndarray, reference: Measured | None) -> "Measure":
         """real: features of the real images [N, D]."""
-        taught = Gaussian.of(reference.features) if reference else None
+        taught = Gaussian.of(features_of(reference.observed())) if reference else None
         return cls(protocol, real, Gaussian.of(real), reference, taught)
 
     def row(self, m: Measured, kind: str) -> Row:
         """All figures of what was sampled, but for straightness, which is its paths'."""
-        of_row = Gaussian.of(m.features)
-        manifolds = precision_recall(m.features, self.real, device=device())
-        subset = min(KERNEL_SUBSET, len(m.features), len(self.real))
-        apart = kernel_distance(m.features, self.real, subsets=self.protocol.kernel_subsets, subset_size=subset)
+        observed = m.observed()
+        features = features_of(observed)
+        of_row = Gaussian.of(features)
+        manifolds = precision_recall(features, self.real, device=device())
+        subset = min(KERNEL_SUBSET, len(features), len(self.real))
+        apart = kernel_distance(features, self.real, subsets=self.protocol.kernel_subsets, subset_size=subset)
         to_teacher = frechet_distance(of_row, self.taught) if self.taught else None
         return Row(
             model=m.subject.entry.model,
@@ -84,11 +86,11 @@ class Measure:
             kernel_distance=apart.mean,
             precision=manifolds.precision,
             recall=manifolds.recall,
-            **self.protocol.figures(m.observed),
+            **self.protocol.figures(observed),
             pixel_gap=float(m.pixel_gaps.mean()) if len(m.pixel_gaps) else None,
             perceptual_gap=None if m.gaps is None else float(m.gaps.mean()),
             diversity=None if m.own is None else float(m.own.mean()),
-            seconds_per_image=m.seconds,
+            seconds_per_image=float(np.median(observed["seconds"])),
             swept=m.subject.swept,
             card=m.subject.told_card(),
         )
@@ -101,12 +103,11 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     looks = looks_of(stage, protocol)
     subjects = subjects_of(stage, protocol, seen, looks)
     earlier = rows_beside(stage, subjects[0])
-    wanted = (settings.reference.model, "ema", settings.reference.num_steps)
-    place = next(i for i, s in enumerate(subjects) if (s.entry.model, s.entry.weights, s.num_steps) == wanted)
+    place = subjects.index(reference_of(stage, subjects, seen))
     if looks:
         subjects = [looks.of(subject, subjects[place]) for subject in subjects]
     # First: a real image that cannot be read is told before hours of sampling.
-    real = protocol.reference_features() if world().leads else np.empty((0, 0))
+    real = protocol.reference_features(stage.folder / "observed", lambda: leave_if(stop, stage))
     observe(stage, stop, protocol, subjects, subjects[place], looks)
     if not world().leads:
         return str
@@ -124,8 +125,8 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     }
     rows = []
     for m in measured:
-        stage.log(model=m.label, num_steps=m.subject.num_steps, seconds_per_image=m.seconds)
         row, found = measure.row(m, kinds[m.subject.entry.model]), straight.get(m.label)
+        stage.log(model=m.label, num_steps=row.num_steps, seconds_per_image=row.seconds_per_image)
         if found:
             row = replace(row, straightness=found.value, straightness_relative=found.relative)
         rows.append(row)
@@ -223,6 +224,33 @@ def subjects_of(stage: StageFolder, protocol: Judging, seen: list[Seen], looks: 
     return subjects
 
 
+def reference_of(stage: StageFolder, subjects: list[Subject], seen: list[Seen]) -> Subject:
+    """The row whose images the others' are compared with. seen: of each of the stage's models.
+
+    Raises ConfigError where a model is measured at several guidance scales, and which of them is not told.
+    """
+    asked = stage.stage.reference
+    wanted = (asked.model, "ema", asked.num_steps)
+    rows = [row for row in subjects if (row.entry.model, row.entry.weights, row.num_steps) == wanted]
+    [own] = [
+        look.guidance_scale
+        for entry, look in zip(stage.stage.models, seen, strict=True)
+        if (entry.model, entry.weights) == wanted[:2]
+    ]
+    scale = asked.guidance_scale
+    if scale is None:
+        scale = own if len(rows) > 1 else rows[0].guidance_scale
+    for row in rows:
+        if row.guidance_scale == scale:
+            return row
+    scales = " or ".join(f"{row.guidance_scale:g}" for row in rows)
+    why = "which its folder recommends" if asked.guidance_scale is None else "which 'reference' names"
+    raise ConfigError(
+        f"The reference of '{stage.name}', '{asked.model}', is not measured at guidance {scale:g}, {why}",
+        f"Set stages.{stage.name}.reference.guidance_scale to {scales}",
+    )
+
+
 def floors(stage: StageFolder, protocol: Judging, real: np.ndarray) -> Floors:
     """What a perfect model could reach: real against real, and the autoencoder's round trip. real: features [N, D]."""
     model = load_model(stage.locate_weights(stage.stage.reference.model, "ema"), device=device())
@@ -254,7 +282,7 @@ def protocol_words(
         reference_real=protocol.reference_in_words,
         reference_teacher=f"the images of {reference.label} at {reference.subject.num_steps} steps, "
         f"guidance {reference.subject.guidance_scale:g}, for the same prompts and noise; gaps to them are of the first "
-        f"{len(reference.images):,} of a row"
+        f"{min(settings.compared_samples, settings.count):,} of a row"
         if reference
         else "",
         reader=protocol.reader_in_words,
@@ -290,9 +318,12 @@ def rows_beside(stage: StageFolder, subject: Subject) -> list[Row]:
             raise ConfigError(f"'{place}', given beside this report, is this report", "Leave it out of 'beside'")
         report = read_report(place, "Name the report.json of an earlier evaluation, or leave it out of 'beside'")
         for row in report.rows:
-            check_alike([(f"'{subject.label}'", asdict(subject.card)), (f"'{row.model}' in '{place}'", row.card)])
+            own, other = asdict(subject.card), row.card
+            check_alike([(f"'{subject.label}'", own), (f"'{row.model}' in '{place}'", other)], but=OF_LOOKS)
             row = replace(row, model=f"{name}/{row.model}", beside=True, frechet_distance_teacher=None)
             row = replace(row, pixel_gap=None, perceptual_gap=None)  # they were to another teacher
+            if difference(own, other):
+                row = replace(row, diversity=None, card={**other, **dict.fromkeys(OF_LOOKS, "")})
             if report.protocol.straightness != straightness_in_words(stage):
                 row = replace(row, straightness=None, straightness_relative=None)
             if report.protocol.timing != timing_in_words(stage):

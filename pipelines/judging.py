@@ -1,5 +1,6 @@
 """By what an evaluation judges: the digits' own protocols or one of real images, once every model was looked at."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,8 +63,12 @@ class Judging(Protocol):
     def figures(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
         """A row's figures beside those of its features."""
 
-    def reference_features(self) -> np.ndarray:
-        """Of the real images [N, D]. Raises DataError for one that can't be read."""
+    def reference_features(self, folder: Path, leave: Callable[[], None]) -> np.ndarray:
+        """Of the real images [N, D], in the leading process; all of a launch ask together, and share the work.
+
+        folder: what is extracted is kept there until all of it is. leave: raises before a batch where the work shall
+        end. Raises DataError for an image that can't be read.
+        """
 
     def round_trip_features(self, model: Any) -> np.ndarray | None:
         """Of the real images through a model's autoencoder."""

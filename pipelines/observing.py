@@ -71,12 +71,11 @@ class Subject:
         return labelled(self.entry.model, self.entry.weights, self.guidance_scale if self.swept else None)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Measured:
-    """A row: what was sampled, and what was seen of it."""
+    """A row: what was sampled, and how it compares. Its images and features are read when they are asked for."""
 
     subject: Subject
-    observed: dict[str, np.ndarray]
     pixel_gaps: np.ndarray = field(default_factory=lambda: np.zeros(0))
     """How far the images that are kept lie from the reference's [N], by their pixels; empty where not compared."""
     gaps: np.ndarray | None = None
@@ -86,33 +85,40 @@ class Measured:
 
     @classmethod
     def of(cls, subject: Subject, reference: Subject) -> "Measured":
-        observed = subject.images.joined()
-        others = observed if subject is reference else reference.images.joined()
-        pixel_gaps = distances(observed["images"], others["images"])
+        far = []
+        for batch in subject.images.batches:
+            images = subject.images.read(batch)["images"]
+            if not len(images):
+                break  # no more are kept
+            others = images if subject is reference else reference.images.read(batch)["images"]
+            far.append(distances(images, others))
+        pixel_gaps = np.concatenate(far)
         gaps, own = (kept.joined()["apart"] if kept else None for kept in (subject.gaps, subject.own))
         if own is not None and gaps is None:  # the reference itself
             gaps = np.zeros(len(pixel_gaps), np.float32)
-        return cls(subject, observed, pixel_gaps, gaps, own)
+        return cls(subject, pixel_gaps, gaps, own)
 
     @property
     def label(self) -> str:
         return self.subject.label
 
     @property
-    def features(self) -> np.ndarray:
-        """Of all images, or of all their cells: [N, D]."""
-        found = self.observed["features"]
-        return found.reshape(-1, found.shape[-1])
+    def kept(self) -> int:
+        """So many of its images are kept, the first, where they were compared."""
+        return len(self.pixel_gaps)
 
-    @property
-    def seconds(self) -> float:
-        """An image took."""
-        return float(np.median(self.observed["seconds"]))
+    def observed(self) -> dict[str, np.ndarray]:
+        """What was seen of all its images, without themselves."""
+        return self.subject.images.joined(without="images")
 
-    @property
-    def images(self) -> np.ndarray:
-        """The first ones, as many as are kept: uint8 [N, H, W, 3]."""
-        return self.observed["images"]
+    def images(self, places: Sequence[int]) -> np.ndarray:
+        """Those at a few places of the kept ones: uint8 [len(places), H, W, 3]."""
+        return self.subject.images.at(places, "images") if places else np.empty((0, 1, 1, 3), np.uint8)
+
+    def told(self, protocol: Judging, place: int) -> str:
+        """What is read in an image."""
+        batch, within = divmod(place, self.subject.images.batch_size)
+        return protocol.told(self.subject.images.read(self.subject.images.batches[batch]), within)
 
 
 @dataclass(frozen=True)
@@ -268,6 +274,12 @@ def noise_of(stage: StageFolder, model: Model, places: Sequence[int]) -> Tensor:
 def pixels(images: Tensor) -> np.ndarray:
     """uint8 [N, H, W, 3], of images [N, 3, H, W]: uint8 already, or in [-1, 1]."""
     return in_bytes(images).permute(0, 2, 3, 1).numpy()
+
+
+def features_of(observed: Observed) -> np.ndarray:
+    """Of all images, or of all their cells: [N, D]."""
+    found = observed["features"]
+    return found.reshape(-1, found.shape[-1])
 
 
 def bends_kept(path: Trajectory, whole: int) -> dict[str, np.ndarray]:

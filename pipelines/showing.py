@@ -24,7 +24,7 @@ from instaflow.models.device import device
 from instaflow.models.loading import load_model
 from instaflow.rundir import StageFolder
 from pipelines.judging import Judging
-from pipelines.observing import Measured, Subject, noise_of, pixels
+from pipelines.observing import Measured, Subject, features_of, noise_of, pixels
 
 GALLERY = 10
 STRIPS = 3
@@ -36,11 +36,11 @@ DISTANCES = 2**26
 
 
 def gallery(protocol: Judging, measured: list[Measured], rows: list[Row]) -> Gallery:
-    places = [place for place in protocol.gallery(GALLERY) if place < len(measured[0].images)]
+    places = [place for place in protocol.gallery(GALLERY) if place < measured[0].kept]
     return Gallery(
         prompts=[protocol.prompts[place] for place in places],
         rows=[
-            GalleryRow(model=m.label, kind=row.kind, num_steps=row.num_steps, images=list(m.images[places]))
+            GalleryRow(model=m.label, kind=row.kind, num_steps=row.num_steps, images=list(m.images(places)))
             for m, row in zip(measured, rows, strict=True)
         ],
     )
@@ -67,11 +67,12 @@ def gaps(protocol: Judging, measured: list[Measured], rows: list[Row], reference
     far = {label: m.pixel_gaps if m.gaps is None else m.gaps for label, (_, m) in one_step.items()}
     if reference.own is None:
         measure = "root mean squared pixel difference, pixels in [-1, 1]"
-        unrelated = unrelated_distance(reference.images, protocol.prompts)
+        size = reference.subject.images.batch_size
+        unrelated = unrelated_distance(reference.images, protocol.prompts[: reference.kept], size)
     else:
         measure, unrelated = "perceptual distance", float(np.median(reference.own))
     _, shown = one_step[student]
-    worst = np.argsort(-far[student], kind="stable")[:WORST]
+    worst = np.argsort(-far[student], kind="stable")[:WORST].tolist()
     return Gaps(
         student=student,
         teacher=reference.label,
@@ -80,13 +81,15 @@ def gaps(protocol: Judging, measured: list[Measured], rows: list[Row], reference
         worst=[
             Gap(
                 prompt=protocol.prompts[place],
-                teacher_image=reference.images[place],
-                student_image=shown.images[place],
+                teacher_image=teacher_image,
+                student_image=student_image,
                 distance=float(far[student][place]),
-                teacher_reading=protocol.told(reference.observed, place),
-                student_reading=protocol.told(shown.observed, place),
+                teacher_reading=reference.told(protocol, place),
+                student_reading=shown.told(protocol, place),
             )
-            for place in worst.tolist()
+            for place, teacher_image, student_image in zip(
+                worst, reference.images(worst), shown.images(worst), strict=True
+            )
         ],
         unrelated=unrelated,
     )
@@ -113,20 +116,20 @@ def neighbours(protocol: Judging, best: Measured, real: np.ndarray) -> Neighbour
     How far real images are from one another is told of at most ALONE of them, evenly spaced among all.
     """
     points = torch.from_numpy(real).to(device())
-    far, nearest = nearest_of(torch.from_numpy(best.features).to(device()), points)
+    far, nearest = nearest_of(torch.from_numpy(features_of(best.observed())).to(device()), points)
     alone = torch.arange(0, len(points), -(-len(points) // ALONE))
     apart, _ = nearest_of(points[alone], points, themselves=alone)
-    shown = [place for place in protocol.gallery(GALLERY) if place < len(best.images)]
+    shown = [place for place in protocol.gallery(GALLERY) if place < best.kept]
     return Neighbours(
         model=best.label,
         shown=[
             Neighbour(
                 prompt=protocol.prompts[place],
-                image=best.images[place],
+                image=image,
                 real=pixels(protocol.real_image(int(nearest[place]))[None])[0],
                 distance=float(far[place]),
             )
-            for place in shown
+            for place, image in zip(shown, best.images(shown), strict=True)
         ],
         median=float(far.median()),
         real_median=float(apart.median()),

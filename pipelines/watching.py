@@ -33,11 +33,11 @@ from instaflow.rundir import StageFolder, append_stats, locked, read_json, read_
 from instaflow.sections import EvaluatedModel
 from instaflow.stages import NetworkStage
 from instaflow.world import as_any_sees, as_the_leader_sees, hardware, numbers_of_the_leader, world
-from pipelines.evaluate import Measure, protocol_words, subjects_of, versions
+from pipelines.evaluate import Measure, protocol_words, reference_of, subjects_of, versions
 from pipelines.experiment import check_inputs, say
 from pipelines.exporting import scheduler_of, settings_of
 from pipelines.judging import Judging, Seen, look_at_models
-from pipelines.observing import Measured, Subject, observe
+from pipelines.observing import Measured, Subject, leave_if, observe
 from pipelines.trainings import checkpoints_of, cost_at, hold, model_at, model_before
 
 POLL = 3.0
@@ -138,8 +138,9 @@ class Watch:
             course.entry.model_copy(update={"model": self.origin(course), "weights": "ema"}) for course in self.courses
         ]
         self.protocol, _ = look_at_models(with_models(self.stage, origins))
+        real = self.protocol.reference_features(self.folder / "observed", lambda: leave_if(stop, self.stage))
         if world().leads:
-            self.measure = Measure.by(self.protocol, self.protocol.reference_features(), None)
+            self.measure = Measure.by(self.protocol, real, None)
             for course in self.courses:
                 self.begin(course)  # what was scored before is drawn from the first page on
         while True:
@@ -266,9 +267,9 @@ class Watch:
         )
         alone = with_models(self.stage, [entry.model_copy(update={"num_steps": [asked.num_steps]})])
         _, seen = look_at_models(alone)
-        subject = replace(subjects_of(alone, self.protocol, seen)[0], paths=None)
+        subject = replace(reference_of(alone, subjects_of(alone, self.protocol, seen), seen), paths=None)
         observe(self.stage, stop, self.protocol, [subject])
-        self.reference = Measured(subject, subject.images.joined())
+        self.reference = Measured(subject)
         if world().leads:
             self.measure = Measure.by(self.protocol, self.measure.real, self.reference)
             self.compared = [self.measure.row(self.reference, seen[0].kind)]
@@ -290,7 +291,7 @@ class Watch:
         course.turns += 1
         if world().leads:
             cost = cost_at(course.training, samples)
-            rows = [self.measure.row(Measured(subject, subject.images.joined()), course.kind) for subject in subjects]
+            rows = [self.measure.row(Measured(subject), course.kind) for subject in subjects]
             told = {**cost, "scoring_seconds": round(time.monotonic() - began, 3), "at": now()}
             for card, row in zip(course.cards, rows, strict=True):
                 figures = {key: value for key, value in asdict(row).items() if key != "card"}

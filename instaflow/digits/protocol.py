@@ -1,7 +1,7 @@
 """The digits' protocols: which prompts, which reference, and how an image is judged."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,8 +82,8 @@ class DigitsProtocol:
         found = self.accuracy(observed["readings"])
         return {"prompt_accuracy": found.all, "prompt_accuracy_unseen": found.unseen}
 
-    def reference_features(self) -> np.ndarray:
-        """Of the real digits [N, 64]."""
+    def reference_features(self, *_: object) -> np.ndarray:
+        """Of the real digits [N, 64]: so few that each process has them, and nothing is kept."""
         return self.features(self.real_images)
 
     def round_trip_features(self, model: Any) -> np.ndarray | None:
@@ -185,18 +185,26 @@ class UnpromptedProtocol(DigitsProtocol):
 PROTOCOLS: dict[str, type[DigitsProtocol]] = {"digits": DigitsProtocol, "digits-grid": GridProtocol}
 
 
-def unrelated_distance(images: np.ndarray, prompts: list[str]) -> float | None:
-    """The median distance of two images of one prompt from different noises; None where no prompt stands twice."""
+def unrelated_distance(
+    images: Callable[[Sequence[int]], np.ndarray], prompts: Sequence[str], at_a_time: int
+) -> float | None:
+    """The median distance of two images of one prompt from different noises; None where no prompt stands twice.
+
+    images: gives those at some places, uint8 [places, ...]. prompts: of all of them. at_a_time: so many pairs are read.
+    """
     last: dict[str, int] = {}
     pairs = []
-    for place, prompt in enumerate(prompts[: len(images)]):
+    for place, prompt in enumerate(prompts):
         if prompt in last:
             pairs.append((last[prompt], place))
         last[prompt] = place
     if not pairs:
         return None
-    first, second = (list(side) for side in zip(*pairs, strict=True))
-    return float(np.median(distances(images[first], images[second])))
+    far = []
+    for start in range(0, len(pairs), at_a_time):
+        first, second = zip(*pairs[start : start + at_a_time], strict=True)
+        far.append(distances(images(first), images(second)))
+    return float(np.median(np.concatenate(far)))
 
 
 def distances(images: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -13,6 +13,9 @@ SUBJECT = ("model", "model_content", "weights", "num_steps", "guidance_scale", "
 CIRCUMSTANCES = ("batch_size", "processes", "hardware", "versions")
 """What should make no difference, and is told for the case that it does."""
 
+OF_LOOKS = ("perceptual", "diversity")
+"""What the figures of a perceptual network alone depend on."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
@@ -49,7 +52,7 @@ class Card:
 
         Without the perceptual network, which compares images that are there: those stay what they are.
         """
-        aside = ("model", "perceptual", "diversity", *CIRCUMSTANCES)
+        aside = ("model", *OF_LOOKS, *CIRCUMSTANCES)
         told = {name: value for name, value in asdict(self).items() if name not in aside}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -64,23 +67,26 @@ def prompts_hash(prompts: Sequence[str]) -> str:
     return f"{len(prompts):,} prompts, SHA-256 {digest[:16]}"
 
 
-def difference(card: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+def difference(
+    card: Mapping[str, Any], other: Mapping[str, Any], but: Sequence[str] = ()
+) -> tuple[str, Any, Any] | None:
     """The first entry of the protocol in which two cards differ, with both values; None if their figures compare.
 
-    What a card lacks, one of an earlier version, was not measured: its entry would be empty.
+    What a card lacks, one of an earlier version, was not measured: its entry would be empty. but: entries that may
+    differ, where the figures that depend on them are left out.
     """
-    entries = ((name, card.get(name, ""), other.get(name, "")) for name in PROTOCOL)
+    entries = ((name, card.get(name, ""), other.get(name, "")) for name in PROTOCOL if name not in but)
     return next((entry for entry in entries if entry[1] != entry[2]), None)
 
 
-def check_alike(cards: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+def check_alike(cards: Sequence[tuple[str, Mapping[str, Any]]], but: Sequence[str] = ()) -> None:
     """Refuse to set figures beside one another that were measured otherwise. cards: with whose they are.
 
-    Raises ConfigError, which names the entry.
+    but: entries that may differ. Raises ConfigError, which names the entry.
     """
     for who, card in cards[1:]:
         first, whole = cards[0]
-        if found := difference(whole, card):
+        if found := difference(whole, card, but):
             name, one, another = found
             raise ConfigError(
                 f"{first} and {who} were measured by different protocols: '{name}' is {one!r} of the first and "

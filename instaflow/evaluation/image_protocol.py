@@ -1,6 +1,7 @@
 """How images are judged by the papers' protocols: beside real ones from a folder, by an extractor, and by a CLIP."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor
@@ -56,9 +57,9 @@ class ImageProtocol:
         """A row's figures beside those of its features."""
         return {"clip_score": float(observed["scores"].mean()) if self.clip else None}
 
-    def reference_features(self) -> np.ndarray:
-        """Of the real images [N, D]. Raises DataError for one that can't be read."""
-        return reference_features(self.real, self.extractor, self.preset.side, self.batch_size)
+    def reference_features(self, folder: Path, leave: Callable[[], None]) -> np.ndarray:
+        """Of the real images [N, D]: see `references.reference_features`."""
+        return reference_features(self.real, self.extractor, self.preset.side, self.batch_size, folder, leave)
 
     def real_image(self, index: int) -> Tensor:
         """[3, H, W], uint8."""

@@ -73,9 +73,9 @@ class Observations:
         read = {index: self.read(self.batches[index])[name] for index in needed}
         return np.stack([read[place // self.batch_size][place % self.batch_size] for place in places])
 
-    def joined(self) -> dict[str, np.ndarray]:
-        """All batches, in order."""
-        parts = [self.read(batch) for batch in self.batches]
+    def joined(self, *, without: str = "") -> dict[str, np.ndarray]:
+        """All batches, in order. without: an array that is too large for all of it to be in memory."""
+        parts = [{name: v for name, v in self.read(batch).items() if name != without} for batch in self.batches]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _file(self, batch: slice) -> Path:

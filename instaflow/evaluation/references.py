@@ -1,7 +1,9 @@
 """Features of real images, computed once for a folder of them and an extractor, and kept with a hash of both."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+import logging
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +14,15 @@ from torch import Tensor
 
 from instaflow.errors import ConfigError, DataError
 from instaflow.evaluation.features import Extractor
+from instaflow.evaluation.observations import Observations
 from instaflow.files import opened, sealed, write_file
 from instaflow.image_files import pixels_of
 from instaflow.progress import Progress
 from instaflow.prompt_files import IMAGES
 from instaflow.weights import cache
+from instaflow.world import as_the_leader_sees, barrier, gather, world
+
+logger = logging.getLogger(__name__)
 
 CENTRE = "the middle square, by Pillow's Lanczos filter"
 
@@ -32,19 +38,28 @@ class RealImages:
 
     @classmethod
     def of(cls, folder: Path, told: Callable[[int], None] = lambda done: None) -> "RealImages":
-        """Raises ConfigError where there is no image. told: how many were hashed so far."""
+        """All processes of a launch ask together: one hashes for all. told: how many were hashed so far.
+
+        Raises ConfigError where there is no image, or where not all processes see the same files.
+        """
+        files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGES and file.is_file())
+        listed = "".join(f"{file.relative_to(folder).as_posix()}\0{file.stat().st_size}\n" for file in files)
+        if len({*gather(hashlib.sha256(listed.encode()).digest())}) > 1:
+            raise ConfigError(
+                f"'{folder}', given as real images, holds other files for one process than for another",
+                "Name a folder that all machines share, or one that is the same on each",
+            )
         if not folder.is_dir():
             raise ConfigError(f"'{folder}', given as real images, is no folder", "Name a folder of images")
-        files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGES and file.is_file())
         if not files:
             endings = ", ".join(IMAGES)
             raise ConfigError(f"'{folder}', given as real images, holds none", f"Images end in {endings}")
         digest = hashlib.sha256()
-        for done, file in enumerate(files, start=1):
+        for done, file in enumerate(files if world().leads else (), start=1):
             digest.update(f"{file.relative_to(folder).as_posix()}\0".encode())
             digest.update(hashlib.sha256(file.read_bytes()).digest())
             told(done)
-        return cls(folder, tuple(files), digest.hexdigest())
+        return cls(folder, tuple(files), gather(digest.hexdigest())[0])
 
     def __len__(self) -> int:
         return len(self.files)
@@ -60,29 +75,73 @@ class RealImages:
         except (OSError, ValueError) as error:
             raise DataError(f"'{file}' is no image that can be read: {error}", "Restore it, or take it away") from error
 
-    def batches(self, side: int, size: int) -> Iterator[Tensor]:
+    def batch(self, places: slice, side: int) -> Tensor:
         """[B, 3, side, side], uint8."""
-        for start in range(0, len(self), size):
-            yield torch.stack([self.image(index, side) for index in range(start, min(start + size, len(self)))])
+        return torch.stack([self.image(index, side) for index in range(places.start, places.stop)])
 
 
-def reference_features(real: RealImages, extractor: Extractor, side: int, batch_size: int) -> np.ndarray:
-    """Features [N, D] of the images, each brought to side × side; from the cache where they are there.
+def reference_features(
+    real: RealImages,
+    extractor: Extractor,
+    side: int,
+    batch_size: int,
+    folder: Path,
+    leave: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """Features [N, D] of the images, each brought to side × side: in the leading process, and none in the others.
 
-    The cache lies in `instaflow/references` of the user's cache folder. A file is called after what its features
-    come from: the images, the extractor with its weights and resize, and the size.
+    All processes of a launch ask together. The features lie in `instaflow/references` of the user's cache folder, in a
+    file that is called after what they come from: the images, the extractor with its weights and resize, and the size.
+    Where there is none, each process extracts its share into `folder`, which all of them see, by the batch: a stopped
+    one goes on there. Where the cache cannot be written to they stay there, and that is told.
+
+    leave: raises before a batch where the work shall end. Raises DataError for an image that can't be read.
     """
     what = f"{real.content} {extractor} {side} {CENTRE}"
-    file = cache() / "instaflow" / "references" / f"{hashlib.sha256(what.encode()).hexdigest()[:24]}.features"
-    if file.is_file() and (content := opened(file.read_bytes())):
-        kept: np.ndarray = load(content)["features"]
-        return kept
-    parts: list[np.ndarray] = []
-    with Progress("real images", total=len(real), unit="images") as progress:
-        for images in real.batches(side, batch_size):
-            parts.append(extractor(images))
-            progress.update(progress.done + len(images))
-    features = np.concatenate(parts)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_file(file, sealed(save({"features": features}, {"of": what})))
+    name = hashlib.sha256(what.encode()).hexdigest()[:24]
+    file = cache() / "instaflow" / "references" / f"{name}.features"
+    leads, none = world().leads, np.empty((0, 0), np.float32)
+    cached = features_in(file) if leads else None
+    if as_the_leader_sees(cached is not None):
+        return none if cached is None else cached
+
+    kept = Observations(folder / f"{name}-real", len(real), batch_size)
+    if leads:
+        kept.begin({"of": what})
+    barrier()
+    place = world()
+    missing = kept.missing(place.rank, place.size)
+    left = sum(batch.stop - batch.start for batch in missing)
+    with Progress("real images", total=left, unit="images", quiet=not leads) as progress:
+        for batch in missing:
+            leave()
+            kept.write(batch, {"features": extractor(real.batch(batch, side))})
+            progress.update(progress.done + batch.stop - batch.start)
+    barrier()
+    if not leads:
+        return none
+    features = kept.joined()["features"]
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_file(file, sealed(save({"features": features}, {"of": what})))
+    except OSError as error:
+        logger.warning(
+            "'%s' cannot be written: %s. The features of the real images stay in '%s', for this report alone; with "
+            "$XDG_CACHE_HOME set to a folder of yours later ones find them",
+            file,
+            error.strerror,
+            kept.folder,
+        )
+    else:
+        shutil.rmtree(kept.folder, ignore_errors=True)
     return features
+
+
+def features_in(file: Path) -> np.ndarray | None:
+    """What the cache's file holds; None where it is not there, or is damaged."""
+    try:
+        content = opened(file.read_bytes())
+    except OSError:
+        return None
+    found: np.ndarray | None = load(content)["features"] if content else None
+    return found

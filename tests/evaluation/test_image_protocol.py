@@ -151,31 +151,34 @@ def test_a_real_image_is_its_middle_by_lanczos(folder):
     assert np.array_equal(RealImages.of(folder).image(1, 16).permute(1, 2, 0), np.asarray(expected))
 
 
-def test_references_are_computed_once_and_anew_for_other_images(folder, monkeypatch):
+def test_references_are_computed_once_and_anew_for_other_images(folder, tmp_path, monkeypatch):
     extractor = pixels(2)
-    found = reference_features(RealImages.of(folder), extractor, 16, batch_size=2)
-    expected = np.concatenate([extractor(batch) for batch in RealImages.of(folder).batches(16, 3)])
+    found = reference_features(RealImages.of(folder), extractor, 16, 2, tmp_path / "kept")
+    expected = extractor(RealImages.of(folder).batch(slice(0, 3), 16))
     assert found.shape == (3, 12) and np.allclose(found, expected)
     calls = []
     monkeypatch.setattr(
         references.RealImages, "image", lambda *words: calls.append(words) or torch.zeros(3, 16, 16, dtype=torch.uint8)
     )
-    assert np.array_equal(reference_features(RealImages.of(folder), extractor, 16, batch_size=2), found) and not calls
+    assert (
+        np.array_equal(reference_features(RealImages.of(folder), extractor, 16, 2, tmp_path / "kept"), found)
+        and not calls
+    )
     (folder / "b.png").unlink()
-    assert len(reference_features(RealImages.of(folder), extractor, 16, batch_size=2)) == 2 and len(calls) == 2
-    reference_features(RealImages.of(folder), pixels(4), 16, batch_size=2)
+    assert len(reference_features(RealImages.of(folder), extractor, 16, 2, tmp_path / "kept")) == 2 and len(calls) == 2
+    reference_features(RealImages.of(folder), pixels(4), 16, 2, tmp_path / "kept")
     assert len(calls) == 4
-    reference_features(RealImages.of(folder), pixels(4), 8, batch_size=2)
+    reference_features(RealImages.of(folder), pixels(4), 8, 2, tmp_path / "kept")
     assert len(calls) == 6
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed"])
 def test_a_damaged_cache_is_made_anew(folder, tmp_path, damage):
-    found = reference_features(RealImages.of(folder), pixels(2), 16, batch_size=2)
+    found = reference_features(RealImages.of(folder), pixels(2), 16, 2, tmp_path / "kept")
     [file] = (tmp_path / "cache" / "instaflow" / "references").glob("*.features")
     content = file.read_bytes()
     file.write_bytes(content[:-9] if damage == "cut" else content[:-9] + bytes(9))
-    assert np.array_equal(reference_features(RealImages.of(folder), pixels(2), 16, batch_size=2), found)
+    assert np.array_equal(reference_features(RealImages.of(folder), pixels(2), 16, 2, tmp_path / "kept"), found)
 
 
 def test_what_is_no_folder_of_images_is_refused(folder, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from instaflow.errors import ConfigError, DataError
-from instaflow.evaluation.card import Card, check_alike, difference, prompts_hash
+from instaflow.evaluation.card import OF_LOOKS, Card, check_alike, difference, prompts_hash
 from instaflow.evaluation.observations import Observations
 
 BATCHES = [slice(0, 4), slice(4, 8), slice(8, 10)]
@@ -89,7 +89,9 @@ def test_cards_compare_where_their_protocols_are_the_same():
     assert difference(CARD, {**CARD, "perceptual": ""}) is None  # which an earlier version's cards lack
     for name in ("num_samples", "seed", "features", "reference", "dtype", "judge", "perceptual", "diversity"):
         assert difference(CARD, {**CARD, name: "other"}) == (name, CARD.get(name, ""), "other")
+        assert difference(CARD, {**CARD, name: "other"}, but=(name,)) is None
     check_alike([("a", CARD), ("b", {**CARD, "model": "b"})])
+    check_alike([("a", CARD), ("b", {**CARD, "perceptual": "other"})], but=OF_LOOKS)
     with pytest.raises(ConfigError, match="a and b were measured by different protocols"):
         check_alike([("a", CARD), ("b", {**CARD, "seed": 1.5})])
     with pytest.raises(

@@ -20,12 +20,14 @@ from instaflow.evaluation.observations import Observations
 from instaflow.evaluation.precision_recall import precision_recall
 from instaflow.evaluation.presets import PRESETS
 from instaflow.interruption import Stop
+from instaflow.models.settings import ModelSettings
 from instaflow.rundir import stage_folders
 from instaflow.training.perceptual import load_network, save_network, small_layers, write_tiny_network
 from instaflow.weights import WEIGHTS
 from pipelines import showing
-from pipelines.evaluate import told_apart
+from pipelines.evaluate import reference_of, subjects_of, told_apart
 from pipelines.experiment import check_files, look_at_measures, run_all
+from pipelines.judging import look_at_models
 from pipelines.plan import Plan
 from pipelines.status import run as status
 from pipelines.status import work_of
@@ -49,6 +51,8 @@ stages:
     straightness_samples: 20
     straightness_steps: 3
 """
+OWN = ModelSettings().guidance_scale
+"""What the teacher's folder recommends."""
 LOADED = {"seconds_per_image", "card"}
 """Of a row, what is not the same twice."""
 
@@ -165,13 +169,48 @@ def test_two_processes_come_to_the_figures_of_one(config, looked, eye, tmp_path)
     assert json.loads((tmp_path / "run" / "report" / "report.json").read_text())["rows"][0]["card"]["processes"] == 2
 
 
+def swept(scales: str, reference: float | None = None) -> list[str]:
+    """The teacher at these guidance scales, one of which is the reference's."""
+    changes = [f"models.0.guidance_scales={scales}", "models.0.guidance_scale=null"]
+    return [
+        f"stages.report.{key}" for key in changes + ([f"reference.guidance_scale={reference}"] if reference else [])
+    ]
+
+
 def test_a_sweep_of_guidance_is_a_row_each(config, tmp_path):
-    changes = ["stages.report.models.0.guidance_scales=[1, 3]", "stages.report.models.0.guidance_scale=null"]
-    run_all(load_experiment(config, changes, run=str(tmp_path / "run")), Stop())
+    run_all(load_experiment(config, swept("[1, 3]", 3), run=str(tmp_path / "run")), Stop())
     found = rows(tmp_path / "run")
+    assert [row["frechet_distance_teacher"] == 0 for row in found] == [False, False, True, False, False]
+    assert [row["pixel_gap"] == 0 for row in found] == [False, False, True, False, False]
+    told = json.loads((tmp_path / "run" / "report" / "report.json").read_text())["protocol"]["reference_teacher"]
+    assert "at 3 steps, guidance 3, " in told
     assert [(row["num_steps"], row["guidance_scale"]) for row in found] == [(3, 1), (1, 1), (3, 3), (1, 3), (1, 1.5)]
     assert len({row["frechet_distance_real"] for row in found}) == 5
     assert found[0]["straightness"] != found[2]["straightness"]
+
+
+@pytest.mark.parametrize(
+    ("scales", "named", "found"),
+    [("[1, 3]", 3, 3), ("[1, 3]", 1, 1), ("[9, OWN, 1]", None, "OWN"), ("[4]", None, 4), ("null", None, "OWN")],
+)
+def test_the_reference_of_a_sweep_is_the_scale_that_is_named_or_its_own(config, tmp_path, scales, named, found):
+    changes = swept(scales.replace("OWN", f"{OWN:g}"), named)
+    [stage] = stage_folders(load_experiment(config, changes, run=str(tmp_path / "run"))).values()
+    protocol, seen = look_at_models(stage)
+    reference = reference_of(stage, subjects_of(stage, protocol, seen), seen)
+    assert reference.guidance_scale == (OWN if found == "OWN" else found) and reference.num_steps == 3
+
+
+def test_a_reference_that_no_row_is_measured_at_is_refused(config, tmp_path):
+    with pytest.raises(ConfigError, match=r"reference.guidance_scale: '.*teacher' is not measured at 2; choose 1 or 3"):
+        load_experiment(config, swept("[1, 3]", 2))
+    run = str(tmp_path / "run")
+    with pytest.raises(ConfigError, match=f"is not measured at guidance {OWN:g}, which its folder recommends") as error:
+        run_all(load_experiment(config, swept("[1, 3]"), run=run), Stop())
+    assert error.value.hint == "Set stages.report.reference.guidance_scale to 1 or 3"
+    with pytest.raises(ConfigError, match="is not measured at guidance 3, which 'reference' names"):
+        run_all(load_experiment(config, swept("null", 3), run=run), Stop())
+    assert not list(Path(run).rglob("*.observed"))
 
 
 def test_rows_of_an_earlier_report_stand_beside(config, done, tmp_path):
@@ -360,11 +399,25 @@ def test_another_network_looks_anew_at_the_same_images(config, looked, other_eye
         assert ours["pixel_gap"] == theirs["pixel_gap"]
 
 
-def test_a_figure_of_another_network_never_stands_beside(config, looked, other_eye, tmp_path):
-    beside = f"stages.report.beside=[{looked / 'report' / 'report.json'}]"
-    for setting in ("stages.report.perceptual=null", other_eye):
-        with pytest.raises(ConfigError, match="different protocols: 'perceptual' is"):
-            run_all(load_experiment(config, [setting, beside], run=str(tmp_path / "run")), Stop())
+def beside_rows(config: str, looked: Path, setting: str, run: Path) -> list[dict]:
+    """The rows of the run that was looked at, as they stand in a report of one other model with this setting."""
+    few = ["stages.report.models.0.num_steps=[3]", "stages.report.straightness_samples=2"]
+    earlier = f"stages.report.beside=[{looked / 'report' / 'report.json'}]"
+    run_all(load_experiment(config, [setting, earlier, *few], run=str(run)), Stop())
+    found = [row for row in json.loads((run / "report" / "report.json").read_text())["rows"] if row["beside"]]
+    for old, row in zip(rows(looked), found, strict=True):
+        for figure in ("frechet_distance_real", "kernel_distance", "precision", "recall", "prompt_accuracy"):
+            assert row[figure] == old[figure] is not None
+        assert row["pixel_gap"] is row["perceptual_gap"] is None
+    return found
+
+
+def test_a_figure_of_another_network_never_stands_beside(config, looked, eye, other_eye, tmp_path):
+    for number, setting in enumerate(("stages.report.perceptual=null", other_eye)):
+        for row in beside_rows(config, looked, setting, tmp_path / str(number)):
+            assert row["diversity"] is None and row["card"]["perceptual"] == row["card"]["diversity"] == ""
+    for old, row in zip(rows(looked), beside_rows(config, looked, eye, tmp_path / "same"), strict=True):
+        assert row["diversity"] == old["diversity"] is not None and row["card"]["perceptual"]
 
 
 @pytest.mark.parametrize(
