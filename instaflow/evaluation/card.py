@@ -12,6 +12,11 @@ SUBJECT = ("model", "model_content", "weights", "num_steps", "guidance_scale", "
 """What a comparison compares."""
 CIRCUMSTANCES = ("batch_size", "processes", "hardware", "versions")
 """What should make no difference, and is told for the case that it does."""
+ASIDE = ("model", "kernel", "perceptual", "diversity", "straightness", *CIRCUMSTANCES)
+"""What images do not depend on: by what they are compared once they are there, and how their model is called."""
+SINCE = ("kernel",)
+"""What earlier versions measured in the one way there was, which their cards do not tell: a card without it says
+nothing against another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +40,11 @@ class Card:
     image_encoding: str  # how an image's values are rounded before it is judged
     features: str  # the extractor, with the hash of its weights
     reference: str  # the real images, with their number and hash
+    kernel: str = ""  # of how many subsets, and how large ones, the kernel distance is the mean
     judge: str = ""  # what reads the images: "SVC ..." or a CLIP with its hash
     perceptual: str = ""  # by what network gap and diversity are measured, with the hash of its weights
     diversity: str = ""  # of how many images of how many prompts
+    straightness: str = ""  # of how many paths in how many steps, of a row that has it
 
     batch_size: int
     processes: int
@@ -47,15 +54,21 @@ class Card:
     def key(self) -> str:
         """A name for what is observed under this card, the same for the same subject and protocol.
 
-        Without the perceptual network, which compares images that are there: those stay what they are.
+        Without what compares images that are there, such as a perceptual network: those stay what they are.
         """
-        aside = ("model", "perceptual", "diversity", *CIRCUMSTANCES)
-        told = {name: value for name, value in asdict(self).items() if name not in aside}
+        told = {name: value for name, value in asdict(self).items() if name not in ASIDE}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
+    def subject(self) -> dict[str, Any]:
+        """What was sampled, and how."""
+        return {name: getattr(self, name) for name in SUBJECT}
 
-PROTOCOL = tuple(entry.name for entry in fields(Card) if entry.name not in (*SUBJECT, *CIRCUMSTANCES))
-"""What must be the same for two figures to be compared."""
+    def circumstances(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in CIRCUMSTANCES}
+
+
+PROTOCOL = tuple(entry.name for entry in fields(Card) if entry.name not in (*SUBJECT, *CIRCUMSTANCES, "straightness"))
+"""What must be the same for two rows to be compared; where straightness differs, it alone is left out."""
 
 
 def prompts_hash(prompts: Sequence[str]) -> str:
@@ -67,9 +80,10 @@ def prompts_hash(prompts: Sequence[str]) -> str:
 def difference(card: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
     """The first entry of the protocol in which two cards differ, with both values; None if their figures compare.
 
-    What a card lacks, one of an earlier version, was not measured: its entry would be empty.
+    What a card lacks, one of an earlier version, was not measured: its entry would be empty; but for what is SINCE.
     """
-    entries = ((name, card.get(name, ""), other.get(name, "")) for name in PROTOCOL)
+    asked = [name for name in PROTOCOL if name not in SINCE or (card.get(name) and other.get(name))]
+    entries = ((name, card.get(name, ""), other.get(name, "")) for name in asked)
     return next((entry for entry in entries if entry[1] != entry[2]), None)
 
 

@@ -128,23 +128,36 @@ def neighbour_grid(neighbours: Neighbours) -> str:
 
 
 def card_table(rows: Sequence[Row]) -> str:
-    """What each row was, from its protocol card: its model's content, sampler and precision."""
+    """What each row was, from its protocol card: its model's content, how it was sampled, and on what."""
     lines = []
     for row in rows:
         card = row.card
         told = [
-            str(card.get("model_content", "–"))[:16],
+            " ".join(word[:16] for word in str(card.get("model_content", "–")).split()),
             row.weights,
             str(row.num_steps),
             "–" if row.guidance_scale is None else f"{row.guidance_scale:g}",
             str(card.get("sampler", "–")),
             str(card.get("dtype", "–")),
+            *(str(card.get(name, "–")) for name in ("batch_size", "processes", "hardware")),
         ]
         cells = "".join(f"<td>{escape(text)}</td>" for text in told)
         lines.append(f"<tr><td>{escape(row.label)}</td>{cells}</tr>")
-    heads = ("Content", "Weights", "Steps", "Guidance", "Scheduler", "Precision")
+    heads = ("Content", "Weights", "Steps", "Guidance", "Scheduler", "Precision", "Batch", "Processes", "Hardware")
     head = "".join(f"<th>{title}</th>" for title in ("Model", *heads))
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    return f'<div class="scroll">{table}</div>{versions_list(rows)}'
+
+
+def versions_list(rows: Sequence[Row]) -> str:
+    """By which versions the rows were made, with the rows' names where they differ."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        text = ", ".join(f"{name} {version}" for name, version in row.card.get("versions", {}).items())
+        found.setdefault(text or "not told", []).append(f"{row.label}, {steps(row.num_steps)}")
+    if len(found) < 2:
+        return "" if "not told" in found else pairs_list([("Versions", text) for text in found])
+    return pairs_list([(f"Versions: {'; '.join(dict.fromkeys(names))}", text) for text, names in found.items()])
 
 
 def folded(title: str, inside: str) -> str:
