@@ -81,9 +81,9 @@ def drawn(monkeypatch) -> list[slice]:
     batches: list[slice] = []
     write = Observations.write
 
-    def noted(self, batch, observed):
+    def noted(self, batch, observed, made):
         batches.append(batch)
-        write(self, batch, observed)
+        write(self, batch, observed, made)
 
     monkeypatch.setattr(Observations, "write", noted)
     return batches
