@@ -139,25 +139,27 @@ def card_table(rows: Sequence[Row]) -> str:
             "–" if row.guidance_scale is None else f"{row.guidance_scale:g}",
             str(card.get("sampler", "–")),
             str(card.get("dtype", "–")),
-            *(str(card.get(name, "–")) for name in ("batch_size", "processes", "hardware")),
         ]
         cells = "".join(f"<td>{escape(text)}</td>" for text in told)
         lines.append(f"<tr><td>{escape(row.label)}</td>{cells}</tr>")
-    heads = ("Content", "Weights", "Steps", "Guidance", "Scheduler", "Precision", "Batch", "Processes", "Hardware")
+    heads = ("Content", "Weights", "Steps", "Guidance", "Scheduler", "Precision")
     head = "".join(f"<th>{title}</th>" for title in ("Model", *heads))
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-    return f'<div class="scroll">{table}</div>{versions_list(rows)}'
+    table = f'<table class="many"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+    return f'<div class="scroll">{table}</div>{circumstances_list(rows)}'
 
 
-def versions_list(rows: Sequence[Row]) -> str:
-    """By which versions the rows were made, with the rows' names where they differ."""
+def circumstances_list(rows: Sequence[Row]) -> str:
+    """In which circumstances the rows were made, each once, with whose they are where they differ."""
     found: dict[str, list[str]] = {}
     for row in rows:
-        text = ", ".join(f"{name} {version}" for name, version in row.card.get("versions", {}).items())
-        found.setdefault(text or "not told", []).append(f"{row.label}, {steps(row.num_steps)}")
-    if len(found) < 2:
-        return "" if "not told" in found else pairs_list([("Versions", text) for text in found])
-    return pairs_list([(f"Versions: {'; '.join(dict.fromkeys(names))}", text) for text, names in found.items()])
+        card, told = row.card, []
+        if "hardware" in card:
+            told += [card["hardware"], f"batches of {card['batch_size']}", f"processes: {card['processes']}"]
+        told.append(", ".join(f"{name} {version}" for name, version in card.get("versions", {}).items()))
+        found.setdefault("; ".join(filter(None, told)), []).append(f"{row.label}, {steps(row.num_steps)}")
+    whose = {text: "Made on" if len(found) == 1 else "; ".join(dict.fromkeys(names)) for text, names in found.items()}
+    entries = [(whose[text], text) for text in found if text]
+    return pairs_list(entries) if entries else ""
 
 
 def folded(title: str, inside: str) -> str:

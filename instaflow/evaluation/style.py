@@ -146,6 +146,7 @@ details h3 { margin: 18px 0 6px; }
   } .gallery .number { display: inline; }
   ol.prompts { display: block; font-size: 0.86rem; color: var(--soft); margin: 12px 0 0; padding-left: 22px; }
   td:first-child, th:first-child { position: sticky; left: 0; background: var(--panel); }
+  td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 112px; max-width: 40vw; }
   th, td { padding: 5px 9px; }
   .stage { grid-template-columns: 1fr auto; } .stage .what { grid-row: 2; grid-column: 1 / -1; }
   .story > li { grid-template-columns: 28px 1fr; }

@@ -83,15 +83,17 @@ def test_a_curve_has_one_reference_and_no_distance_to_one_that_is_not_told(tmp_p
 def test_scores_have_their_cards_on_demand():
     report = full_report()
     own = [
-        replace(one, card={**one.card, "hardware": name, "batch_size": 250, "versions": {"torch": name[-1]}})
+        replace(
+            one, card={**one.card, "hardware": name, "batch_size": 250, "processes": 2, "versions": {"torch": name[-1]}}
+        )
         for one, name in zip(report.scores[0].rows, ("card 1", "card 2"), strict=True)
     ]
     report = replace(report, scores=[replace(report.scores[0], rows=own)])
     for shown in (page(report), watch_page(replace(report, rows=ROWS[:1]), [], "noon")):
         cards = shown[shown.index("<summary>The cards of these scores") :]
         cards = cards[: cards.index("</details>")]
-        assert "<td>card 1</td>" in cards and "<td>card 2</td>" in cards and "<td>250</td>" in cards
-        assert "torch 1" in cards and "torch 2" in cards
+        for number in (1, 2):
+            assert f"<dd>card {number}; batches of 250; processes: 2; torch {number}</dd>" in cards
     untold = replace(report, scores=[replace(report.scores[0], rows=[replace(one, card={}) for one in own])])
     assert "The cards of these scores" not in page(untold)
 

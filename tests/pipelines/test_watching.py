@@ -191,7 +191,7 @@ def test_every_checkpoint_is_scored_once_and_as_the_report_does(config, trained,
     card, reference = first["card"], first["reference"]
     assert card["model_content"].endswith(" at 16") and card["protocol"] == "digits" and card["straightness"] == ""
     assert (card["batch_size"], card["processes"], card["hardware"]) == (10, 1, hardware())
-    assert card["versions"]["torch"] and (reference["num_steps"], reference["guidance_scale"]) == (3, 1.5)
+    assert card["versions"]["torch"] and (reference["num_steps"], reference["guidance_scale"]) == (3, 7.5)
     assert len(batches) == BATCHES + 2
     assert {path.name for path in (run / "report").iterdir()} == {"observed", "watch"}
     left = {path.suffix for path in (run / "report" / "watch").rglob("*.*")}
