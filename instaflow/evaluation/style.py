@@ -35,6 +35,7 @@ h3 { font-size: 1rem; margin: 0 0 4px; }
 section > h3 { margin: 24px 0 8px; }
 p { margin: 0 0 12px; max-width: 70ch; }
 b { font-weight: 600; }
+p, li, figcaption, .cards > div { overflow-wrap: anywhere; }
 .soft, figcaption, .protocol dt { color: var(--soft); }
 .small, figcaption { font-size: 0.86rem; line-height: 1.45; }
 figcaption { margin-top: 6px; max-width: 70ch; }
