@@ -140,7 +140,7 @@ details h3 { margin: 18px 0 6px; }
   .two, .three { grid-template-columns: minmax(0, 1fr); }
   .panel { padding: 12px; }
   svg text { font-size: 14px; } text.tick { font-size: 13px; } text.note { font-size: 13px; }
-  .cards { grid-template-columns: 1fr 1fr; }
+  .cards { grid-template-columns: 1fr 1fr; } .cards .value { font-size: 1.35rem; }
   .gallery { grid-template-columns: repeat(var(--n), minmax(0, 1fr)); gap: 3px; }
   .gallery .name { grid-column: 1 / -1; margin-top: 8px; } .gallery .corner, .gallery .gap { display: none; }
   .gallery .head { text-align: center; padding: 0; } .gallery .text { display: none;
