@@ -10,7 +10,7 @@ from typing import Any
 from instaflow.config import find_config
 from instaflow.errors import ConfigError, DataError, InstaFlowError
 from instaflow.evaluation.aims import Outcome, outcome_json, outcomes
-from instaflow.evaluation.card import PROTOCOL
+from instaflow.evaluation.card import PROTOCOL, SINCE
 from instaflow.evaluation.comparison import Comparison, compare, comparison_json, seedless
 from instaflow.evaluation.comparison_page import write_comparison_page
 from instaflow.evaluation.comparison_words import TITLES, caution, headline, notes, said, title
@@ -131,7 +131,11 @@ def check_same(folders: Mapping[str, Path], reports: Mapping[str, Report]) -> No
             for place, report in reports.items():
                 settings[place] |= of_report(name, report)
     keys = dict.fromkeys(name for own in settings.values() for name in own)
-    different = [name for name in keys if len({shown(own, name) for own in settings.values()}) > 1]
+    since = {f"card.{name}" for name in SINCE}  # untold by earlier versions, empty here
+    found = {
+        name: {shown(own, name) for own in settings.values() if own.get(name) or name not in since} for name in keys
+    }
+    different = [name for name in keys if len(found[name]) > 1]
     if different:
         lines = [f"'{name}' is {values(name, settings)}" for name in different[:SAID]]
         lines += [f"and {len(different) - SAID} more"] if len(different) > SAID else []

@@ -5,6 +5,7 @@ import json
 import platform
 import resource
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import count
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from instaflow.errors import ConfigError
+from instaflow import __version__
+from instaflow.errors import ConfigError, InstaFlowError
 from instaflow.evaluation import findings
 from instaflow.evaluation.card import OF_LOOKS, Card, check_alike, difference, prompts_hash
 from instaflow.evaluation.frechet import Gaussian, frechet_distance
@@ -25,14 +27,14 @@ from instaflow.evaluation.perception import of_one_prompt
 from instaflow.evaluation.precision_recall import precision_recall
 from instaflow.evaluation.report import Floors, Protocol, Report, Row, Stage, model_kind, report_json
 from instaflow.evaluation.saved import read_report
-from instaflow.evaluation.scores import curve_of, score_curves
+from instaflow.evaluation.scores import WATCH, curve_of, score_curves
 from instaflow.files import fingerprint_of, write_file, write_json
 from instaflow.flow.straightness import straightness
 from instaflow.interruption import Stop
 from instaflow.models.device import device
 from instaflow.models.loading import load_model
 from instaflow.models.samplers import NOISY
-from instaflow.rundir import StageFolder
+from instaflow.rundir import StageFolder, locked
 from instaflow.sections import EvaluatedModel
 from instaflow.world import hardware, world
 from pipelines.judging import Judging, Seen, look_at_models, perception_of
@@ -41,6 +43,8 @@ from pipelines.showing import gallery, gaps, neighbours, profile_of, strips, tra
 
 KERNEL_SUBSET = 1000
 """Samples in one of the kernel distance's, where there are as many."""
+ENOUGH_STEPS = 100
+"""Of the paths that straightness is measured on; fewer, as a rehearsal takes, are told."""
 LIBRARIES = (
     *("torch", "torchvision", "diffusers", "transformers", "deepspeed", "numpy", "scikit-learn"),
     *("torch-fidelity", "open_clip_torch", "pillow"),
@@ -71,7 +75,7 @@ class Measure:
         features = features_of(observed)
         of_row = Gaussian.of(features)
         manifolds = precision_recall(features, self.real, device=device())
-        subset = min(KERNEL_SUBSET, len(features), len(self.real))
+        subset = subset_size(self.protocol, m.subject.images.count)
         apart = kernel_distance(features, self.real, subsets=self.protocol.kernel_subsets, subset_size=subset)
         to_teacher = frechet_distance(of_row, self.taught) if self.taught else None
         return Row(
@@ -106,6 +110,8 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     place = subjects.index(reference_of(stage, subjects, seen))
     if looks:
         subjects = [looks.of(subject, subjects[place]) for subject in subjects]
+    if world().leads:
+        remove_other_batches(stage, subjects)
     # First: a real image that cannot be read is told before hours of sampling.
     real = protocol.reference_features(stage.folder / "observed", lambda: leave_if(stop, stage))
     observe(stage, stop, protocol, subjects, subjects[place], looks)
@@ -148,7 +154,9 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
         aims=stage.stage.aims,
         losses=loss_curves(stage, stages),
         previews=preview_curves(stage, stages),
-        scores=score_curves(stage.folder, [curve_of(stage.run, subject.card) for subject in subjects]),
+        scores=score_curves(
+            stage.folder, [curve_of(stage.run, subject.card) for subject in subjects], subjects[place].card
+        ),
         checks=start_checks(stage, stages),
         gallery=gallery(protocol, measured, rows[: len(measured)]),
         gaps=gaps(protocol, measured, rows[: len(measured)], reference),
@@ -204,6 +212,7 @@ def subjects_of(stage: StageFolder, protocol: Judging, seen: list[Seen], looks: 
             image_encoding=protocol.image_encoding,
             features=protocol.features_in_words,
             reference=protocol.reference_in_words,
+            kernel=f"{protocol.kernel_subsets} subsets of {subset_size(protocol, settings.count):,} samples",
             judge=protocol.reader_in_words,
             perceptual=str(looks.perception) if looks else "",
             diversity=str(looks or ""),
@@ -220,6 +229,8 @@ def subjects_of(stage: StageFolder, protocol: Judging, seen: list[Seen], looks: 
                 card = replace(guided, num_steps=num_steps)
                 images = Observations(folder / f"{card.key()}-{compared}", settings.count, settings.batch)
                 curved = num_steps > 1 and num_steps == max(entry.num_steps) and model.sampler != NOISY
+                if curved:
+                    card = replace(card, straightness=straightness_in_words(stage))
                 subjects.append(Subject(entry=entry, card=card, images=images, paths=paths if curved else None))
     return subjects
 
@@ -249,6 +260,22 @@ def reference_of(stage: StageFolder, subjects: list[Subject], seen: list[Seen]) 
         f"The reference of '{stage.name}', '{asked.model}', is not measured at guidance {scale:g}, {why}",
         f"Set stages.{stage.name}.reference.guidance_scale to {scales}",
     )
+
+
+def subset_size(protocol: Judging, count: int) -> int:
+    """How many samples are in one of the kernel distance's subsets, of `count` images."""
+    return min(KERNEL_SUBSET, count * protocol.side**2, protocol.num_real)
+
+
+def remove_other_batches(stage: StageFolder, subjects: list[Subject]) -> None:
+    """Remove what was observed of the rows in batches of another size: this command alone holds the stage.
+
+    Not while a watch goes on, which observes the reference there, perhaps in such batches.
+    """
+    watch = stage.folder / WATCH
+    with suppress(InstaFlowError), locked(watch) if watch.is_dir() else nullcontext():
+        for kept in (kept for subject in subjects for kept in subject.kept):
+            kept.remove_others()
 
 
 def floors(stage: StageFolder, protocol: Judging, real: np.ndarray) -> Floors:
@@ -346,7 +373,9 @@ def told_apart(folders: list[Path]) -> list[str]:
 
 def straightness_in_words(stage: StageFolder) -> str:
     noises = min(stage.stage.straightness_samples, stage.stage.count)
-    return f"{noises} noises, {stage.stage.straightness_steps} Euler steps of the guided velocity"
+    steps = stage.stage.straightness_steps
+    few = f" (few: S(Z) wants {ENOUGH_STEPS} or more)" if steps < ENOUGH_STEPS else ""
+    return f"{noises} noises, {steps} Euler steps of the guided velocity{few}"
 
 
 def timing_in_words(stage: StageFolder) -> str:
@@ -354,4 +383,8 @@ def timing_in_words(stage: StageFolder) -> str:
 
 
 def versions() -> dict[str, str]:
-    return {"Python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+    return {
+        "InstaFlow": __version__,
+        "Python": platform.python_version(),
+        **{name: version(name) for name in LIBRARIES},
+    }

@@ -51,6 +51,8 @@ class Judging(Protocol):
     reader_accuracy: float | None
     kernel_subsets: int
     """Of the kernel distance."""
+    num_real: int
+    """Points that the real images' features are, one for each of their cells."""
     features_in_words: str
     reader_in_words: str
     reference_in_words: str

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from instaflow.evaluation.features import in_bytes
 from instaflow.evaluation.observations import Observations, Observed
 from instaflow.evaluation.perception import IMAGES, Perception
 from instaflow.evaluation.report import labelled
+from instaflow.evaluation.wording import joined
 from instaflow.flow.straightness import Bends, Trajectory
 from instaflow.interruption import Stop
 from instaflow.models.device import device
@@ -58,9 +59,14 @@ class Subject:
         return self.card.guidance_scale
 
     def told_card(self) -> dict[str, Any]:
-        """The card, with the circumstances that its images were made in, which may be those of an earlier command."""
-        begun = self.images.card()
-        return asdict(self.card) | {name: begun[name] for name in CIRCUMSTANCES if name in begun}
+        """The card, with the circumstances that all was made in, which may be those of several commands."""
+        card = self.card if self.paths else replace(self.card, straightness="")
+        return asdict(card) | together([made for kept in self.kept for made in kept.circumstances()])
+
+    @property
+    def kept(self) -> list[Observations]:
+        """All that is observed of the row."""
+        return [kept for kept in (self.images, self.paths, self.gaps, self.own) if kept]
 
     @property
     def swept(self) -> bool:
@@ -157,8 +163,8 @@ def observe(
     """Make and keep what is missing, each process its share; on return all of it is there."""
     if world().leads:
         for subject in subjects:
-            for kept in filter(None, (subject.images, subject.paths, subject.gaps, subject.own)):
-                kept.begin(asdict(subject.card))
+            for kept in subject.kept:
+                kept.begin({name: value for name, value in asdict(subject.card).items() if name not in CIRCUMSTANCES})
     barrier()
     at_hand = AtHand(stage)
 
@@ -237,7 +243,7 @@ def share(
     with Progress(label, total=total, unit=unit, start=total - left, quiet=quiet or not place.leads) as progress:
         for subject, kept, batch in missing:
             leave_if(stop, stage)
-            kept.write(batch, see(subject, batch))
+            kept.write(batch, see(subject, batch), subject.card.circumstances())
             progress.update(progress.done + batch.stop - batch.start)
 
 
@@ -260,6 +266,21 @@ class AtHand:
                 else load_model(self.stage.locate_weights(*wanted), device=device(), dtype=dtype)
             )
         return self.model
+
+
+def together(made: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Several circumstances as one: "NVIDIA A100 and NVIDIA H100" where they differ, and of each library its versions.
+
+    The size of a batch is left to the card: batches of another one are other files.
+    """
+    found: dict[str, Any] = {}
+    for name in ("processes", "hardware"):
+        if values := list(dict.fromkeys(one[name] for one in made if name in one)):
+            found[name] = values[0] if len(values) == 1 else joined([str(value) for value in values])
+    versions = [one["versions"] for one in made if "versions" in one]
+    libraries = dict.fromkeys(library for own in versions for library in own)
+    told = {library: dict.fromkeys(own[library] for own in versions if library in own) for library in libraries}
+    return found | ({"versions": {library: joined([*values]) for library, values in told.items()}} if told else {})
 
 
 def places_of(batch: slice) -> range:

@@ -1,6 +1,6 @@
 """Watching: while a model of a report is still trained, its checkpoints are scored as they come.
 
-REPORT/watch/scores.jsonl    a line a checkpoint: samples seen, steps, figures, what training and scoring took
+REPORT/watch/scores.jsonl    a line a checkpoint: samples seen, figures with their card, what training and scoring took
 REPORT/watch/watch.html      the scores against training samples, written anew after each
 REPORT/watch/held/           the weights that are being scored: training may remove its own meanwhile
 REPORT/watch/observed/       what was seen of their images, for a stopped watch to go on
@@ -24,12 +24,12 @@ from instaflow.errors import ConfigError, Interrupted
 from instaflow.evaluation.card import Card
 from instaflow.evaluation.observations import Observations
 from instaflow.evaluation.report import Report, Row, plain
-from instaflow.evaluation.scores import FILE, WATCH, score_curves, training_of
+from instaflow.evaluation.scores import FILE, WATCH, score_curves, scored, training_of
 from instaflow.evaluation.watch_page import write_watch_page
 from instaflow.evaluation.wording import duration, named, number, percent, steps
 from instaflow.interruption import Stop
 from instaflow.models.device import device, set_up_cpu
-from instaflow.rundir import StageFolder, append_stats, locked, read_json, read_stats, stage_folders
+from instaflow.rundir import StageFolder, append_stats, locked, read_json, stage_folders
 from instaflow.sections import EvaluatedModel
 from instaflow.stages import NetworkStage
 from instaflow.world import as_any_sees, as_the_leader_sees, hardware, numbers_of_the_leader, world
@@ -234,10 +234,13 @@ class Watch:
 
     def scored(self, course: Course) -> set[int]:
         """The samples at which all rows of a course were scored."""
-        lines = read_stats(self.folder / FILE)
-        curves = [card.key() for card in course.cards]
-        found = [{line["samples_seen"] for line in lines if line.get("curve") == curve} for curve in curves]
+        found = [{*scored(self.stage.folder, card.key(), self.beside)} for card in course.cards]
         return set.intersection(*found) if found else set()
+
+    @property
+    def beside(self) -> Card | None:
+        """The reference's card, once it is there."""
+        return self.reference.subject.card if self.reference else None
 
     def held(self, course: Course, samples: int) -> Path:
         return self.folder / "held" / f"{course.begun}-{course.entry.weights}" / f"{samples:012d}.safetensors"
@@ -294,8 +297,8 @@ class Watch:
             rows = [self.measure.row(Measured(subject), course.kind) for subject in subjects]
             told = {**cost, "scoring_seconds": round(time.monotonic() - began, 3), "at": now()}
             for card, row in zip(course.cards, rows, strict=True):
-                figures = {key: value for key, value in asdict(row).items() if key != "card"}
-                line = {"samples_seen": samples, **figures, **told, "curve": card.key()}
+                marks = {"curve": card.key(), "reference": self.beside and self.beside.subject()}
+                line = {"samples_seen": samples, **asdict(row), **told, **marks}
                 append_stats(self.folder / FILE, plain(line))
                 seen = f"{row.label} at {samples:,} of {course.total:,} samples, {steps(row.num_steps)}"
                 say(f"{self.stage.name}: {seen}: {in_words(row)}; {after(told)}".replace("\N{NO-BREAK SPACE}", " "))
@@ -308,7 +311,7 @@ class Watch:
         """Write the page anew."""
         said, curves, rows = [], [], [*self.compared]
         for course in self.courses:
-            own = score_curves(self.stage.folder, [card.key() for card in course.cards])
+            own = score_curves(self.stage.folder, [card.key() for card in course.cards], self.beside)
             said += [] if own else [f"{named(course.name)} has no score yet."]
             for curve in own:
                 row, seen = curve.rows[-1], curve.samples_seen[-1]

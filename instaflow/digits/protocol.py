@@ -46,7 +46,7 @@ class DigitsProtocol:
         self.reader = DigitReader()
         self.reader_accuracy: float | None = self.reader.accuracy
         self.real_images = real_images(self.side)
-        digits = len(self.real_images) * self.side**2
+        self.num_real = digits = len(self.real_images) * self.side**2
         digest = hashlib.sha256(self.real_images.numpy().tobytes()).hexdigest()[:16]
         self.reference_in_words = f"{digits:,} digits of scikit-learn's copy of the UCI set, SHA-256 {digest}"
 

@@ -12,6 +12,11 @@ SUBJECT = ("model", "model_content", "weights", "num_steps", "guidance_scale", "
 """What a comparison compares."""
 CIRCUMSTANCES = ("batch_size", "processes", "hardware", "versions")
 """What should make no difference, and is told for the case that it does."""
+ASIDE = ("model", "kernel", "perceptual", "diversity", "straightness", *CIRCUMSTANCES)
+"""What images do not depend on: by what they are compared once they are there, and how their model is called."""
+SINCE = ("kernel",)
+"""What earlier versions measured in the one way there was, which their cards do not tell: a card without it says
+nothing against another."""
 
 OF_LOOKS = ("perceptual", "diversity")
 """What the figures of a perceptual network alone depend on."""
@@ -38,9 +43,11 @@ class Card:
     image_encoding: str  # how an image's values are rounded before it is judged
     features: str  # the extractor, with the hash of its weights
     reference: str  # the real images, with their number and hash
+    kernel: str = ""  # of how many subsets, and how large ones, the kernel distance is the mean
     judge: str = ""  # what reads the images: "SVC ..." or a CLIP with its hash
     perceptual: str = ""  # by what network gap and diversity are measured, with the hash of its weights
     diversity: str = ""  # of how many images of how many prompts
+    straightness: str = ""  # of how many paths in how many steps, of a row that has it
 
     batch_size: int
     processes: int
@@ -50,15 +57,21 @@ class Card:
     def key(self) -> str:
         """A name for what is observed under this card, the same for the same subject and protocol.
 
-        Without the perceptual network, which compares images that are there: those stay what they are.
+        Without what compares images that are there, such as a perceptual network: those stay what they are.
         """
-        aside = ("model", *OF_LOOKS, *CIRCUMSTANCES)
-        told = {name: value for name, value in asdict(self).items() if name not in aside}
+        told = {name: value for name, value in asdict(self).items() if name not in ASIDE}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
+    def subject(self) -> dict[str, Any]:
+        """What was sampled, and how."""
+        return {name: getattr(self, name) for name in SUBJECT}
 
-PROTOCOL = tuple(entry.name for entry in fields(Card) if entry.name not in (*SUBJECT, *CIRCUMSTANCES))
-"""What must be the same for two figures to be compared."""
+    def circumstances(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in CIRCUMSTANCES}
+
+
+PROTOCOL = tuple(entry.name for entry in fields(Card) if entry.name not in (*SUBJECT, *CIRCUMSTANCES, "straightness"))
+"""What must be the same for two rows to be compared; where straightness differs, it alone is left out."""
 
 
 def prompts_hash(prompts: Sequence[str]) -> str:
@@ -72,10 +85,11 @@ def difference(
 ) -> tuple[str, Any, Any] | None:
     """The first entry of the protocol in which two cards differ, with both values; None if their figures compare.
 
-    What a card lacks, one of an earlier version, was not measured: its entry would be empty. but: entries that may
-    differ, where the figures that depend on them are left out.
+    What a card lacks, one of an earlier version, was not measured: its entry would be empty; but for what is SINCE.
+    but: entries that may differ, where the figures that depend on them are left out.
     """
-    entries = ((name, card.get(name, ""), other.get(name, "")) for name in PROTOCOL if name not in but)
+    asked = [name for name in PROTOCOL if name not in SINCE or (card.get(name) and other.get(name))]
+    entries = ((name, card.get(name, ""), other.get(name, "")) for name in asked if name not in but)
     return next((entry for entry in entries if entry[1] != entry[2]), None)
 
 

@@ -32,7 +32,7 @@ class ImageProtocol:
     ) -> None:
         self.preset, self.real, self.extractor, self.clip, self.prefix = preset, real, extractor, clip, prefix
         self.prompts, self.batch_size = list(prompts), batch_size
-        self.unseen = np.zeros(len(prompts), bool)
+        self.unseen, self.num_real = np.zeros(len(prompts), bool), len(real)
         self.features_in_words = str(extractor)
         before = f", each caption after {prefix!r}" if prefix else ""
         score = "CLIP score, the mean cosine of image and caption"

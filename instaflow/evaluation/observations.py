@@ -14,14 +14,16 @@ from instaflow.files import opened, remove_leftovers, sealed, write_file, write_
 
 Observed = Mapping[str, np.ndarray]
 """Arrays by name, an entry a sample."""
+MADE = "made"
+"""The entry of a batch's metadata: its circumstances, as JSON."""
 
 
 @dataclass(frozen=True)
 class Observations:
     """FOLDER/card.json says of what, FOLDER/000000-000250.observed holds a batch of samples, and so on.
 
-    A batch is a file, whole or absent: its checksum, and after it a safetensors. It does not depend on who makes it:
-    samples follow from their index.
+    A batch is a file, whole or absent: its checksum, and after it a safetensors, in whose metadata stands in which
+    circumstances it was made. Its samples do not depend on them: they follow from their index.
     """
 
     folder: Path
@@ -53,10 +55,35 @@ class Observations:
         """The batches of one of `size` processes that are not here yet, or are damaged."""
         return [batch for batch in self.batches[rank::size] if not self._is_sound(batch)]
 
-    def write(self, batch: slice, observed: Observed) -> None:
-        """Keep a batch: arrays whose first axis is the batch's samples, or fewer where not all are kept."""
-        content = save({name: np.ascontiguousarray(values) for name, values in observed.items()})
-        write_file(self._file(batch), sealed(content))
+    def write(self, batch: slice, observed: Observed, made: Mapping[str, object] | None = None) -> None:
+        """Keep a batch: arrays whose first axis is the batch's samples, or fewer where not all are kept.
+
+        made: in which circumstances.
+        """
+        arrays = {name: np.ascontiguousarray(values) for name, values in observed.items()}
+        write_file(self._file(batch), sealed(save(arrays, {MADE: json.dumps(made)} if made else None)))
+
+    def circumstances(self) -> list[dict[str, Any]]:
+        """In which ones the batches were made that are here, each once.
+
+        Earlier versions told those of the first batch alone, on the card: they go for all that tell none.
+        """
+        found: list[dict[str, Any]] = []
+        for batch in self.batches:
+            content = opened(self._file(batch).read_bytes()) if self._file(batch).is_file() else None
+            if content is None:
+                continue
+            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+            told = header.get("__metadata__", {}).get(MADE)
+            made = json.loads(told) if told else self.card()
+            found += [made] if made not in found else []
+        return found
+
+    def remove_others(self) -> None:
+        """Remove the batches of another size, which nobody may want any more."""
+        own = {self._file(batch) for batch in self.batches}
+        for file in {*self.folder.glob("*.observed")} - own:
+            file.unlink(missing_ok=True)
 
     def read(self, batch: slice) -> dict[str, np.ndarray]:
         """A batch that is here, its checksum looked at. Raises DataError for one that is damaged."""

@@ -317,7 +317,10 @@ def scores(report: Report, colours: Colours) -> str:
         "images. Dashed, to compare with: the reference, and what a finished training came to."
     )
     labels = [curve.label for curve in report.scores]
-    return f'{legend(labels, colours)}<div class="two">{panels}</div><p class="small soft">{caption}</p>'
+    rows = [row for curve in report.scores for row in curve.rows]
+    cards = folded("The cards of these scores", card_table(rows)) if any(row.card for row in rows) else ""
+    drawn_with = f'{legend(labels, colours)}<div class="two">{panels}</div><p class="small soft">{caption}</p>'
+    return drawn_with + cards
 
 
 def score_rules(report: Report) -> list[tuple[str, Row]]:

@@ -128,12 +128,12 @@ def neighbour_grid(neighbours: Neighbours) -> str:
 
 
 def card_table(rows: Sequence[Row]) -> str:
-    """What each row was, from its protocol card: its model's content, sampler and precision."""
+    """What each row was, from its protocol card: its model's content, how it was sampled, and on what."""
     lines = []
     for row in rows:
         card = row.card
         told = [
-            str(card.get("model_content", "–"))[:16],
+            " ".join(word[:16] for word in str(card.get("model_content", "–")).split()),
             row.weights,
             str(row.num_steps),
             "–" if row.guidance_scale is None else f"{row.guidance_scale:g}",
@@ -144,7 +144,22 @@ def card_table(rows: Sequence[Row]) -> str:
         lines.append(f"<tr><td>{escape(row.label)}</td>{cells}</tr>")
     heads = ("Content", "Weights", "Steps", "Guidance", "Scheduler", "Precision")
     head = "".join(f'<th scope="col">{title}</th>' for title in ("Model", *heads))
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    table = f'<table class="many"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+    return f'<div class="scroll">{table}</div>{circumstances_list(rows)}'
+
+
+def circumstances_list(rows: Sequence[Row]) -> str:
+    """In which circumstances the rows were made, each once, with whose they are where they differ."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        card, told = row.card, []
+        if "hardware" in card:
+            told += [card["hardware"], f"batches of {card['batch_size']}", f"processes: {card['processes']}"]
+        told.append(", ".join(f"{name} {version}" for name, version in card.get("versions", {}).items()))
+        found.setdefault("; ".join(filter(None, told)), []).append(f"{row.label}, {steps(row.num_steps)}")
+    whose = {text: "Made on" if len(found) == 1 else "; ".join(dict.fromkeys(names)) for text, names in found.items()}
+    entries = [(whose[text], text) for text in found if text]
+    return pairs_list(entries) if entries else ""
 
 
 def folded(title: str, inside: str) -> str:

@@ -3,8 +3,9 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from instaflow.evaluation.card import Card
 from instaflow.evaluation.report import Row, ScoreCurve
@@ -30,14 +31,31 @@ def curve_of(run: Path, card: Card) -> str | None:
     return None if training is None else dataclasses.replace(card, model_content=training).key()
 
 
-def score_curves(report: Path, curves: Iterable[str | None]) -> list[ScoreCurve]:
-    """Those of the wanted curves that have scores, from the folder of an evaluate stage."""
-    lines = read_stats(report / WATCH / FILE)
-    names = [field.name for field in dataclasses.fields(Row)]
-    found = []
-    for curve in curves:
-        own = {line["samples_seen"]: line for line in lines if curve and line.get("curve") == curve}
-        if own:
-            rows = [Row(**{name: own[seen][name] for name in names if name in own[seen]}) for seen in sorted(own)]
-            found.append(ScoreCurve(samples_seen=sorted(own), rows=rows))
-    return found
+def scored(report: Path, curve: str | None, reference: Card | None) -> dict[int, Row]:
+    """A curve's rows by the samples seen, from the folder of an evaluate stage.
+
+    reference: of the row that the distances to the teacher are to be to. What was scored beside another one belongs to
+    another curve; of what was scored before there was one, by a version that did not tell it, or while it is not known
+    here (None), those distances are left out.
+    """
+    names, found = [field.name for field in dataclasses.fields(Row)], {}
+    wanted = reference and same(reference.subject())
+    for line in read_stats(report / WATCH / FILE):
+        own = line.get("reference") and same(line["reference"])
+        if curve and line.get("curve") == curve and (own == wanted or not own or not wanted):
+            row = Row(**{name: line[name] for name in names if name in line})
+            if own != wanted or not own:
+                row = dataclasses.replace(row, frechet_distance_teacher=None)
+            found[line["samples_seen"]] = row
+    return {seen: found[seen] for seen in sorted(found)}
+
+
+def same(subject: Mapping[str, Any]) -> dict[str, Any]:
+    """What was sampled, however it is called."""
+    return {name: value for name, value in subject.items() if name != "model"}
+
+
+def score_curves(report: Path, curves: Iterable[str | None], reference: Card | None) -> list[ScoreCurve]:
+    """Those of the wanted curves that have scores: see `scored`."""
+    found = [scored(report, curve, reference) for curve in curves]
+    return [ScoreCurve(samples_seen=[*rows], rows=[*rows.values()]) for rows in found if rows]

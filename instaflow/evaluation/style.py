@@ -35,6 +35,7 @@ h3 { font-size: 1rem; margin: 0 0 4px; }
 section > h3 { margin: 24px 0 8px; }
 p { margin: 0 0 12px; max-width: 70ch; }
 b { font-weight: 600; }
+p, li, figcaption, .cards > div { overflow-wrap: anywhere; }
 .soft, figcaption, .protocol dt { color: var(--soft); }
 .small, figcaption { font-size: 0.86rem; line-height: 1.45; }
 figcaption { margin-top: 6px; max-width: 70ch; }
@@ -139,13 +140,14 @@ details h3 { margin: 18px 0 6px; }
   .two, .three { grid-template-columns: minmax(0, 1fr); }
   .panel { padding: 12px; }
   svg text { font-size: 14px; } text.tick { font-size: 13px; } text.note { font-size: 13px; }
-  .cards { grid-template-columns: 1fr 1fr; }
+  .cards { grid-template-columns: 1fr 1fr; } .cards .value { font-size: 1.35rem; }
   .gallery { grid-template-columns: repeat(var(--n), minmax(0, 1fr)); gap: 3px; }
   .gallery .name { grid-column: 1 / -1; margin-top: 8px; } .gallery .corner, .gallery .gap { display: none; }
   .gallery .head { text-align: center; padding: 0; } .gallery .text { display: none;
   } .gallery .number { display: inline; }
   ol.prompts { display: block; font-size: 0.86rem; color: var(--soft); margin: 12px 0 0; padding-left: 22px; }
   td:first-child, th:first-child { position: sticky; left: 0; background: var(--panel); }
+  td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 112px; max-width: 40vw; }
   th, td { padding: 5px 9px; }
   .stage { grid-template-columns: 1fr auto; } .stage .what { grid-row: 2; grid-column: 1 / -1; }
   .story > li { grid-template-columns: 28px 1fr; }

@@ -8,6 +8,7 @@ import pytest
 from instaflow.errors import ConfigError, DataError
 from instaflow.evaluation.card import OF_LOOKS, Card, check_alike, difference, prompts_hash
 from instaflow.evaluation.observations import Observations
+from pipelines.observing import together
 
 BATCHES = [slice(0, 4), slice(4, 8), slice(8, 10)]
 CARD = {
@@ -76,17 +77,57 @@ def test_other_batches_do_not_mix(kept):
     assert other.missing() == [slice(0, 5), slice(5, 10)]
 
 
+def test_every_batch_tells_in_which_circumstances_it_was_made(kept):
+    one, other = (
+        {"hardware": name, "versions": {"torch": version}} for name, version in (("A100", "3"), ("H100", "4"))
+    )
+    for batch, made in zip(BATCHES, (one, other, one), strict=True):
+        kept.write(batch, seen(batch), made)
+    assert kept.circumstances() == [one, other]
+    found = together(kept.circumstances())
+    assert found == {"hardware": "A100 and H100", "versions": {"torch": "3 and 4"}}
+    assert together([one, one]) == one and together([{}]) == {}
+    next(kept.folder.glob("000004*")).write_bytes(b"torn")
+    assert kept.circumstances() == [one]
+
+
+def test_a_batch_that_tells_no_circumstances_has_those_of_the_folder_s_card(tmp_path):
+    earlier = Observations(tmp_path, 10, 4)
+    earlier.begin({"hardware": "A100", "processes": 2})
+    earlier.write(BATCHES[0], seen(BATCHES[0]))
+    earlier.write(BATCHES[1], seen(BATCHES[1]), {"hardware": "H100", "processes": 2})
+    assert together(earlier.circumstances()) == {"hardware": "A100 and H100", "processes": 2}
+
+
+def test_batches_of_another_size_are_removed_and_no_others(kept):
+    for batch in BATCHES:
+        kept.write(batch, seen(batch))
+    (kept.folder / ".000000-000004.observed.tmp-elsewhere-1-1").write_bytes(b"being written")
+    kept.remove_others()
+    assert kept.missing() == []
+    other = Observations(kept.folder, 10, 8)
+    other.write(slice(0, 8), seen(slice(0, 8)))
+    other.remove_others()
+    left = {file.name for file in kept.folder.iterdir()}
+    own = {"000000-000008.observed", "000008-000010.observed"}  # the last one is the same in both
+    assert left == own | {"card.json", ".000000-000004.observed.tmp-elsewhere-1-1"}
+
+
 def test_a_key_tells_subjects_and_protocols_apart_and_no_circumstances():
     card = Card(**CARD)
     keys = {Card(**{**CARD, name: "other"}).key() for name in CARD}
     same = {Card(**{**CARD, name: "other"}).key() for name in ("model", "batch_size", "processes", "hardware")}
     same |= {Card(**CARD, versions={"torch": "3"}).key(), Card(**CARD, perceptual="other", diversity="other").key()}
+    same |= {Card(**CARD, kernel="other", straightness="other").key()}
     assert same == {card.key()} and len(keys) == len(CARD) - 3
 
 
 def test_cards_compare_where_their_protocols_are_the_same():
     assert difference(CARD, {**CARD, "model": "other", "num_steps": 4, "hardware": "other"}) is None
     assert difference(CARD, {**CARD, "perceptual": ""}) is None  # which an earlier version's cards lack
+    assert difference(CARD, {**CARD, "kernel": "9 subsets"}) is None  # measured before it was told, in one way
+    assert difference({**CARD, "kernel": "9 subsets"}, {**CARD, "kernel": "8 subsets"})[0] == "kernel"
+    assert difference({**CARD, "straightness": "9 paths"}, {**CARD, "straightness": "8 paths"}) is None
     for name in ("num_samples", "seed", "features", "reference", "dtype", "judge", "perceptual", "diversity"):
         assert difference(CARD, {**CARD, name: "other"}) == (name, CARD.get(name, ""), "other")
         assert difference(CARD, {**CARD, name: "other"}, but=(name,)) is None

@@ -156,7 +156,7 @@ def test_raw_rows_are_called_so_wherever_they_stand(place):
     raw = replace(ROWS[5], weights="raw", frechet_distance_real=0.219)
     report = replace(full_report(), rows=[*ROWS[:place], raw, *ROWS[place:]])
     content = page(report)
-    table = content[: content.index("The protocol card")]
+    table = content[: content.index("The cards of these scores")]
     cells = re.findall(r"<tr[^>]*><td>(?:<svg.*?</svg>)?([^<]*)</td>", table)
     assert cells.count("student (raw)") == 1 and cells.count("student") == 1
     assert "student (raw), 1 step: 0.219" in content
@@ -274,7 +274,7 @@ def test_strips_neighbours_and_the_protocol_card_are_on_the_page():
         reader.text.replace("student  lie", "student lie").split()
     )
     assert "The protocol card" in reader.text and "2,000 prompts, SHA-256 76543210" in reader.text
-    assert reader.text.count("0123456789abcdef ") == len(ROWS)
+    assert reader.text.count("0123456789abcdef ") == len(ROWS) + len(full_report().scores[0].rows)
 
 
 @pytest.mark.parametrize(

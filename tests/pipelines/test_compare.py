@@ -149,6 +149,14 @@ def test_networks_that_each_seed_trains_to_measure_by_may_differ(runs):
     compare(runs, by="real", output=None)
 
 
+def test_what_an_earlier_version_s_card_lacks_says_nothing_against_it(runs):
+    rows = report_of(runs[1])["rows"]
+    for run, kernel in zip(runs[1:], ("10 subsets", "9 subsets"), strict=True):
+        change_report(run, rows=[{**row, "card": {**row["card"], "kernel": kernel}} for row in rows])
+    assert "'card.kernel' is " in refused(*runs)[0]
+    compare(runs[:2], by="real", output=None)
+
+
 def test_other_hardware_is_said_and_not_refused(runs):
     change_report(
         runs[1], hardware="a toaster", protocol={**report_of(runs[1])["protocol"], "timing": "batches of 100"}

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from instaflow import __version__
 from instaflow.config import load_experiment
 from instaflow.digits.protocol import DigitsProtocol
 from instaflow.errors import ConfigError, DataError, InstaFlowError, Interrupted
@@ -21,10 +22,11 @@ from instaflow.evaluation.precision_recall import precision_recall
 from instaflow.evaluation.presets import PRESETS
 from instaflow.interruption import Stop
 from instaflow.models.settings import ModelSettings
-from instaflow.rundir import stage_folders
+from instaflow.rundir import locked, stage_folders
 from instaflow.training.perceptual import load_network, save_network, small_layers, write_tiny_network
 from instaflow.weights import WEIGHTS
-from pipelines import showing
+from instaflow.world import hardware
+from pipelines import evaluate, showing
 from pipelines.evaluate import reference_of, subjects_of, told_apart
 from pipelines.experiment import check_files, look_at_measures, run_all
 from pipelines.judging import look_at_models
@@ -83,9 +85,9 @@ def drawn(monkeypatch) -> list[slice]:
     batches: list[slice] = []
     write = Observations.write
 
-    def noted(self, batch, observed):
+    def noted(self, batch, observed, made):
         batches.append(batch)
-        write(self, batch, observed)
+        write(self, batch, observed, made)
 
     monkeypatch.setattr(Observations, "write", noted)
     return batches
@@ -101,6 +103,10 @@ def test_a_row_carries_its_card(done):
     for row in found:
         assert row["card"]["num_samples"] == 70 and row["card"]["prompts"].startswith("70 prompts, SHA-256")
         assert row["card"]["model_content"] and row["card"]["versions"]["torch"]
+        assert row["card"]["versions"]["InstaFlow"] == __version__
+        assert row["card"]["kernel"] == "10 subsets of 70 samples"
+    straight = "20 noises, 3 Euler steps of the guided velocity (few: S(Z) wants 100 or more)"
+    assert [row["card"]["straightness"] for row in found] == [straight, "", ""]
     assert len({row["card"]["model_content"] for row in found}) == 2
 
 
@@ -259,14 +265,40 @@ def test_what_is_no_earlier_report_is_refused_and_nothing_is_to_be_deleted(confi
     assert code == 1 and "report  failed" in "\n".join(lines) and said in lines[-1]
 
 
-def test_what_an_earlier_command_drew_keeps_its_circumstances(config, done, tmp_path):
+def test_a_row_tells_all_circumstances_that_its_images_were_made_in(config, tmp_path, monkeypatch):
     run = tmp_path / "run"
-    shutil.copytree(done, run)
-    for file in (run / "report" / "observed").glob("*/card.json"):
-        file.write_text(json.dumps({**json.loads(file.read_text()), "hardware": "elsewhere"}))
-    run_all(load_experiment(config, ["stages.report.models.1.num_steps=[1, 2]"], run=str(run)), Stop())
+    small = ["stages.report.num_samples=20", "stages.report.batch_size=8", "stages.report.straightness_samples=4"]
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(evaluate, "hardware", lambda: "elsewhere")
+        patch.setattr(evaluate, "versions", lambda: {"torch": "1.0"})
+        run_all(load_experiment(config, small, run=str(run)), StopAt(5))
+    run_all(load_experiment(config, small, run=str(run)), Stop())
+    found = [row["card"] for row in json.loads((run / "report" / "report.json").read_text())["rows"]]
+    here = hardware()
+    assert [card["hardware"] for card in found] == [f"elsewhere and {here}", f"elsewhere and {here}", here]
+    torch_here = evaluate.versions()["torch"]
+    assert [card["versions"]["torch"] for card in found] == [*[f"1.0 and {torch_here}"] * 2, torch_here]
+    assert found[0]["versions"]["numpy"] == evaluate.versions()["numpy"]
+    page = (run / "report" / "report.html").read_text()
+    assert f"<dd>elsewhere and {here}; batches of 8; processes: 1; torch 1.0 and {torch_here}" in page
+
+
+def test_batches_of_another_size_are_removed_but_not_while_a_watch_goes_on(config, tmp_path):
+    run, small = tmp_path / "run", ["stages.report.num_samples=20", "stages.report.straightness_samples=4"]
+    place = run / "report" / "observed"
+
+    def sizes() -> set[str]:
+        return {file.name for file in place.glob("*-20/*.observed")}
+
+    run_all(load_experiment(config, [*small, "stages.report.batch_size=8"], run=str(run)), Stop())
+    assert sizes() == {"000000-000008.observed", "000008-000016.observed", "000016-000020.observed"}
+    with locked(run / "report" / "watch"):
+        run_all(load_experiment(config, [*small, "stages.report.batch_size=20"], run=str(run)), Stop())
+    assert len(sizes()) == 4
+    run_all(load_experiment(config, [*small, "stages.report.batch_size=10"], run=str(run)), Stop())
+    assert sizes() == {"000000-000010.observed", "000010-000020.observed"}
     found = json.loads((run / "report" / "report.json").read_text())["rows"]
-    assert [row["card"]["hardware"] == "elsewhere" for row in found] == [True, True, True, False]
+    assert [row["card"]["batch_size"] for row in found] == [10, 10, 10]
 
 
 @pytest.mark.parametrize("at_a_time", [1, 50, 2**26])

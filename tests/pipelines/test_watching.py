@@ -15,9 +15,11 @@ from instaflow.evaluation.observations import Observations
 from instaflow.files import write_json
 from instaflow.interruption import Stop
 from instaflow.rundir import StageFolder, locked, stage_folders
+from instaflow.world import hardware
 from pipelines import watching
 from pipelines.experiment import run_all, run_one
 from pipelines.trainings import checkpoints_of, cost_at, hold, model_at
+from tests.browser import chromium, faults_of, needs_chromium
 from tests.models.made import load, write_edm, write_flow, write_model
 from tests.pipelines.runs import instaflow, start, together
 from tests.training.made import StopAt
@@ -134,9 +136,9 @@ def drawn(monkeypatch) -> list[Path]:
     batches: list[Path] = []
     write = Observations.write
 
-    def noted(self, batch, observed):
+    def noted(self, batch, observed, made):
         batches.append(self._file(batch))
-        write(self, batch, observed)
+        write(self, batch, observed, made)
 
     monkeypatch.setattr(Observations, "write", noted)
     return batches
@@ -169,8 +171,14 @@ def test_what_a_checkpoint_cost(others):
     assert cost_at(stage, 16) == {"updates": 4, "training_seconds": seconds["1-step", 8]}
 
 
-def test_every_checkpoint_is_scored_once_and_as_the_report_does(config, trained, tmp_path, monkeypatch, capsys):
-    run, batches = copied(trained, tmp_path), drawn(monkeypatch)
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """Where a run lies that was watched and then measured, once the first of two tests is done."""
+    return tmp_path_factory.mktemp("whole")
+
+
+def test_every_checkpoint_is_scored_once_and_as_the_report_does(config, trained, place, monkeypatch, capsys):
+    run, batches = copied(trained, place), drawn(monkeypatch)
     before = tree(run / "2rf")
     watch(config, run)
     assert tree(run / "2rf") == before
@@ -180,6 +188,10 @@ def test_every_checkpoint_is_scored_once_and_as_the_report_does(config, trained,
     first = scores(run)[0]
     assert (first["model"], first["samples_seen"], first["updates"]) == ("2rf", 16, 4)  # the newest goes first
     assert first["training_seconds"] > 0
+    card, reference = first["card"], first["reference"]
+    assert card["model_content"].endswith(" at 16") and card["protocol"] == "digits" and card["straightness"] == ""
+    assert (card["batch_size"], card["processes"], card["hardware"]) == (10, 1, hardware())
+    assert card["versions"]["torch"] and (reference["num_steps"], reference["guidance_scale"]) == (3, 7.5)
     assert len(batches) == BATCHES + 2
     assert {path.name for path in (run / "report").iterdir()} == {"observed", "watch"}
     left = {path.suffix for path in (run / "report" / "watch").rglob("*.*")}
@@ -197,6 +209,31 @@ def test_every_checkpoint_is_scored_once_and_as_the_report_does(config, trained,
     assert not [path for path in batches if path.parent.name == teacher_of(run)]  # the reference was there
     assert [curve["samples_seen"] for curve in report["scores"]] == [SAMPLES] * 2
     assert "Score over training" in (run / "report" / "report.html").read_text()
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("name", ["watch/watch.html", "report.html"])
+def test_the_pages_of_a_real_run_read_well_and_ask_for_nothing(config, trained, place, name, width):
+    if not (place / "run" / "report" / "report.html").exists():  # this test runs by itself
+        watch(config, copied(trained, place))
+        run_all(load_experiment(config, run=str(place / "run")), Stop())
+    with chromium() as browser:
+        assert faults_of(browser, place / "run" / "report" / name, width=width) == []
+
+
+def test_another_reference_begins_another_curve(config, trained, tmp_path):
+    run, one = copied(trained, tmp_path), ["stages.report.models.1.num_steps=[1]"]
+    for samples in SAMPLES[:3]:
+        shutil.rmtree(run / "2rf" / "checkpoints" / f"{samples:012d}")
+    watch(config, run, *one)
+    other = [*one, "stages.report.models.0.num_steps=[3, 4]", "stages.report.reference.num_steps=4"]
+    watch(config, run, *other)
+    assert [(line["samples_seen"], line["reference"]["num_steps"]) for line in scores(run)] == [(16, 3), (16, 4)]
+    to_teacher = [line["frechet_distance_teacher"] for line in scores(run)]
+    run_all(load_experiment(config, other, run=str(run)), Stop())
+    [curve] = json.loads((run / "report" / "report.json").read_text())["scores"]
+    assert [row["frechet_distance_teacher"] for row in curve["rows"]] == to_teacher[1:] != to_teacher[:1]
 
 
 def teacher_of(run: Path) -> str:
