@@ -13,8 +13,9 @@ TOLD = 40
 def damage_of(file: Path) -> str:
     """What is wrong with a .safetensors file or one of torch's, in words that follow "it"; empty where all seems well.
 
-    A cut, an empty or a lengthened file is found, and one of another kind, such as a proxy's page under this name.
-    Bytes that were exchanged, and what torch wrote before it wrote zips, only a hash would tell. Raises OSError.
+    A cut or an empty file is found, a lengthened .safetensors, and one of another kind, such as a proxy's page under
+    this name. Bytes that were exchanged, and what torch wrote before it wrote zips, only a hash would tell.
+    Raises OSError.
     """
     with open(file, "rb") as opened:
         start = opened.read(512)
@@ -63,6 +64,6 @@ def damage_of_zip(file: Path, start: bytes) -> str:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
             archive.open(names[0]).close()  # is it where the table says
-    except (zipfile.BadZipFile, ValueError, OSError, IndexError, NotImplementedError):
+    except (zipfile.BadZipFile, ValueError, OSError, IndexError, RuntimeError):
         return f"is cut off after {file.stat().st_size:,} bytes, or has lost some"
     return "" if any(name.endswith("data.pkl") for name in names) else "is a zip, and none of torch's"

@@ -152,7 +152,7 @@ def fingerprint_of(folder: Path) -> str:
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder)
         if file.is_file() and not any(part.startswith(".") for part in name.parts):
-            digest.update(f"{name.as_posix()}\0{sha256_of(file)}\n".encode())
+            digest.update(f"{name.as_posix()}\0{sha256_of(file)}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
@@ -162,7 +162,8 @@ def listing_hash(folder: Path) -> str:
     for file in sorted(folder.rglob("*")):
         if file.is_file():
             status = file.stat()
-            digest.update(f"{file.relative_to(folder).as_posix()}\0{status.st_size} {status.st_mtime_ns}\n".encode())
+            told = f"{file.relative_to(folder).as_posix()}\0{status.st_size} {status.st_mtime_ns}\n"
+            digest.update(told.encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

@@ -177,11 +177,13 @@ def pixels_of(content: bytes, size: tuple[int, int]) -> "np.ndarray":
 
     Raises ValueError if it can't be read.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(content), formats=["JPEG", "PNG", "WEBP"]) as image:
             return fitted_pixels(image, size)
+    except UnidentifiedImageError as error:  # it would name the bytes' place in memory
+        raise ValueError("it holds an image that cannot be read: it is no JPEG, PNG or WebP") from error
     except (OSError, SyntaxError, ArithmeticError, Image.DecompressionBombError) as error:  # each reader has its own
         raise ValueError(f"it holds an image that cannot be read: {error}") from error
 

@@ -25,8 +25,8 @@ class Stop:
 
 
 @contextmanager
-def listening() -> Iterator[Stop]:
-    """A Stop that hears SIGINT, SIGTERM and SIGUSR1 while the block runs."""
+def listening(*more: signal.Signals) -> Iterator[Stop]:
+    """A Stop that hears SIGINT, SIGTERM, SIGUSR1 and what is named while the block runs, unless it is ignored."""
     stop = Stop()
     heard: set[int] = set()
 
@@ -36,7 +36,8 @@ def listening() -> Iterator[Stop]:
         heard.add(number)
         stop.signal = stop.signal or signal.Signals(number).name
 
-    before = {number: signal.signal(number, hear) for number in SIGNALS}
+    named = [number for number in more if signal.getsignal(number) != signal.SIG_IGN]  # as nohup has SIGHUP
+    before = {number: signal.signal(number, hear) for number in (*SIGNALS, *named)}
     try:
         yield stop
     finally:

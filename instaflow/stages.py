@@ -420,7 +420,7 @@ class EvaluateStage(Stage):
     protocol: DigitsForm | ImageForm
     """What the models are asked for, and by what their images are judged."""
     captions: str | None = None
-    """Of a protocol of captions: COCO's JSON, or any file of prompts, of which the first are taken."""
+    """Of a protocol of captions: COCO's JSON, or a text file of a prompt a line, of which the first are taken."""
     captions_seed: NonNegativeInt = 0
     """Of coco2014-30k, where captions are COCO's JSON: which of them."""
     real: str | None = None

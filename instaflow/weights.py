@@ -190,12 +190,13 @@ def hash_of(path: Path) -> str:
     status = path.stat()
     state = [status.st_size, status.st_mtime_ns]
     try:
-        known: dict[str, list[Any]] = json.loads(memory.read_text(encoding="utf-8"))
+        known = json.loads(memory.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         known = {}
-    key = str(path.absolute())
-    if key in known and known[key][:2] == state:
-        return str(known[key][2])
+    known = known if isinstance(known, dict) else {}
+    match known.get(key := str(path.absolute())):
+        case [size, at, str(digest)] if [size, at] == state:
+            return digest
     digest = sha256_of(path)
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)

@@ -225,5 +225,5 @@ def command(job: Job, folder: Path, count: int = 1) -> list[str]:
         instaflow = [str(program)] if program.is_file() else [python, "-m", "cli"]
     if count > 1:
         launcher = [python, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-        instaflow = [*launcher, "-m", "cli"]
+        instaflow = [*launcher, "--no-python", *instaflow]  # by -m a cli.py of the current folder would come first
     return [*instaflow, job.stage.stage.kind, str(folder / "experiment.yaml"), "--stage", job.stage.name]

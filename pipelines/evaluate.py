@@ -4,12 +4,13 @@ import hashlib
 import json
 import platform
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -71,7 +72,7 @@ class Measure:
 
     def row(self, m: Measured, kind: str) -> Row:
         """All figures of what was sampled, but for straightness, which is its paths'."""
-        observed = m.observed()
+        observed, card = m.observed(), m.subject.told_card()
         features = features_of(observed)
         of_row = Gaussian.of(features)
         manifolds = precision_recall(features, self.real, device=device())
@@ -94,9 +95,9 @@ class Measure:
             pixel_gap=float(m.pixel_gaps.mean()) if len(m.pixel_gaps) else None,
             perceptual_gap=None if m.gaps is None else float(m.gaps.mean()),
             diversity=None if m.own is None else float(m.own.mean()),
-            seconds_per_image=float(np.median(observed["seconds"])),
+            seconds_per_image=float(np.median(observed["seconds"])) if timed_here(m.subject, card) else None,
             swept=m.subject.swept,
-            card=m.subject.told_card(),
+            card=card,
         )
 
 
@@ -134,7 +135,8 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
         row, found = measure.row(m, kinds[m.subject.entry.model]), straight.get(m.label)
         stage.log(model=m.label, num_steps=row.num_steps, seconds_per_image=row.seconds_per_image)
         if found:
-            row = replace(row, straightness=found.value, straightness_relative=found.relative)
+            card = {**row.card, "straightness": straightness_in_words(stage)}
+            row = replace(row, straightness=found.value, straightness_relative=found.relative, card=card)
         rows.append(row)
 
     rows += earlier
@@ -353,7 +355,7 @@ def rows_beside(stage: StageFolder, subject: Subject) -> list[Row]:
                 row = replace(row, diversity=None, card={**other, **dict.fromkeys(OF_LOOKS, "")})
             if report.protocol.straightness != straightness_in_words(stage):
                 row = replace(row, straightness=None, straightness_relative=None)
-            if report.protocol.timing != timing_in_words(stage):
+            if report.protocol.timing != timing_in_words(stage) or not timed_here(subject, other):
                 row = replace(row, seconds_per_image=None)
             found.append(row)
     return found
@@ -380,6 +382,15 @@ def straightness_in_words(stage: StageFolder) -> str:
 
 def timing_in_words(stage: StageFolder) -> str:
     return f"batches of {stage.stage.batch}, text encoder and decoder included, {hardware()}"
+
+
+def timed_here(subject: Subject, card: Mapping[str, Any]) -> bool:
+    """Whether a row's images were made on this hardware, in batches of this size: else its times don't compare.
+
+    A card of an earlier version that tells neither is taken for one of here.
+    """
+    own = subject.card.circumstances()
+    return all(card.get(name, own[name]) == own[name] for name in ("hardware", "batch_size"))
 
 
 def versions() -> dict[str, str]:

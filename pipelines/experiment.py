@@ -42,11 +42,15 @@ def run_all(experiment: Experiment, stop: Stop) -> None:
 
 def tell_results(stages: dict[str, StageFolder]) -> None:
     """Where a run's reports are, and how to draw with what it made."""
-    for stage in stages.values():
-        if stage.stage.kind == "evaluate":
-            say(f"The report: {stage.folder / 'report.html'}")
+    tell_reports(stages)
     if told := how_to_sample(stages):
         say(told)
+
+
+def tell_reports(stages: dict[str, StageFolder]) -> None:
+    for stage in stages.values():
+        if stage.stage.kind == "evaluate" and stage.is_done():
+            say(f"The report: {stage.folder / 'report.html'}")
 
 
 def how_to_sample(stages: dict[str, StageFolder]) -> str | None:
@@ -89,6 +93,7 @@ def run_kind(experiment: Experiment, kind: str, stop: Stop, worker: Worker = ALO
         raise InstaFlowError("; ".join(waiting.values()), run_first(experiment, stages, next(iter(waiting))))
     for line in waiting.values():
         say(line)
+    tell_reports(mine)
 
 
 def run_one(experiment: Experiment, name: str, stop: Stop, worker: Worker = ALONE) -> None:
@@ -101,6 +106,7 @@ def run_one(experiment: Experiment, name: str, stop: Stop, worker: Worker = ALON
         message = f"Stage '{name}' builds on '{missing[0]}', which is not done"
         raise InstaFlowError(message, run_first(experiment, stages, name))
     run_stage(stage, stop)
+    tell_reports({name: stage})
 
 
 def missing_parents(experiment: Experiment, stages: dict[str, StageFolder], name: str) -> list[str]:
@@ -274,6 +280,7 @@ def run_stage(stage: StageFolder, stop: Stop) -> bool:
         say(f"{stage.name}: made anew, for {'; '.join(changes)}")
         if place.leads:
             (stage.folder / "done.json").unlink()
+            stage.forget_stats(lambda line: False)  # its seconds were those of what it was
     module = importlib.import_module(f"pipelines.{module_of(stage.stage)}")
     if place.leads:
         with locked(stage.folder, shared=isinstance(stage.stage, CoupleStage)) as is_alone:

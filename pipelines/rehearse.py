@@ -77,6 +77,9 @@ def run(experiment: Experiment, run_dir: str | None, stop: Stop) -> None:
     """Run the experiment's rehearsal; go on where it stopped. Raises what a run raises, and Interrupted."""
     folder = run_dir or f"{experiment.run.rstrip('/')}-rehearsal"
     made = rehearsal_of(experiment, Path(folder))
+    if not made.settings:
+        said = f"'{experiment.source}' has no stage to rehearse: of evaluations on real images tiny models say nothing"
+        raise ConfigError(said, "Try an evaluation with few samples: --set stages.NAME.num_samples=50")
     check_crops(experiment)
     for name, settings in experiment.stages.items():
         if isinstance(settings, TrainingStage):

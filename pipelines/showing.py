@@ -55,7 +55,7 @@ def gaps(protocol: Judging, measured: list[Measured], rows: list[Row], reference
     one_step = {
         m.label: (row.kind, m)
         for m, row in zip(measured, rows, strict=True)
-        if row.num_steps == 1 and row.kind not in ("teacher", "flow")
+        if row.num_steps == 1 and row.kind not in ("teacher", "flow") and m is not reference
     }
     if not one_step:
         return None

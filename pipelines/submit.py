@@ -57,8 +57,8 @@ def run(experiment: Experiment, profile: str | None, backend: str, *, dry_run: b
             )
             raise InstaFlowError("There is no Slurm here: no program 'sbatch'", hint)
         with alone(folder):
-            if has_slurm and (not is_here or any(folder.glob("*.sh"))):  # scripts of Slurm's
-                refuse_beside_live_jobs(folder)
+            if has_slurm:
+                refuse_beside_live_jobs(folder, jobs_of_slurm(needed=not is_here))
             refuse_beside_live_commands(jobs)
             saved = replace(experiment, cluster=Cluster(), run=str(folder.parent))
             write_file(folder / "experiment.yaml", saved.resolved())
@@ -67,7 +67,7 @@ def run(experiment: Experiment, profile: str | None, backend: str, *, dry_run: b
             if is_here:
                 again = ["instaflow", "submit", *experiment.arguments(), *(["--profile", profile] if profile else [])]
                 by_name = {path.stem: text for path, text in scripts.items()}
-                submit_here.run(jobs, by_name, [*again, "--backend", backend])
+                submit_here.run(jobs, by_name, folder, [*again, "--backend", backend])
                 tell_results(stage_folders(experiment))
                 return
             write_scripts(folder, scripts)
@@ -161,11 +161,20 @@ def submit(experiment: Experiment, jobs: dict[str, Job], folder: Path) -> None:
     print(f"To see how it goes: {shlex.join(['instaflow', 'status', experiment.run])}")
 
 
-def refuse_beside_live_jobs(folder: Path) -> None:
+def jobs_of_slurm(*, needed: bool) -> list[str]:
+    """Number, state and script of each job that waits or runs. Raises InstaFlowError if that is needed and not told."""
+    try:
+        return slurm("squeue", "--noheader", "--array", "--format=%F|%T|%o", "--sort=i").splitlines()
+    except InstaFlowError:  # its programs are here, and no cluster
+        if needed:
+            raise
+        return []
+
+
+def refuse_beside_live_jobs(folder: Path, listed: list[str]) -> None:
     """Raises InstaFlowError if jobs of this run wait or run, also such as were submitted by hand, and says which."""
     live: dict[str, list[str]] = {}
     stages: dict[str, str] = {}
-    listed = slurm("squeue", "--noheader", "--array", "--format=%F|%T|%o", "--sort=i").splitlines()
     for number, state, place in (line.strip().split("|", 2) for line in listed if line.count("|") > 1):
         path = Path(place)
         if path.suffix == ".sh" and path.parent.resolve() == folder.resolve():

@@ -144,6 +144,11 @@ def test_a_file_that_lost_a_piece_or_has_too_much_is_damaged(caches):
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("words.txt", "none")
     assert damage_of(file) == "is a zip, and none of torch's"
+    content = bytearray(file.read_bytes())
+    for start in (content.index(b"PK\x03\x04") + 6, content.index(b"PK\x01\x02") + 8):
+        content[start] |= 1  # it calls itself encrypted
+    file.write_bytes(content)
+    assert "has lost some" in damage_of(file)
 
 
 def test_what_torch_wrote_before_it_wrote_zips_is_taken(caches):
@@ -168,6 +173,17 @@ def test_a_hash_is_computed_once_for_each_state_of_a_file(caches, monkeypatch):
     put(file, b"another")
     os.utime(file, ns=(1, 1))
     assert weights.hash_of(file) == hashlib.sha256(b"another").hexdigest()
+
+
+@pytest.mark.parametrize("content", ["[]", "5", "null", '{{"{place}": 5}}', '{{"{place}": [1, 2]}}', "{{"])
+def test_what_is_remembered_otherwise_is_forgotten(caches, content):
+    file = caches / "weights.bin"
+    file.write_bytes(CONTENT)
+    memory = weights.folder() / ".hashes.json"
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    memory.write_text(content.format(place=file))
+    assert weights.hash_of(file) == hashlib.sha256(CONTENT).hexdigest()
+    assert str(file) in json.loads(memory.read_text())
 
 
 def test_a_folder_that_cannot_be_written_only_costs_time(caches, monkeypatch):

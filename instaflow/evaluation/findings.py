@@ -147,7 +147,8 @@ def scale(report: Report) -> list[str]:
         "lower is better, 0 is equality."
     ]
     if is_number(report.floors.real_halves):
-        found.append(f"For scale: one half of the real images is {number(report.floors.real_halves)} from the other.")
+        halves = f"one half of the real images is {number(report.floors.real_halves)} from the other"
+        found.append(f"For scale: {halves}; a set of fewer images lies further away by chance alone.")
     return found
 
 
@@ -177,7 +178,7 @@ def reflow(report: Report) -> list[str]:
         change = changes[1 + comparison(straight, bent)]
         found.append(f"Straightness, relative (0 is straight): {values}; the paths are {change}.")
     found += _one_step_gain(one_step(report, "teacher"), _single(flows), "reflow")
-    most = [row for row in flows if row.model == flows[0].model][-1]
+    most = max((row for row in flows if row.label == flows[0].label), key=lambda row: row.num_steps)
     if most.num_steps > 1 and (measured := distances(most, teacher)):
         after, before = measured[1]
         verdicts = (

@@ -15,7 +15,7 @@ from torch import Tensor
 from instaflow.errors import ConfigError, DataError
 from instaflow.evaluation.features import Extractor
 from instaflow.evaluation.observations import Observations
-from instaflow.files import opened, sealed, write_file
+from instaflow.files import opened, remove_leftovers, sealed, write_file
 from instaflow.image_files import pixels_of
 from instaflow.progress import Progress
 from instaflow.prompt_files import IMAGES
@@ -44,7 +44,7 @@ class RealImages:
         """
         files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGES and file.is_file())
         listed = "".join(f"{file.relative_to(folder).as_posix()}\0{file.stat().st_size}\n" for file in files)
-        if len({*gather(hashlib.sha256(listed.encode()).digest())}) > 1:
+        if len({*gather(hashlib.sha256(listed.encode(errors="surrogateescape")).digest())}) > 1:
             raise ConfigError(
                 f"'{folder}', given as real images, holds other files for one process than for another",
                 "Name a folder that all machines share, or one that is the same on each",
@@ -56,7 +56,7 @@ class RealImages:
             raise ConfigError(f"'{folder}', given as real images, holds none", f"Images end in {endings}")
         digest = hashlib.sha256()
         for done, file in enumerate(files if world().leads else (), start=1):
-            digest.update(f"{file.relative_to(folder).as_posix()}\0".encode())
+            digest.update(f"{file.relative_to(folder).as_posix()}\0".encode(errors="surrogateescape"))
             digest.update(hashlib.sha256(file.read_bytes()).digest())
             told(done)
         return cls(folder, tuple(files), gather(digest.hexdigest())[0])
@@ -123,6 +123,7 @@ def reference_features(
     features = kept.joined()["features"]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(file)
         write_file(file, sealed(save({"features": features}, {"of": what})))
     except OSError as error:
         logger.warning(

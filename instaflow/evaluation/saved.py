@@ -54,6 +54,8 @@ def _report(content: dict[str, Any]) -> Report:
     if not rows:
         raise ValueError("it has no rows")
     for row in rows:
+        if not isinstance(row.card, dict):
+            raise TypeError(f"the card of {row.label} is {row.card!r}")
         for key in FIGURES:
             _check_number(f"{row.label}, '{key}'", getattr(row, key))
     floors = _part(Floors, content["floors"])

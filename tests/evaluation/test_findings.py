@@ -234,3 +234,13 @@ def test_a_collapsed_student_is_told(student, verdict):
     assert f"look {number(student)} apart as `student` draws them, and 0.360 as `teacher` does" in text
     assert f"; `student` {verdict}" in text
     assert findings.diversity(replace(report, rows=changed("student", 1, diversity=None))) == []
+
+
+def test_of_a_sweep_s_flow_the_guidance_that_is_named_is_told():
+    flows = [replace(row, swept=True, guidance_scale=1.0) for row in ROWS if row.model == "2rf"]
+    other = [replace(row, guidance_scale=2.0, frechet_distance_real=9.99) for row in flows]
+    plain = told(findings.reflow(full_report()))
+    for rows in ([*flows, *other], [*flows[::-1], *other]):
+        text = told(findings.reflow(replace(full_report(), rows=[row for row in ROWS if row.model != "2rf"] + rows)))
+        assert "9.99" not in text and "guidance 1" in text
+    assert plain.partition("With many steps: ")[2].partition(" for")[0] in text

@@ -87,14 +87,15 @@ def test_every_batch_tells_in_which_circumstances_it_was_made(kept):
     found = together(kept.circumstances())
     assert found == {"hardware": "A100 and H100", "versions": {"torch": "3 and 4"}}
     assert together([one, one]) == one and together([{}]) == {}
-    next(kept.folder.glob("000004*")).write_bytes(b"torn")
-    assert kept.circumstances() == [one]
+    next(kept.folder.glob("000000*")).write_bytes(b"torn")
+    assert kept.circumstances() == [other, one]
 
 
 def test_a_batch_that_tells_no_circumstances_has_those_of_the_folder_s_card(tmp_path):
     earlier = Observations(tmp_path, 10, 4)
     earlier.begin({"hardware": "A100", "processes": 2})
     earlier.write(BATCHES[0], seen(BATCHES[0]))
+    earlier.begin({"hardware": "H100", "processes": 2})  # who goes on tells it of its own batches
     earlier.write(BATCHES[1], seen(BATCHES[1]), {"hardware": "H100", "processes": 2})
     assert together(earlier.circumstances()) == {"hardware": "A100 and H100", "processes": 2}
 

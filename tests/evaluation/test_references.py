@@ -11,6 +11,7 @@ from instaflow.errors import ConfigError, DataError, Interrupted
 from instaflow.evaluation import references
 from instaflow.evaluation.observations import Observations
 from instaflow.evaluation.references import RealImages, reference_features
+from instaflow.files import fingerprint_of, listing_hash, temporary_name
 from tests.evaluation.stand_ins import pixels
 from tests.pipelines.runs import together
 
@@ -104,8 +105,29 @@ def test_other_images_never_take_the_batches_of_an_earlier_attempt(real, tmp_pat
 
 def test_an_image_that_cannot_be_read_is_named(real, tmp_path):
     (real / "5.png").write_bytes(b"\x89PNG damaged")
+    with pytest.raises(DataError, match=r"5\.png' is no image that can be read: .*it is no JPEG, PNG or WebP"):
+        found(real, tmp_path / "kept")
+    (real / "5.png").write_bytes((real / "4.png").read_bytes()[:300])
     with pytest.raises(DataError, match=r"5\.png' is no image that can be read"):
         found(real, tmp_path / "kept")
+
+
+def test_a_name_that_is_no_text_is_a_name_all_the_same(real, tmp_path):
+    before = RealImages.of(real).content, listing_hash(real), fingerprint_of(real)
+    (real / "0.png").rename(Path(os.fsdecode(os.fsencode(real) + b"/\xff.png")))
+    assert len(found(real, tmp_path / "kept")) == 7
+    after = RealImages.of(real).content, listing_hash(real), fingerprint_of(real)
+    assert all(one != other for one, other in zip(before, after, strict=True))
+
+
+def test_what_a_killed_writer_left_in_the_cache_is_cleared(real, tmp_path):
+    found(real, tmp_path / "kept")
+    [file] = in_cache(tmp_path)
+    file.unlink()
+    left = file.with_name(temporary_name(file.name).rpartition("-")[0] + "-4194304")  # a process that is none
+    left.write_bytes(b"half")
+    found(real, tmp_path / "kept")
+    assert in_cache(tmp_path) == [file] and not left.exists()
 
 
 def test_processes_that_see_other_files_are_told(real, monkeypatch):

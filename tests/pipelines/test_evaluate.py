@@ -106,7 +106,8 @@ def test_a_row_carries_its_card(done):
         assert row["card"]["versions"]["InstaFlow"] == __version__
         assert row["card"]["kernel"] == "10 subsets of 70 samples"
     straight = "20 noises, 3 Euler steps of the guided velocity (few: S(Z) wants 100 or more)"
-    assert [row["card"]["straightness"] for row in found] == [straight, "", ""]
+    assert [row["card"]["straightness"] for row in found] == [straight, straight, ""]  # of a model, at all its steps
+    assert [row["straightness"] is None for row in found] == [False, False, True]
     assert len({row["card"]["model_content"] for row in found}) == 2
 
 
@@ -279,6 +280,18 @@ def test_a_row_tells_all_circumstances_that_its_images_were_made_in(config, tmp_
     torch_here = evaluate.versions()["torch"]
     assert [card["versions"]["torch"] for card in found] == [*[f"1.0 and {torch_here}"] * 2, torch_here]
     assert found[0]["versions"]["numpy"] == evaluate.versions()["numpy"]
+    rows = json.loads((run / "report" / "report.json").read_text())["rows"]
+    assert [row["seconds_per_image"] is None for row in rows] == [True, True, False]  # made elsewhere, in part
+
+    later = [*small, f"stages.report.beside=[{run / 'report' / 'report.json'}]"]
+    file = run / "report" / "report.json"
+    content = json.loads(file.read_text())
+    for row in content["rows"]:
+        row["seconds_per_image"] = 1.0
+    file.write_text(json.dumps(content))
+    run_all(load_experiment(config, later, run=str(tmp_path / "later")), Stop())
+    beside = json.loads((tmp_path / "later" / "report" / "report.json").read_text())["rows"][3:]
+    assert [row["seconds_per_image"] for row in beside] == [None, None, 1.0]
     page = (run / "report" / "report.html").read_text()
     assert f"<dd>elsewhere and {here}; batches of 8; processes: 1; torch 1.0 and {torch_here}" in page
 
@@ -782,3 +795,8 @@ def test_the_worst_gaps_of_a_student_come_first(config, tmp_path):
     summary = content["gaps"]["distances"][str(student)]
     assert len(worst) == 12 and worst == sorted(worst, reverse=True) and worst[0] == summary["largest"]
     assert summary["count"] == 30 and worst[-1] > summary["median"]
+
+    alone = [*changes, f"stages.report.reference={{model: {student}, num_steps: 1}}"]
+    run_all(load_experiment(config, alone, run=str(tmp_path / "run")), Stop())
+    content = json.loads((tmp_path / "run" / "report" / "report.json").read_text())
+    assert content["gaps"] is None  # the reference falls short of nothing

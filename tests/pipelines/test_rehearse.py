@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from instaflow.config import load_experiment
 from instaflow.couplings.manifest import read_manifest
@@ -158,3 +159,13 @@ def test_a_run_is_not_rehearsed_over_and_another_rehearsal_is(config, tmp_path):
 def test_micro_batches_are_checked_as_they_are_written(config):
     found = instaflow("rehearse", config, "--set", "stages.2rf.micro_batch_size=3", expect=1)
     assert "cannot share evenly" in found.stderr
+
+
+def test_an_experiment_of_evaluations_on_real_images_alone_is_none_to_rehearse(typed, tmp_path):
+    (model := tmp_path / "model").mkdir()
+    report = {"kind": "evaluate", "protocol": "coco2017-5k", "captions": "c.json", "real": "val"}
+    rows = {"models": [{"model": str(model), "num_steps": [1]}], "reference": {"model": str(model), "num_steps": 1}}
+    stages = {"report": {**report, **rows}}
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump({"run": "runs/one", "stages": stages}))
+    code, _, err = typed("rehearse", tmp_path / "one.yaml", "--run-dir", tmp_path / "run")
+    assert code == 1 and "has no stage to rehearse" in err and "num_samples=50" in err
