@@ -286,7 +286,7 @@ def rehearse(config: str, overrides: tuple[str, ...], run_dir: str | None) -> No
 
     \b
         instaflow rehearse sd15-instaflow
-        torchrun --nproc-per-node 2 -m cli rehearse sd15-instaflow
+        torchrun --nproc-per-node 2 --no-python instaflow rehearse sd15-instaflow
     """
     from instaflow.config import load_experiment
 
