@@ -11,6 +11,7 @@ from instaflow.evaluation.wording import number
 WIDTH, HEIGHT = 440, 280
 LEFT, RIGHT, TOP, BOTTOM = 48, 14, 26, 40  # margins around the plotted area
 LETTER = 5.6  # pixels, about the mean width of a letter in a label
+LONGEST = 48  # letters of a line's label, which must fit in on a phone too, where letters are drawn larger
 
 Point = tuple[float, float]
 
@@ -104,7 +105,8 @@ def chart(
         parts.append(f'<text class="note" {at_text} y="{y1 + 9 + 14 * row}">{escape(label)}</text>')
     pixels = [[(px + one.shift, py) for px, py in map(at, one.points)] for one in series]
     taken = [point for line in pixels for point in _dense(line)]
-    for value, label in rules:
+    for value, whole in rules:
+        label = whole if len(whole) <= LONGEST else f"…{whole[1 - LONGEST :]}"  # of a folder's path its end says more
         line = y.place(value, y0, y1)
         parts.append(f'<path class="rule" d="M{x0} {line:.1f}H{x1}"/>')
         others = [(px, y.place(v, y0, y1)) for v, _ in rules if v != value for px in range(x0, x1, 6)]

@@ -37,3 +37,11 @@ def test_the_label_of_a_rule_keeps_clear_of_the_data():
     busy = chart(below, x=x, y=y, title="t", rules=[(0.5, "floor")])
     height = [float(re.findall(r'class="note" x="\d+" y="([\d.]+)"', drawn)[0]) for drawn in (free, busy)]
     assert height[1] < height[0]
+
+
+def test_the_end_of_a_long_rule_s_label_fits_between_the_axes():
+    x, y = Axis(label="x", low=0, high=1), Axis(label="y", low=0, high=1)
+    drawn = chart([], x=x, y=y, title="t", rules=[(0.5, "/a/long/folder" * 9 + "/teacher, 3 steps"), (0.2, "floor")])
+    labels = re.findall(r'<text class="note"[^>]*>(.*?)</text>', drawn)
+    assert labels[0].startswith("…") and labels[0].endswith("/teacher, 3 steps") and len(labels[0]) == 48
+    assert labels[1] == "floor"

@@ -61,7 +61,8 @@ class Started:
         return done
 
     def told(self, name: str) -> str:
-        return (self.folder / name).read_text(encoding="utf-8")
+        file = self.folder / name  # which a fork that has just begun has not opened yet
+        return file.read_text(encoding="utf-8") if file.exists() else ""
 
 
 @cache
