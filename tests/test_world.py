@@ -283,6 +283,7 @@ def test_a_node_list_that_does_not_tell_its_first_name_is_refused_with_a_way_out
 def test_a_process_for_which_there_is_no_gpu_is_told_so(monkeypatch):
     for variable, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(variable, value)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: False)  # by another test, in this process
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(InstaFlowError, match=r"process 2 on this machine, where PyTorch sees 1 GPU\n") as told:
