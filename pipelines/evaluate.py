@@ -231,8 +231,6 @@ def subjects_of(stage: StageFolder, protocol: Judging, seen: list[Seen], looks: 
                 card = replace(guided, num_steps=num_steps)
                 images = Observations(folder / f"{card.key()}-{compared}", settings.count, settings.batch)
                 curved = num_steps > 1 and num_steps == max(entry.num_steps) and model.sampler != NOISY
-                if curved:
-                    card = replace(card, straightness=straightness_in_words(stage))
                 subjects.append(Subject(entry=entry, card=card, images=images, paths=paths if curved else None))
     return subjects
 

@@ -60,8 +60,7 @@ class Subject:
 
     def told_card(self) -> dict[str, Any]:
         """The card, with the circumstances that all was made in, which may be those of several commands."""
-        card = self.card if self.paths else replace(self.card, straightness="")
-        return asdict(card) | together([made for kept in self.kept for made in kept.circumstances()])
+        return asdict(self.card) | together([made for kept in self.kept for made in kept.circumstances()])
 
     @property
     def kept(self) -> list[Observations]:

@@ -115,11 +115,16 @@ def classes_in_turn(preset: Preset, count: int) -> list[str]:
 # --- real images ------------------------------------------------------------------------------------------------------
 
 
+def images_in(folder: Path) -> list[Path]:
+    """The images of a folder and of its subfolders, by their paths."""
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGES and file.is_file())
+
+
 def look_at_real(folder: Path, preset: Preset) -> str:
     """What is to be said of a folder of real images before work begins. Raises ConfigError where they won't do."""
     if not folder.is_dir():
         raise ConfigError(f"'{folder}', given as real images, is no folder", "Name a folder of images")
-    count = sum(1 for file in folder.rglob("*") if file.suffix.lower() in IMAGES and file.is_file())
+    count = len(images_in(folder))
     if count < FEWEST:
         raise ConfigError(
             f"'{folder}' holds {count} images; precision and recall want at least {FEWEST}",

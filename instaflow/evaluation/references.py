@@ -15,6 +15,7 @@ from torch import Tensor
 from instaflow.errors import ConfigError, DataError
 from instaflow.evaluation.features import Extractor
 from instaflow.evaluation.observations import Observations
+from instaflow.evaluation.presets import images_in
 from instaflow.files import opened, remove_leftovers, sealed, write_file
 from instaflow.image_files import pixels_of
 from instaflow.progress import Progress
@@ -42,7 +43,7 @@ class RealImages:
 
         Raises ConfigError where there is no image, or where not all processes see the same files.
         """
-        files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGES and file.is_file())
+        files = images_in(folder)
         listed = "".join(f"{file.relative_to(folder).as_posix()}\0{file.stat().st_size}\n" for file in files)
         if len({*gather(hashlib.sha256(listed.encode(errors="surrogateescape")).digest())}) > 1:
             raise ConfigError(

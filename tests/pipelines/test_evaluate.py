@@ -22,13 +22,13 @@ from instaflow.evaluation.precision_recall import precision_recall
 from instaflow.evaluation.presets import PRESETS
 from instaflow.interruption import Stop
 from instaflow.models.settings import ModelSettings
-from instaflow.rundir import locked, stage_folders
+from instaflow.rundir import append_stats, locked, read_done, stage_folders
 from instaflow.training.perceptual import load_network, save_network, small_layers, write_tiny_network
 from instaflow.weights import WEIGHTS
 from instaflow.world import hardware
 from pipelines import evaluate, showing
 from pipelines.evaluate import reference_of, subjects_of, told_apart
-from pipelines.experiment import check_files, look_at_measures, run_all
+from pipelines.experiment import check_files, look_at_measures, run_all, run_one
 from pipelines.judging import look_at_models
 from pipelines.plan import Plan
 from pipelines.status import run as status
@@ -155,8 +155,11 @@ def test_a_model_more_is_all_that_is_sampled_anew(config, done, tmp_path, monkey
     shutil.copytree(done, run)
     batches = drawn(monkeypatch)
     more = ["stages.report.models.1.num_steps=[1, 2]"]
-    run_all(load_experiment(config, more, run=str(run)), Stop())
-    assert "report: made anew, for 'models.1.num_steps" in capsys.readouterr().out
+    append_stats(run / "report" / "stats.jsonl", {"seconds": 1e6})  # of what it was before
+    run_one(load_experiment(config, more, run=str(run)), "report", Stop())
+    out = capsys.readouterr().out
+    assert "report: made anew, for 'models.1.num_steps" in out
+    assert out.endswith(f"The report: {run}/report/report.html\n") and read_done(run / "report")["seconds"] < 1e5
     assert len(batches) == 5 + 2  # the images of two steps, and the paths of a flow that now takes several
     one = {(row["model"], row["num_steps"]): row for row in rows(run)}
     assert len(one) == 4
