@@ -25,6 +25,7 @@ class Row:
     frechet_distance_teacher is 0 for the reference itself: the teacher row all others are measured against.
     prompt_accuracy_unseen is that of the caption template that no training stage saw.
     straightness: S(Z) = ∫ E||(Z1 - Z0) - v(Z_t, t)||² dt; straightness_relative is S(Z) / E||Z1 - Z0||².
+    intervals: of the figures whose spread over prompts and noise is known, for model and reference as they are.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Row:
     diversity: float | None = None  # the mean perceptual distance of two images of one prompt from different noise
     swept: bool = False  # one of several guidance scales of its model
     beside: bool = False  # of an earlier report: shown beside this one's rows, and what is said is not of it
+    intervals: Mapping[str, float] = field(default_factory=dict)  # figure -> half the width of its 95% interval
     card: Mapping[str, Any] = field(default_factory=dict)  # its protocol card: see `card.Card`
 
     @property

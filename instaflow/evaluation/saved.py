@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -58,6 +59,10 @@ def _report(content: dict[str, Any]) -> Report:
             raise TypeError(f"the card of {row.label} is {row.card!r}")
         for key in FIGURES:
             _check_number(f"{row.label}, '{key}'", getattr(row, key))
+        if not isinstance(row.intervals, dict):
+            raise TypeError(f"the intervals of {row.label} are {row.intervals!r}")
+        for key, value in row.intervals.items():
+            _check_number(f"{row.label}, interval of '{key}'", value)
     floors = _part(Floors, content["floors"])
     for key, value in vars(floors).items():
         _check_number(f"floors, '{key}'", value)
@@ -85,3 +90,5 @@ def _part(kind: type[Part], values: Mapping[str, Any]) -> Part:
 def _check_number(what: str, value: Any) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise TypeError(f"{what} is {value!r}, not a number")
+    if value is not None and not math.isfinite(value):
+        raise ValueError(f"{what} is {value}")
