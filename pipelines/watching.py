@@ -33,10 +33,11 @@ from instaflow.rundir import StageFolder, append_stats, locked, read_json, stage
 from instaflow.sections import EvaluatedModel
 from instaflow.stages import NetworkStage
 from instaflow.world import as_any_sees, as_the_leader_sees, hardware, numbers_of_the_leader, world
-from pipelines.evaluate import Measure, protocol_words, reference_of, subjects_of, versions
+from pipelines.evaluate import reference_of, subjects_of
 from pipelines.experiment import check_inputs, say
 from pipelines.exporting import scheduler_of, settings_of
 from pipelines.judging import Judging, Seen, look_at_models
+from pipelines.measuring import Measure, protocol_words, versions
 from pipelines.observing import Measured, Subject, leave_if, observe
 from pipelines.trainings import checkpoints_of, cost_at, hold, model_at, model_before
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from instaflow.digits import captions, grid_captions
 from instaflow.digits.images import cells_of, features, real_images
 from instaflow.digits.reader import DigitReader
+from instaflow.intervals import of_share
 
 Reading = tuple[int, ...]
 """The digit that the reader sees in each cell of an image."""
@@ -81,6 +82,12 @@ class DigitsProtocol:
         """A row's figures beside those of its features."""
         found = self.accuracy(observed["readings"])
         return {"prompt_accuracy": found.all, "prompt_accuracy_unseen": found.unseen}
+
+    def intervals(self, observed: dict[str, np.ndarray]) -> dict[str, float | None]:
+        """Half the widths of their 95 % intervals, as if the cells of an image were right or wrong together."""
+        found = self.accuracy(observed["readings"])
+        unseen = None if found.unseen is None else of_share(found.unseen, int(self.unseen.sum()))
+        return {"prompt_accuracy": of_share(found.all, len(self.named)), "prompt_accuracy_unseen": unseen}
 
     def reference_features(self, *_: object) -> np.ndarray:
         """Of the real digits [N, 64]: so few that each process has them, and nothing is kept."""

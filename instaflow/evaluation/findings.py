@@ -9,18 +9,19 @@ from instaflow.evaluation.report import Report, Row, Stage, distance_summary
 from instaflow.evaluation.wording import duration, is_number, named, number, percent, steps, times
 
 TIE = 0.05  # two Fréchet distances within 5 % of one another are called the same
+DISTANCES = {"frechet_distance_real": "the real images", "frechet_distance_teacher": "the teacher’s images"}
 
 
 def distances(*rows: Row) -> tuple[str, list[float]] | None:
     """(to what, Fréchet distances): to the real images where all rows have that, else to the teacher's, else None."""
-    for key, target in (
-        ("frechet_distance_real", "the real images"),
-        ("frechet_distance_teacher", "the teacher’s images"),
-    ):
-        values = [getattr(row, key) for row in rows]
-        if all(is_number(value) for value in values):
-            return target, [float(value) for value in values]
-    return None
+    if not (key := by_which(*rows)):
+        return None
+    return DISTANCES[key], [float(getattr(row, key)) for row in rows]
+
+
+def by_which(*rows: Row) -> str | None:
+    """The Fréchet distance by which these rows compare, the first of DISTANCES that all have."""
+    return next((key for key in DISTANCES if all(is_number(getattr(row, key)) for row in rows)), None)
 
 
 def own_rows(report: Report) -> list[Row]:
@@ -94,6 +95,35 @@ def comparison(a: float, b: float) -> int:
     return 0 if abs(a - b) <= TIE * max(abs(a), abs(b)) else (-1 if a < b else 1)
 
 
+def order(a: Row, b: Row, figure: str | None = None) -> int:
+    """-1 if `a` has the smaller figure, 1 if the larger, 0 if they are the same within TIE or chance may part them.
+
+    figure: else the distance by which they compare.
+    """
+    figure = figure or by_which(a, b) or ""
+    return 0 if is_chance(a, b, figure) else comparison(getattr(a, figure), getattr(b, figure))
+
+
+def is_chance(a: Row, b: Row, figure: str | None = None, *, same: float = TIE) -> bool:
+    """Whether other prompts and noises might turn the order of two rows, and not merely move them within `same`.
+
+    A row that tells no interval is taken as exact.
+    """
+    figure = figure or by_which(a, b) or ""
+    apart, largest = abs(getattr(a, figure) - getattr(b, figure)), max(getattr(a, figure), getattr(b, figure))
+    chance = math.hypot(*(row.intervals.get(figure, 0.0) for row in (a, b)))
+    return apart <= chance and apart + chance > same * largest
+
+
+def tie(a: Row, b: Row) -> str:
+    """Why nothing follows from the distances of two rows."""
+    return by_chance(a) if is_chance(a, b) else f"the same within {TIE:.0%}"
+
+
+def by_chance(row: Row) -> str:
+    return f"a difference that {row.num_samples:,} samples cannot tell from chance"
+
+
 def headline(report: Report) -> list[str]:
     """What was reached: quality, accuracy, speed. One sentence each."""
     best, teacher = result(report), reference(report)
@@ -133,7 +163,7 @@ def headline(report: Report) -> list[str]:
 def nearer(report: Report, best: Row) -> list[str]:
     """Whether another one-step model comes nearer than the one that the experiment is about."""
     nearest = best_in_one_step(report)
-    if not nearest or nearest is best or not (both := distances(nearest, best)) or comparison(*both[1]) >= 0:
+    if not nearest or nearest is best or not (both := distances(nearest, best)) or order(nearest, best) >= 0:
         return []
     return [f"Of all one-step models {named(nearest.label)} comes nearest: {number(both[1][0])}."]
 
@@ -156,11 +186,13 @@ def few_steps(report: Report) -> list[str]:
     """How the teacher fares when it takes fewer steps."""
     teacher, single = reference(report), one_step(report, "teacher")
     measured = distances(teacher, single) if teacher and single and single is not teacher else None
-    if not teacher or not measured:
+    if not teacher or not single or not measured:
         return []
     target, (full, one) = measured
     sides = f"Fréchet distance to {target}: {number(full)} at {steps(teacher.num_steps)}, {number(one)} at 1 step"
-    if comparison(one, full) <= 0:
+    if is_chance(single, teacher):
+        return [f"{sides}; {by_chance(teacher)}."]
+    if order(single, teacher) <= 0:
         return [f"{sides}. Here one step of the teacher already suffices."]
     return [f"{sides}, {times(one / full)} as much."] if full else [f"{sides}."]
 
@@ -183,11 +215,11 @@ def reflow(report: Report) -> list[str]:
         after, before = measured[1]
         verdicts = (
             "the flow is even the nearer one.",
-            "reflow cost nothing there.",
+            f"{by_chance(most)}." if is_chance(most, teacher) else "reflow cost nothing there.",
             "the flow falls short of its teacher there; longer training, or more couplings, may bring it nearer.",
         )
         values = f"{number(after)} for {flow} at {steps(most.num_steps)}, {number(before)} for {named(teacher.label)}"
-        found.append(f"With many steps: {values}; {verdicts[1 + comparison(after, before)]}")
+        found.append(f"With many steps: {values}; {verdicts[1 + order(most, teacher)]}")
     return found
 
 
@@ -204,11 +236,11 @@ def _one_step_gain(before: Row | None, after: Row | None, what: str) -> list[str
     target, (old, new) = measured
     verdicts = (
         f"{what} brings it {times(old / new)} nearer" if new else f"{what} brings it there",
-        f"{what} changes it by less than {TIE:.0%}",
+        by_chance(after) if is_chance(before, after) else f"{what} changes it by less than {TIE:.0%}",
         f"{what} makes it worse here",
     )
     values = f"{number(old)} for {named(before.label)}, {number(new)} for {named(after.label)}"
-    return [f"Fréchet distance of one step to {target}: {values}; {verdicts[1 + comparison(new, old)]}."]
+    return [f"Fréchet distance of one step to {target}: {values}; {verdicts[1 + order(after, before)]}."]
 
 
 def control(report: Report) -> list[str]:
@@ -252,14 +284,17 @@ def _against(report: Report, kind: str, follows: tuple[str, str, str], mine: str
     names = named(student.label), named(other.label)
     if measured := distances(student, other):
         target, (ours, theirs) = measured
-        place = 1 + comparison(ours, theirs)
-        verdict = (f"{names[0]} is the nearer", f"the same within {TIE:.0%}", f"{names[1]} is the nearer")[place]
+        place = 1 + order(student, other)
+        verdict = (f"{names[0]} is the nearer", tie(student, other), f"{names[1]} is the nearer")[place]
         values = f"{number(ours)} for {names[0]}, {number(theirs)} for {names[1]}"
-        found.append(f"Fréchet distance to {target}: {values}; {verdict}, {follows[place]}")
+        so = "." if is_chance(student, other) else f", {follows[place]}"
+        found.append(f"Fréchet distance to {target}: {values}; {verdict}{so}")
     if student.prompt_accuracy is not None and other.prompt_accuracy is not None:
         difference = student.prompt_accuracy - other.prompt_accuracy
-        if abs(difference) <= 2 * _standard_error(student, other):
-            verdict = f"a difference that {student.num_samples:,} samples cannot tell from chance."
+        if not difference:
+            verdict = "the same."
+        elif is_chance(student, other, "prompt_accuracy", same=0.0):
+            verdict = f"{by_chance(student)}."
         else:
             verdict = f"{names[0] if difference > 0 else names[1]} is the better."
         values = f"{percent(student.prompt_accuracy)} and {percent(other.prompt_accuracy)}"
@@ -305,10 +340,10 @@ def averaging(report: Report) -> list[str]:
         )
         own = next((row for row in averaged if (row.model, row.num_steps) == (raw.model, raw.num_steps)), None)
         measured = distances(own, raw) if own else None
-        if measured:
+        if own and measured:
             target, (average, as_left) = measured
-            verdicts = ("the average is the nearer", f"the same within {TIE:.0%}", "the raw weights are the nearer")
-            verdict = verdicts[1 + comparison(average, as_left)]
+            verdicts = ("the average is the nearer", tie(own, raw), "the raw weights are the nearer")
+            verdict = verdicts[1 + order(own, raw)]
             values = f"{number(average)} with the moving average of its weights, {number(as_left)} with the raw ones"
             found.append(
                 f"{named(raw.model)} at {steps(raw.num_steps)}, Fréchet distance to {target}: {values}; {verdict}."
@@ -325,8 +360,10 @@ def diversity(report: Report) -> list[str]:
         f"Two images of one prompt look {number(best.diversity)} apart as {named(best.label)} draws them, and "
         f"{number(teacher.diversity)} as {named(teacher.label)} does (mean, from different noise)"
     )
+    if is_chance(best, teacher, "diversity"):
+        return [f"{sides}; a difference that so few prompts cannot tell from chance."]
     verdicts = ("is less varied: look for what it no longer draws", "is as varied", "is more varied")
-    return [f"{sides}; {named(best.label)} {verdicts[1 + comparison(best.diversity, teacher.diversity)]}."]
+    return [f"{sides}; {named(best.label)} {verdicts[1 + order(best, teacher, 'diversity')]}."]
 
 
 def gaps(report: Report) -> list[str]:
@@ -416,9 +453,3 @@ def _straightness(report: Report, of: Row) -> float:
         if row.label == of.label and row.straightness_relative is not None:
             return row.straightness_relative
     return math.nan
-
-
-def _standard_error(a: Row, b: Row) -> float:
-    """Of the difference of two accuracies, as if the samples were independent."""
-    variances = [(r.prompt_accuracy or 0) * (1 - (r.prompt_accuracy or 0)) / max(r.num_samples, 1) for r in (a, b)]
-    return math.sqrt(sum(variances))

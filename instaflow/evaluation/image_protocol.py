@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from instaflow import intervals
 from instaflow.evaluation.clip import Clip
 from instaflow.evaluation.features import Extractor, in_bytes, lanczos
 from instaflow.evaluation.presets import Preset
@@ -56,6 +57,10 @@ class ImageProtocol:
     def figures(self, observed: dict[str, np.ndarray]) -> dict[str, float | None]:
         """A row's figures beside those of its features."""
         return {"clip_score": float(observed["scores"].mean()) if self.clip else None}
+
+    def intervals(self, observed: dict[str, np.ndarray]) -> dict[str, float | None]:
+        """Half the widths of these figures' 95 % intervals."""
+        return {"clip_score": intervals.of_mean(observed["scores"]) if self.clip else None}
 
     def reference_features(self, folder: Path, leave: Callable[[], None]) -> np.ndarray:
         """Of the real images [N, D]: see `references.reference_features`."""

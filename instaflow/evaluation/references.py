@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,8 @@ class RealImages:
     files: tuple[Path, ...]
     content: str
     """SHA-256 of every file's name and bytes, in that order."""
+    seen: tuple[tuple[int, int], ...]
+    """Every file's size and time before it was hashed."""
 
     @classmethod
     def of(cls, folder: Path, told: Callable[[int], None] = lambda done: None) -> "RealImages":
@@ -44,7 +46,10 @@ class RealImages:
         Raises ConfigError where there is no image, or where not all processes see the same files.
         """
         files = images_in(folder)
-        listed = "".join(f"{file.relative_to(folder).as_posix()}\0{file.stat().st_size}\n" for file in files)
+        seen = stats_of(files)
+        listed = "".join(
+            f"{file.relative_to(folder).as_posix()}\0{size}\n" for file, (size, _) in zip(files, seen, strict=True)
+        )
         if len({*gather(hashlib.sha256(listed.encode(errors="surrogateescape")).digest())}) > 1:
             raise ConfigError(
                 f"'{folder}', given as real images, holds other files for one process than for another",
@@ -60,10 +65,16 @@ class RealImages:
             digest.update(f"{file.relative_to(folder).as_posix()}\0".encode(errors="surrogateescape"))
             digest.update(hashlib.sha256(file.read_bytes()).digest())
             told(done)
-        return cls(folder, tuple(files), gather(digest.hexdigest())[0])
+        return cls(folder, tuple(files), gather(digest.hexdigest())[0], seen)
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def check_unchanged(self) -> None:
+        """Raises DataError where a file was written since it was hashed: what was read may be another image."""
+        if images_in(self.folder) != [*self.files] or stats_of(self.files) != self.seen:
+            said = f"The images in '{self.folder}' changed while their features were extracted"
+            raise DataError(said, "Run the command again once nobody writes there")
 
     def __str__(self) -> str:
         return f"{len(self):,} images, SHA-256 {self.content[:16]}"
@@ -81,6 +92,12 @@ class RealImages:
         return torch.stack([self.image(index, side) for index in range(places.start, places.stop)])
 
 
+def stats_of(files: Iterable[Path]) -> tuple[tuple[int, int], ...]:
+    """Size and time of each."""
+    stats = [file.stat() for file in files]
+    return tuple((one.st_size, one.st_mtime_ns) for one in stats)
+
+
 def reference_features(
     real: RealImages,
     extractor: Extractor,
@@ -96,7 +113,8 @@ def reference_features(
     Where there is none, each process extracts its share into `folder`, which all of them see, by the batch: a stopped
     one goes on there. Where the cache cannot be written to they stay there, and that is told.
 
-    leave: raises before a batch where the work shall end. Raises DataError for an image that can't be read.
+    leave: raises before a batch where the work shall end. Raises DataError for an image that can't be read, and where
+    the images changed since they were hashed.
     """
     what = f"{real.content} {extractor} {side} {CENTRE}"
     name = hashlib.sha256(what.encode()).hexdigest()[:24]
@@ -121,6 +139,11 @@ def reference_features(
     barrier()
     if not leads:
         return none
+    try:
+        real.check_unchanged()
+    except DataError:
+        shutil.rmtree(kept.folder, ignore_errors=True)
+        raise
     features = kept.joined()["features"]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -78,10 +78,49 @@ def test_distribution_matching_is_compared_with_the_student(matched, verdict):
     assert findings.result(alone).model == "matched" and "for `direct`" in told(findings.dmd(alone))
 
 
+def with_intervals(half: float, figure: str = "frechet_distance_real", **figures):
+    """The report with one interval of a figure in every row, and other figures of the student."""
+    rows = [replace(row, intervals={figure: half}) for row in changed("student", 1, **figures)]
+    return replace(full_report(), rows=rows)
+
+
 def test_a_small_difference_of_accuracies_is_called_chance_and_a_large_one_is_not():
-    assert "cannot tell from chance" in told(findings.control(full_report()))
-    worse = replace(full_report(), rows=changed("student", 1, prompt_accuracy=0.96))
+    text = told(findings.control(with_intervals(0.004, "prompt_accuracy")))
+    assert "99.2 % and 99.1 %; a difference that 2,000 samples cannot tell from chance." in text
+    worse = with_intervals(0.004, "prompt_accuracy", prompt_accuracy=0.96)
     assert "96.0 % and 99.1 %; `direct` is the better." in told(findings.control(worse))
+    assert "99.1 % and 99.1 %; the same." in told(findings.control(with_intervals(0.004, prompt_accuracy=0.9910)))
+
+
+CHANCE = "a difference that 2,000 samples cannot tell from chance."
+
+
+@pytest.mark.parametrize(
+    ("half", "student", "verdict"),
+    [
+        (0.04, 0.312, "`student` is the nearer, so here reflow helps the one-step model."),
+        (0.05, 0.312, CHANCE),  # 0.066 apart, 0.071 by chance
+        (0.001, 0.37, "the same within 5%, so here reflow makes no difference to the one-step model."),
+        (0.03, 0.37, CHANCE),  # within 5 %, but chance may hide more
+        (0.03, 0.5, "`direct` is the nearer, so here reflow before distillation does not help."),
+    ],
+)
+def test_what_chance_may_have_made_is_no_finding(half, student, verdict):
+    text = told(findings.control(with_intervals(half, frechet_distance_real=student)))
+    assert f"for `student`, 0.378 for `direct`; {verdict} " in text
+
+
+def test_every_verdict_on_distances_minds_chance():
+    wide = with_intervals(9.0, frechet_distance_real=0.7)
+    wide = replace(wide, rows=[*wide.rows, replace(wide.rows[5], weights="raw", frechet_distance_real=0.1)])
+    flows = findings.reflow(wide)
+    assert f"With many steps: 0.341 for `2rf` at 25 steps, 0.271 for `teacher`; {CHANCE}" in flows
+    for part in (findings.few_steps, findings.distillation, findings.averaging):
+        [said] = part(wide)
+        assert said.endswith(f"; {CHANCE}"), part
+    assert "comes nearest" not in told(findings.headline(wide))
+    assert "comes nearest" in told(findings.headline(with_intervals(0.0, frechet_distance_real=0.7)))
+    assert flows[1].endswith(f"6.41 for `teacher`, 0.523 for `2rf`; {CHANCE}")
 
 
 def test_the_control_states_both_budgets_and_whom_they_favour():
@@ -234,6 +273,8 @@ def test_a_collapsed_student_is_told(student, verdict):
     assert f"look {number(student)} apart as `student` draws them, and 0.360 as `teacher` does" in text
     assert f"; `student` {verdict}" in text
     assert findings.diversity(replace(report, rows=changed("student", 1, diversity=None))) == []
+    [said] = findings.diversity(with_intervals(0.2, "diversity", diversity=student))
+    assert said.endswith("; a difference that so few prompts cannot tell from chance.")
 
 
 def test_of_a_sweep_s_flow_the_guidance_that_is_named_is_told():

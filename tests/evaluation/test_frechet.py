@@ -4,8 +4,9 @@ import scipy.linalg
 import torch
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
+from instaflow import intervals
 from instaflow.errors import InstaFlowError
-from instaflow.evaluation.frechet import Gaussian, frechet_distance
+from instaflow.evaluation.frechet import Gaussian, frechet_distance, influence
 
 
 def random_gaussian(rng: np.random.Generator, size: int) -> Gaussian:
@@ -88,3 +89,54 @@ def test_float32_features_are_compared_in_float64():
 def test_what_cannot_be_compared_is_refused(broken, message):
     with pytest.raises(InstaFlowError, match=message):
         frechet_distance(broken, np.eye(4))
+
+
+def drawn(rng: np.random.Generator, count: int, scale: float = 1.0) -> np.ndarray:
+    """Samples [count, 6] with heavier tails than a Gaussian's."""
+    values = rng.standard_normal((count, 6)) * np.sqrt(rng.chisquare(8, (count, 1)) / 8)
+    return values @ (scale * np.linspace(0.2, 1.5, 36).reshape(6, 6) + np.eye(6)) + 0.3 * scale
+
+
+def weighted(features: np.ndarray, weights: np.ndarray) -> Gaussian:
+    mean = weights @ features
+    return Gaussian(mean, (features - mean).T @ ((features - mean) * weights[:, None]))
+
+
+@pytest.mark.parametrize("count", [4, 50])  # fewer than the features, and more
+def test_the_influence_of_a_sample_is_what_its_weight_changes(count):
+    rng = np.random.default_rng(8)
+    features, other = drawn(rng, count), Gaussian.of(drawn(rng, 400, 1.4))
+    even, little = np.full(count, 1 / count), 1e-6
+    own = weighted(features, even)
+    found = influence(features, own, other)
+    for place in range(count):
+        more = (1 - little) * even + little * np.eye(count)[place]
+        changed = (frechet_distance(weighted(features, more), other) - frechet_distance(own, other)) / little
+        assert found[place] - found.mean() == pytest.approx(changed, rel=1e-3, abs=1e-3)
+
+
+def test_intervals_of_influences_are_those_of_many_draws():
+    rng = np.random.default_rng(9)
+    teacher, found, halves = Gaussian.of(drawn(rng, 4000, 1.4)), [], []
+    for _ in range(200):
+        features = drawn(rng, 500)
+        own = Gaussian.of(features)
+        found.append(frechet_distance(own, teacher))
+        halves.append(intervals.of_mean(influence(features, own, teacher)))
+    assert np.mean(halves) == pytest.approx(1.96 * np.std(found), rel=0.15)
+    inside = np.abs(np.array(found) - np.mean(found)) <= halves
+    assert 0.91 <= inside.mean() <= 0.99
+
+
+def test_two_sides_of_the_same_noise_vary_together():
+    """Both are drawn anew, from noise that they share: their influences add up before they are averaged."""
+    rng = np.random.default_rng(10)
+    found, halves = [], []
+    for _ in range(200):
+        noise = rng.standard_normal((500, 6))
+        sides = noise @ np.diag(np.linspace(1, 2, 6)), 1.1 * noise + 0.1 * rng.standard_normal((500, 6)) + 0.5
+        one, another = (Gaussian.of(side) for side in sides)
+        found.append(frechet_distance(one, another))
+        both = influence(sides[0], one, another) + influence(sides[1], another, one)
+        halves.append(intervals.of_mean(both))
+    assert np.mean(halves) == pytest.approx(1.96 * np.std(found), rel=0.15)

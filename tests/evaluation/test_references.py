@@ -103,6 +103,28 @@ def test_other_images_never_take_the_batches_of_an_earlier_attempt(real, tmp_pat
     assert len([*(tmp_path / "kept").iterdir()]) == 2
 
 
+@pytest.mark.parametrize("change", ["rewritten", "more", "fewer"])
+def test_images_that_change_while_they_are_read_are_kept_under_no_name(real, tmp_path, change):
+    calls = []
+
+    def meddle():
+        calls.append(0)
+        if len(calls) == 3:  # when the first four are read
+            if change == "rewritten":
+                (real / "6.png").write_bytes((real / "1.png").read_bytes())
+            elif change == "more":
+                (real / "more.png").write_bytes((real / "1.png").read_bytes())
+            else:
+                (real / "0.png").unlink()
+
+    with pytest.raises(DataError, match="changed while their features were extracted"):
+        found(real, tmp_path / "kept", meddle)
+    assert not in_cache(tmp_path) and not [*(tmp_path / "kept").rglob("*.observed")]
+    again = found(real, tmp_path / "kept")
+    assert len(again) == {"rewritten": 7, "more": 8, "fewer": 6}[change]
+    assert change != "rewritten" or np.array_equal(again[6], again[1])
+
+
 def test_an_image_that_cannot_be_read_is_named(real, tmp_path):
     (real / "5.png").write_bytes(b"\x89PNG damaged")
     with pytest.raises(DataError, match=r"5\.png' is no image that can be read: .*it is no JPEG, PNG or WebP"):

@@ -21,13 +21,15 @@ from instaflow.evaluation.observations import Observations
 from instaflow.evaluation.precision_recall import precision_recall
 from instaflow.evaluation.presets import PRESETS
 from instaflow.interruption import Stop
+from instaflow.intervals import of_share
 from instaflow.models.settings import ModelSettings
 from instaflow.rundir import append_stats, locked, read_done, stage_folders
 from instaflow.training.perceptual import load_network, save_network, small_layers, write_tiny_network
 from instaflow.weights import WEIGHTS
 from instaflow.world import hardware
 from pipelines import evaluate, showing
-from pipelines.evaluate import reference_of, subjects_of, told_apart
+from pipelines.earlier import told_apart
+from pipelines.evaluate import reference_of, subjects_of
 from pipelines.experiment import check_files, look_at_measures, run_all, run_one
 from pipelines.judging import look_at_models
 from pipelines.plan import Plan
@@ -130,6 +132,20 @@ def test_a_row_s_figures_are_those_of_its_images(done):
         assert row["frechet_distance_real"] == pytest.approx(frechet_distance(features, real))
         assert row["seconds_per_image"] == np.median(observed["seconds"])
         assert row["guidance_scale"] == row["card"]["guidance_scale"]
+
+
+def test_figures_carry_the_interval_that_their_own_images_show(looked):
+    content = json.loads((looked / "report" / "report.json").read_text())
+    judged = {"frechet_distance_real", "prompt_accuracy", "prompt_accuracy_unseen"}
+    everywhere = judged | {"pixel_gap", "perceptual_gap", "diversity"}
+    for place, row in enumerate(content["rows"]):
+        own = row["intervals"]
+        assert {*own} == everywhere | ({"frechet_distance_teacher"} if place else set())  # 0 of the reference itself
+        assert own["prompt_accuracy"] == pytest.approx(of_share(row["prompt_accuracy"], 70))
+        assert (own["pixel_gap"] == 0) == (own["perceptual_gap"] == 0) == (place == 0)
+        assert 0 < own["frechet_distance_real"] < row["frechet_distance_real"] and own["diversity"] > 0
+    far = [row["intervals"]["frechet_distance_teacher"] for row in content["rows"][1:]]
+    assert all(far) and far[0] != far[1]
 
 
 def test_its_rows_are_told_with_its_seconds(done):
