@@ -201,6 +201,8 @@ def look_at_measures(stage: StageFolder) -> list[str]:
     preset, told = PRESETS[settings.protocol], []
     if settings.captions:
         told.append(captions_of(settings.captions, preset, settings.count, settings.captions_seed)[1])
+    if few := preset.told_of_samples(settings.count):
+        told.append(f"{settings.count:,} samples, {few}")
     told.append(look_at_real(Path(settings.real or ""), preset))
     if folder := settings.features_folder:
         if not Path(folder).is_dir():

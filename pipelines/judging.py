@@ -65,8 +65,8 @@ class Judging(Protocol):
     def figures(self, observed: dict[str, np.ndarray]) -> dict[str, Any]:
         """A row's figures beside those of its features."""
 
-    def intervals(self, observed: dict[str, np.ndarray]) -> dict[str, float | None]:
-        """Half the widths of these figures' 95 % intervals: see `instaflow.intervals`."""
+    def parts(self, observed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What each image adds to these figures, which are their means [N]."""
 
     def reference_features(self, folder: Path, leave: Callable[[], None]) -> np.ndarray:
         """Of the real images [N, D], in the leading process; all of a launch ask together, and share the work.

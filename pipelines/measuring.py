@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from instaflow import __version__, intervals
+from instaflow import __version__
+from instaflow.evaluation import intervals
 from instaflow.evaluation.frechet import Gaussian, frechet_distance, influence
 from instaflow.evaluation.kernel_distance import kernel_distance
 from instaflow.evaluation.precision_recall import precision_recall
+from instaflow.evaluation.presets import PRESETS
 from instaflow.evaluation.report import Floors, Protocol, Row
 from instaflow.models.device import device
 from instaflow.models.loading import load_model
@@ -58,6 +60,7 @@ class Measure:
         subset = subset_size(self.protocol, m.subject.images.count)
         apart = kernel_distance(features, self.real, subsets=self.protocol.kernel_subsets, subset_size=subset)
         to_teacher = frechet_distance(of_row, self.of_taught) if self.of_taught else None
+        parts = self.parts(m, observed, features, of_row)
         return Row(
             model=m.subject.entry.model,
             kind=kind,
@@ -77,13 +80,14 @@ class Measure:
             seconds_per_image=float(np.median(observed["seconds"])) if timed_here(m.subject, card) else None,
             swept=m.subject.swept,
             card=card,
-            intervals=self.intervals(m, observed, features, of_row),
+            parts=parts,
+            intervals=half_widths(parts),
         )
 
-    def intervals(
+    def parts(
         self, m: Measured, observed: dict[str, np.ndarray], features: np.ndarray, of_row: Gaussian
-    ) -> dict[str, float]:
-        """Of a row's figures, where their spread over prompts and noise is known: see `Row.intervals`.
+    ) -> dict[str, np.ndarray]:
+        """What each image, or each prompt, adds to a row's figures: see `Row.parts`.
 
         The reference's images are of the same prompts and noise, and vary with the row's.
         """
@@ -91,17 +95,29 @@ class Measure:
         def by_image(influences: np.ndarray) -> np.ndarray:
             return influences.reshape(m.subject.images.count, -1).mean(axis=1)
 
-        found = {
-            "frechet_distance_real": intervals.of_mean(by_image(influence(features, of_row, self.of_real))),
-            **self.protocol.intervals(observed),
-            "pixel_gap": intervals.of_mean(m.pixel_gaps),
-            "perceptual_gap": None if m.gaps is None else intervals.of_mean(m.gaps),
-            "diversity": None if m.own is None else intervals.of_mean(m.own.mean(axis=1)),
-        }
+        found = {"frechet_distance_real": by_image(influence(features, of_row, self.of_real))}
         if self.of_taught and m is not self.reference:
             both = influence(features, of_row, self.of_taught) + influence(self.taught, self.of_taught, of_row)
-            found["frechet_distance_teacher"] = intervals.of_mean(by_image(both))
-        return {name: half for name, half in found.items() if half is not None}
+            found["frechet_distance_teacher"] = by_image(both)
+        found |= self.protocol.parts(observed)
+        if len(m.pixel_gaps):
+            found["pixel_gap"] = m.pixel_gaps
+        if m.gaps is not None:
+            found["perceptual_gap"] = m.gaps
+        if m.own is not None:
+            found["diversity"] = m.own.mean(axis=1)
+        return found
+
+
+def half_widths(parts: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Of the figures' 95 % intervals; of shares Wilson's, as if an image were right or wrong as a whole."""
+    found = {
+        name: intervals.of_share(min(float(own.mean()), 1.0), len(own))
+        if name.startswith("prompt_accuracy")
+        else intervals.of_mean(own)
+        for name, own in parts.items()
+    }
+    return {name: half for name, half in found.items() if half is not None}
 
 
 def subset_size(protocol: Judging, count: int) -> int:
@@ -131,8 +147,10 @@ def protocol_words(
         network = f"{looks.perception.words} of '{settings.perceptual.network}'" if own else str(looks.perception)
         looked = f"{network}; diversity of {looks}"
     unseen = int(protocol.unseen.sum())
+    few = PRESETS[settings.protocol].told_of_samples(settings.count) if settings.of_images else ""
     return Protocol(
         samples=f"{settings.count:,} prompts"
+        + (f", {few}" if few else "")
         + (f", drawn from COCO's captions by seed {settings.captions_seed}" if settings.draws_captions else "")
         + (f", {unseen:,} of them in words that no training stage saw together" if unseen else ""),
         noise=f"Philox, keyed by seed {stage.seed} and 'evaluate': no training stage saw it; the same for every model",

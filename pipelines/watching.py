@@ -12,7 +12,7 @@ import shlex
 import shutil
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -299,7 +299,7 @@ class Watch:
             told = {**cost, "scoring_seconds": round(time.monotonic() - began, 3), "at": now()}
             for card, row in zip(course.cards, rows, strict=True):
                 marks = {"curve": card.key(), "reference": self.beside and self.beside.subject()}
-                line = {"samples_seen": samples, **asdict(row), **told, **marks}
+                line = {"samples_seen": samples, **row.plain(), **told, **marks}
                 append_stats(self.folder / FILE, plain(line))
                 seen = f"{row.label} at {samples:,} of {course.total:,} samples, {steps(row.num_steps)}"
                 say(f"{self.stage.name}: {seen}: {in_words(row)}; {after(told)}".replace("\N{NO-BREAK SPACE}", " "))

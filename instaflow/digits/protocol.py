@@ -11,7 +11,6 @@ from torch import Tensor
 from instaflow.digits import captions, grid_captions
 from instaflow.digits.images import cells_of, features, real_images
 from instaflow.digits.reader import DigitReader
-from instaflow.intervals import of_share
 
 Reading = tuple[int, ...]
 """The digit that the reader sees in each cell of an image."""
@@ -83,11 +82,14 @@ class DigitsProtocol:
         found = self.accuracy(observed["readings"])
         return {"prompt_accuracy": found.all, "prompt_accuracy_unseen": found.unseen}
 
-    def intervals(self, observed: dict[str, np.ndarray]) -> dict[str, float | None]:
-        """Half the widths of their 95 % intervals, as if the cells of an image were right or wrong together."""
-        found = self.accuracy(observed["readings"])
-        unseen = None if found.unseen is None else of_share(found.unseen, int(self.unseen.sum()))
-        return {"prompt_accuracy": of_share(found.all, len(self.named)), "prompt_accuracy_unseen": unseen}
+    def parts(self, observed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What each image adds to these figures, which are their means [N]; an image of more named cells adds more."""
+        right = self.right(observed["readings"])
+        named, drawn = (np.array([count(cells) for cells in right], float) for count in (len, sum))
+        found = {"prompt_accuracy": drawn / named.mean()}
+        if self.unseen.any():
+            found["prompt_accuracy_unseen"] = drawn[self.unseen] / named[self.unseen].mean()
+        return found
 
     def reference_features(self, *_: object) -> np.ndarray:
         """Of the real digits [N, 64]: so few that each process has them, and nothing is kept."""
@@ -109,12 +111,16 @@ class DigitsProtocol:
 
     def accuracy(self, readings: Iterable[Sequence[int]]) -> Accuracy:
         """How many cells show a digit that the prompt allows there, of the cells of which it says something."""
-        right = [
+        right = self.right(readings)
+        unseen = [cells for cells, is_unseen in zip(right, self.unseen, strict=True) if is_unseen]
+        return Accuracy(float(np.concatenate(right).mean()), float(np.concatenate(unseen).mean()) if unseen else None)
+
+    def right(self, readings: Iterable[Sequence[int]]) -> list[list[bool]]:
+        """Of each image, whether the cells of which its prompt says something show a digit that it allows there."""
+        return [
             [digit in allowed for digit, allowed in zip(reading, named, strict=True) if allowed is not None]
             for reading, named in zip(readings, self.named, strict=True)
         ]
-        unseen = [cells for cells, is_unseen in zip(right, self.unseen, strict=True) if is_unseen]
-        return Accuracy(float(np.concatenate(right).mean()), float(np.concatenate(unseen).mean()) if unseen else None)
 
     def gallery(self, count: int) -> list[int]:
         """The places of `count` prompts to show, no two alike in what they name: a quarter are unseen ones.

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from instaflow.evaluation.intervals import of_mean
 from instaflow.evaluation.report import Report, Row, Stage, distance_summary
 from instaflow.evaluation.wording import duration, is_number, named, number, percent, steps, times
 
@@ -105,14 +106,23 @@ def order(a: Row, b: Row, figure: str | None = None) -> int:
 
 
 def is_chance(a: Row, b: Row, figure: str | None = None, *, same: float = TIE) -> bool:
-    """Whether other prompts and noises might turn the order of two rows, and not merely move them within `same`.
-
-    A row that tells no interval is taken as exact.
-    """
+    """Whether other prompts and noises might turn the order of two rows, and not merely move them within `same`."""
     figure = figure or by_which(a, b) or ""
     apart, largest = abs(getattr(a, figure) - getattr(b, figure)), max(getattr(a, figure), getattr(b, figure))
-    chance = math.hypot(*(row.intervals.get(figure, 0.0) for row in (a, b)))
-    return apart <= chance and apart + chance > same * largest
+    half = interval_of_difference(a, b, figure)
+    return apart <= half and apart + half > same * largest
+
+
+def interval_of_difference(a: Row, b: Row, figure: str) -> float:
+    """Half the width of the 95 % interval of the difference of two rows' figures, over prompts and noise.
+
+    Rows share both: their images are compared one by one, where what each adds is known. Without that the rows are
+    taken as if they were independent, which makes it wider; one that tells no interval is taken as exact.
+    """
+    ours, theirs = (row.parts.get(figure) for row in (a, b))
+    if ours is not None and theirs is not None and len(ours) == len(theirs):
+        return of_mean(ours - theirs) or 0.0
+    return math.hypot(*(row.intervals.get(figure, 0.0) for row in (a, b)))
 
 
 def tie(a: Row, b: Row) -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from instaflow import intervals
 from instaflow.evaluation.clip import Clip
 from instaflow.evaluation.features import Extractor, in_bytes, lanczos
 from instaflow.evaluation.presets import Preset
@@ -58,9 +57,9 @@ class ImageProtocol:
         """A row's figures beside those of its features."""
         return {"clip_score": float(observed["scores"].mean()) if self.clip else None}
 
-    def intervals(self, observed: dict[str, np.ndarray]) -> dict[str, float | None]:
-        """Half the widths of these figures' 95 % intervals."""
-        return {"clip_score": intervals.of_mean(observed["scores"]) if self.clip else None}
+    def parts(self, observed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What each image adds to these figures, which are their means [N]."""
+        return {"clip_score": observed["scores"]} if self.clip else {}
 
     def reference_features(self, folder: Path, leave: Callable[[], None]) -> np.ndarray:
         """Of the real images [N, D]: see `references.reference_features`."""

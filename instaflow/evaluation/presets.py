@@ -13,6 +13,7 @@ from instaflow.errors import ConfigError
 from instaflow.prompt_files import IMAGES, is_coco
 from instaflow.prompt_sources import Prompts, check_text
 
+UNLIKE = "not to be compared with published figures"
 FEWEST = 4
 """Real images: each has its third neighbour among the others."""
 
@@ -36,7 +37,11 @@ class Preset:
         """What is to be said of so many real images: nothing where they are the protocol's."""
         if not self.num_real or count == self.num_real:
             return ""
-        return f"not the {self.num_real:,} of {self.real}: not to be compared with published figures"
+        return f"not the {self.num_real:,} of {self.real}: {UNLIKE}"
+
+    def told_of_samples(self, count: int) -> str:
+        """What is to be said of so many samples: nothing where they are the protocol's."""
+        return "" if count == self.num_samples else f"not the protocol's {self.num_samples:,}: {UNLIKE}"
 
 
 PRESETS = {

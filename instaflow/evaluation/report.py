@@ -26,6 +26,8 @@ class Row:
     prompt_accuracy_unseen is that of the caption template that no training stage saw.
     straightness: S(Z) = ∫ E||(Z1 - Z0) - v(Z_t, t)||² dt; straightness_relative is S(Z) / E||Z1 - Z0||².
     intervals: of the figures whose spread over prompts and noise is known, for model and reference as they are.
+    parts: what each prompt and its noise add to such a figure [N], up to a constant: two rows' are subtracted to know
+    how far apart the rows are; in memory alone, no file holds them.
     """
 
     model: str
@@ -51,7 +53,13 @@ class Row:
     swept: bool = False  # one of several guidance scales of its model
     beside: bool = False  # of an earlier report: shown beside this one's rows, and what is said is not of it
     intervals: Mapping[str, float] = field(default_factory=dict)  # figure -> half the width of its 95% interval
+    parts: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
     card: Mapping[str, Any] = field(default_factory=dict)  # its protocol card: see `card.Card`
+
+    def plain(self) -> dict[str, Any]:
+        """All that a file holds of it."""
+        told = dataclasses.asdict(dataclasses.replace(self, parts={}))
+        return {name: value for name, value in told.items() if name != "parts"}
 
     @property
     def label(self) -> str:
@@ -324,10 +332,12 @@ def report_json(report: Report) -> dict[str, Any]:
         "peak_memory": report.peak_memory,
         "protocol": dataclasses.asdict(report.protocol),
         "floors": dataclasses.asdict(report.floors),
-        "rows": [dataclasses.asdict(row) for row in report.rows],
+        "rows": [row.plain() for row in report.rows],
         "stages": [dataclasses.asdict(stage) for stage in report.stages],
         "aims": [aim.model_dump() for aim in report.aims],
-        "scores": [dataclasses.asdict(curve) for curve in report.scores],
+        "scores": [
+            {"samples_seen": curve.samples_seen, "rows": [row.plain() for row in curve.rows]} for curve in report.scores
+        ],
         "checks": [dataclasses.asdict(check) for check in report.checks],
         "straightness_profiles": [dataclasses.asdict(profile) for profile in report.straightness],
         "gaps": _gaps_json(report.gaps) if report.gaps else None,

@@ -59,6 +59,19 @@ def test_only_named_cells_count(protocols):
     assert protocol.accuracy(readings).unseen == 1
 
 
+@pytest.mark.parametrize("name", list(PROTOCOLS))
+def test_the_parts_of_a_share_are_those_of_the_images(protocols, name):
+    protocol = protocols[name]
+    observed = {"readings": np.random.default_rng(0).integers(0, 10, (400, protocol.side**2))}
+    parts, figures = protocol.parts(observed), protocol.figures(observed)
+    assert {key: own.mean() for key, own in parts.items()} == pytest.approx(figures)
+    assert len(parts["prompt_accuracy"]) == 400 and len(parts["prompt_accuracy_unseen"]) == protocol.unseen.sum()
+    place = int(parts["prompt_accuracy"].argmax())
+    observed["readings"][place] = -1  # what no prompt allows
+    changed = protocol.parts(observed)["prompt_accuracy"] != parts["prompt_accuracy"]
+    assert changed.nonzero()[0].tolist() == [place]
+
+
 def test_a_grid_s_features_are_those_of_its_digits(protocols):
     digits, _ = real_digits()
     protocol = protocols["digits-grid"]

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from instaflow.evaluation import findings
@@ -108,6 +109,23 @@ CHANCE = "a difference that 2,000 samples cannot tell from chance."
 def test_what_chance_may_have_made_is_no_finding(half, student, verdict):
     text = told(findings.control(with_intervals(half, frechet_distance_real=student)))
     assert f"for `student`, 0.378 for `direct`; {verdict} " in text
+
+
+def test_rows_of_the_same_noise_are_compared_image_by_image():
+    """What both share is in no difference: their own intervals would hide it."""
+    rng = np.random.default_rng(0)
+    shared, own = 10 * rng.standard_normal(400), 0.1 * rng.standard_normal((2, 400))
+    near, far = ({"frechet_distance_real": shared + mine} for mine in own)
+    intervals = {"frechet_distance_real": 1.0}
+    a = replace(ROWS[4], frechet_distance_real=0.5, intervals=intervals)
+    b = replace(ROWS[5], frechet_distance_real=0.6, intervals=intervals)
+    assert findings.is_chance(a, b) and findings.order(a, b) == 0
+    assert findings.interval_of_difference(a, b, "frechet_distance_real") == pytest.approx(2**0.5)
+    a, b = replace(a, parts=near), replace(b, parts=far)
+    assert findings.interval_of_difference(a, b, "frechet_distance_real") == pytest.approx(0.0139, rel=0.1)
+    assert not findings.is_chance(a, b) and findings.order(a, b) == -1
+    fewer = replace(b, parts={"frechet_distance_real": far["frechet_distance_real"][:10]})
+    assert findings.is_chance(a, fewer)  # those are not of the same prompts
 
 
 def test_every_verdict_on_distances_minds_chance():

@@ -4,8 +4,8 @@ import scipy.linalg
 import torch
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
-from instaflow import intervals
 from instaflow.errors import InstaFlowError
+from instaflow.evaluation import intervals
 from instaflow.evaluation.frechet import Gaussian, frechet_distance, influence
 
 

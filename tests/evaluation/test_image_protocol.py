@@ -130,6 +130,7 @@ class Width:
 def test_a_clip_sees_whole_images(folder):
     protocol = ImageProtocol(Preset(2, 16), ["a", "b"], RealImages.of(folder), pixels(4), Width())
     assert protocol.figures(protocol.observe(torch.zeros(2, 3, 32, 32), slice(0, 2))) == {"clip_score": 32.0}
+    assert protocol.parts({"scores": np.array([31.0, 33.0])})["clip_score"].tolist() == [31, 33]
 
 
 def test_classes_are_asked_for_in_turn():
@@ -200,5 +201,5 @@ def test_images_are_made_small_and_rounded_before_they_are_judged(folder):
     small = [np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.LANCZOS)) for image in in_bytes]
     expected = pixels(4)(torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2))
     assert found.keys() == {"features"} and np.array_equal(found["features"][:, 0], expected)
-    assert protocol.figures(found) == {"clip_score": None}
+    assert protocol.figures(found) == {"clip_score": None} and protocol.parts(found) == {}
     assert "3 images, SHA-256" in protocol.reference_in_words and "to 16×16" in protocol.reference_in_words

@@ -48,6 +48,14 @@ def test_a_number_that_is_not_finite_is_null(broken):
     assert written["seconds"] is None
 
 
+def test_what_each_image_adds_is_in_no_file():
+    rows = [replace(row, parts={"diversity": np.ones(3)}, intervals={"diversity": 0.5}) for row in ROWS]
+    written = strict(replace(full_report(), rows=rows))
+    for row in [*written["rows"], *written["scores"][0]["rows"]]:
+        assert "parts" not in row and "frechet_distance_real" in row
+    assert written["rows"][0]["intervals"] == {"diversity": 0.5}
+
+
 def test_gaps_are_summed_up_without_their_images():
     gaps = strict(full_report())["gaps"]
     assert gaps["distances"]["student"] == pytest.approx(

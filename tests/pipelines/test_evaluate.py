@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,12 @@ from instaflow.config import load_experiment
 from instaflow.digits.protocol import DigitsProtocol
 from instaflow.errors import ConfigError, DataError, InstaFlowError, Interrupted
 from instaflow.evaluation.frechet import frechet_distance
+from instaflow.evaluation.intervals import of_share
 from instaflow.evaluation.kernel_distance import kernel_distance
 from instaflow.evaluation.observations import Observations
 from instaflow.evaluation.precision_recall import precision_recall
 from instaflow.evaluation.presets import PRESETS
 from instaflow.interruption import Stop
-from instaflow.intervals import of_share
 from instaflow.models.settings import ModelSettings
 from instaflow.rundir import append_stats, locked, read_done, stage_folders
 from instaflow.training.perceptual import load_network, save_network, small_layers, write_tiny_network
@@ -561,15 +562,18 @@ def test_images_are_judged_by_inception_and_clip(judged):
     assert "CLIP score" in page and "KID" in page
 
 
-def test_real_images_of_another_number_are_told(config, coco, judged, monkeypatch):
+def test_real_images_and_samples_of_another_number_are_told(config, coco, judged, monkeypatch):
     """Before work begins, and in the report."""
     stage = stage_folders(load_experiment(config, of_coco(config, coco), run=str(judged)))["report"]
+    few = "not the protocol's 5,000: not to be compared with published figures"
     told = "not the 5,000 of val2017: not to be compared with published figures"
-    assert look_at_measures(stage) == [f"'{coco['real']}' holds 12 real images, {told}"]
+    assert look_at_measures(stage) == [f"10 samples, {few}", f"'{coco['real']}' holds 12 real images, {told}"]
     report = json.loads((judged / "report" / "report.json").read_text())
     assert report["protocol"]["reference_real"].endswith(f"to 8×8; {told}")
-    assert told in (judged / "report" / "report.html").read_text()
-    monkeypatch.setitem(PRESETS, "coco2017-5k", replace(PRESETS["coco2017-5k"], num_real=12))
+    assert report["protocol"]["samples"].startswith(f"10 prompts, {few}")
+    page = (judged / "report" / "report.html").read_text()
+    assert told in page and escape(few) in page
+    monkeypatch.setitem(PRESETS, "coco2017-5k", replace(PRESETS["coco2017-5k"], num_real=12, num_samples=10))
     assert look_at_measures(stage) == []
 
 

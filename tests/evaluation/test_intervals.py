@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from instaflow.intervals import of_mean, of_share
+from instaflow.evaluation.intervals import of_mean, of_share
 
 
 def test_the_interval_of_a_mean_covers_what_it_is_the_mean_of():
