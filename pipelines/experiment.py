@@ -184,17 +184,29 @@ def look_at_measures(stage: StageFolder) -> list[str]:
 
     Raises ConfigError and DataError.
     """
+    from instaflow.evaluation.card import check_alike
     from instaflow.evaluation.presets import PRESETS, captions_of, look_at_real
     from instaflow.evaluation.saved import read_report
 
     settings = stage.stage
     if not isinstance(settings, EvaluateStage):
         return []
+    asked = {
+        "protocol": settings.protocol,
+        "num_samples": settings.count,
+        "seed": stage.seed,
+        "dtype": settings.dtype,
+    }
     for key, place in settings.files().items():
         if key != "features" and not Path(place).is_file():
             raise ConfigError(f"'stages.{stage.name}.{key}' names '{place}', which is no file here", "Check the path")
         if key.startswith("beside"):
-            read_report(Path(place), "Name the report.json of an earlier evaluation, or leave it out of 'beside'")
+            earlier = read_report(
+                Path(place), "Name the report.json of an earlier evaluation, or leave it out of 'beside'"
+            )
+            for row in earlier.rows:  # as far as the settings tell; by what is left once models and images are there
+                own = {name: value for name, value in asked.items() if name in row.card}
+                check_alike([(f"'{stage.name}'", {**row.card, **own}), (f"'{row.model}' in '{place}'", row.card)])
     if not settings.of_images:
         return []
 

@@ -253,6 +253,24 @@ def test_rows_of_an_earlier_report_stand_beside(config, done, tmp_path):
         assert shown["straightness"] == old["straightness"] and shown["beside"] and not old["beside"]
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("num_samples=71", "'num_samples' is 71 of the first and 70 of the second"),
+        ("dtype=bfloat16", "'dtype' is 'bfloat16' of the first and 'float32' of the second"),
+        ("protocol=digits-grid", "'protocol' is 'digits-grid' of the first and 'digits' of the second"),
+        ("seed=1", "'seed' is 1 of the first and 0 of the second"),
+    ],
+)
+def test_rows_by_another_protocol_are_refused_before_work_begins(config, done, tmp_path, change, said):
+    earlier = done / "report" / "report.json"
+    changes = [f"stages.report.beside=[{earlier}]", change if change == "seed=1" else f"stages.report.{change}"]
+    experiment = load_experiment(config, changes, run=str(tmp_path / "run"))
+    with pytest.raises(ConfigError, match=said):
+        check_files(experiment, None, None)
+    assert check_files(load_experiment(config, changes[:1], run=str(tmp_path / "run")), None, None) is None
+
+
 def test_earlier_runs_of_one_name_are_told_apart_by_what_is_above():
     a, b, c = (Path(place) for place in ("/x/first/run", "/x/second/run", "/x/other"))
     assert told_apart([a, b, c]) == ["first/run", "second/run", "other"]
