@@ -21,6 +21,7 @@ class Outcome:
 
     came, bound: the figure and what it was to be, by seed. short: by how much the figure misses, below 0 where it is
     better than asked. All three are without values where a figure is missing.
+    chance: of a single report, how far prompts and noise may carry the two models of a `better_than` apart.
     """
 
     aim: Aim
@@ -28,6 +29,12 @@ class Outcome:
     came: Spread
     bound: Spread
     short: Spread
+    chance: float | None = None
+
+    @property
+    def apart(self) -> float | None:
+        """Half the 95% interval of the difference that a `better_than` asks for: over seeds, else over noise."""
+        return self.short.interval if self.short.count > 1 else self.chance
 
     @property
     def is_reached(self) -> bool | None:
@@ -60,9 +67,9 @@ class Outcome:
             return f"{text}, {number(came * aim.times_reference / self.bound.mean)} times"
         if aim.better_than:
             text += f" against {_said(aim.figure, self.bound.mean)}"
-            if self.short.count > 1:
+            if self.apart is not None:
                 scale, unit = UNITS.get(aim.figure, (1, ""))
-                apart = plus_minus(abs(self.short.mean or 0.0), self.short.interval, scale=scale)
+                apart = plus_minus(abs(self.short.mean or 0.0), self.apart, scale=scale)
                 text += f", apart by {apart}{' points' if unit else ''}"
         return text
 
@@ -71,7 +78,7 @@ class Outcome:
         if self.is_reached is None:
             return "not measured"
         word = "reached" if self.is_reached else "missed"
-        if self.aim.better_than and self.short.count > 1 and not self.short.is_told_apart:
+        if self.aim.better_than and self.apart is not None and abs(self.short.mean or 0.0) <= self.apart:
             return f"{word}, not told apart"
         return word
 
@@ -90,12 +97,27 @@ def outcome(aim: Aim, reports: Mapping[int, Report], reference: str) -> Outcome:
     way = BETTER_WAY[aim.figure]
     pairs = {seed: (came[seed], bound[seed]) for seed in reports}
     short = {seed: way * (a - b) if a is not None and b is not None else None for seed, (a, b) in pairs.items()}
-    return Outcome(aim=aim, reference=reference, came=spread(came), bound=spread(bound), short=spread(short))
+    spreads = {"came": spread(came), "bound": spread(bound), "short": spread(short)}
+    chance = chance_of(aim, next(iter(reports.values()))) if len(reports) == 1 else None
+    return Outcome(aim=aim, reference=reference, **spreads, chance=chance)
+
+
+def chance_of(aim: Aim, report: Report) -> float | None:
+    """Half the 95% interval of the difference of an aim's two models, over prompts and noise; None if unknown."""
+    if not aim.better_than:
+        return None
+    own, other = (
+        best_row(findings.rows_at(report, name, aim.num_steps), aim.figure) for name in (aim.model, aim.better_than)
+    )
+    if not own or not other or aim.figure not in {*own.intervals} & {*other.intervals}:
+        return None
+    return findings.interval_of_difference(own, other, aim.figure)
 
 
 def figure_of(aim: Aim, model: str, report: Report) -> float | None:
     """The aim's figure of a model's moving average; the best of its guidance scales."""
-    return best(findings.rows_at(report, model, aim.num_steps), aim.figure)
+    row = best_row(findings.rows_at(report, model, aim.num_steps), aim.figure)
+    return None if row is None else getattr(row, aim.figure)
 
 
 def bound_of(aim: Aim, report: Report) -> float | None:
@@ -109,9 +131,9 @@ def bound_of(aim: Aim, report: Report) -> float | None:
     return aim.value
 
 
-def best(rows: Sequence[Row], figure: str) -> float | None:
-    values = [value for row in rows if (value := getattr(row, figure)) is not None]
-    return min(values, key=lambda value: BETTER_WAY[figure] * value, default=None)
+def best_row(rows: Sequence[Row], figure: str) -> Row | None:
+    measured = [row for row in rows if getattr(row, figure) is not None]
+    return min(measured, key=lambda row: BETTER_WAY[figure] * getattr(row, figure), default=None)
 
 
 def summary(found: Sequence[Outcome]) -> list[str]:
@@ -126,9 +148,7 @@ def summary(found: Sequence[Outcome]) -> list[str]:
         count = f"{len(reached)} of {len(found)} aims {'is' if len(reached) == 1 else 'are'}"
     text = f"{count} reached" if reached else "No aim is reached"
     if doubtful:
-        text += (
-            f"{f', {len(doubtful)} of them' if len(found) > 1 else ''} in the mean alone, not told apart from chance"
-        )
+        text += f", {f'{len(doubtful)} of them ' if len(found) > 1 else ''}not told apart from chance"
     sentences = [f"{text}."]
     for word, group in (
         ("Missed", [one for one in found if one.is_reached is False]),

@@ -71,12 +71,33 @@ def test_over_seeds_the_means_decide_and_pairs_tell_apart():
     seeds[2] = report(aim(better_than="direct"), **{REAL: 0.378 + 0.15})
     (found,) = outcomes(seeds)
     assert found.verdict == "reached, not told apart"  # by 0.02 in the mean, of a deviation of 0.15
-    assert summary([found]) == ["The aim is reached in the mean alone, not told apart from chance."]
+    assert summary([found]) == ["The aim is reached, not told apart from chance."]
     assert summary([found, found, *outcomes({0: report(aim(value=1.0))})]) == [
-        "All 3 aims are reached, 2 of them in the mean alone, not told apart from chance."
+        "All 3 aims are reached, 2 of them not told apart from chance."
     ]
     seeds[2] = report(aim(better_than="direct"), **{REAL: 0.378 + 0.3})
     assert outcomes(seeds)[0].verdict == "missed, not told apart"
+
+
+@pytest.mark.parametrize(
+    ("half", "student", "verdict"),
+    [
+        (0.01, 0.35, "reached"),
+        (0.03, 0.35, "reached, not told apart"),  # 0.028 apart, and 0.042 by chance
+        (0.03, 0.40, "missed, not told apart"),
+        (0.01, 0.40, "missed"),
+        (None, 0.377, "reached"),
+    ],
+)
+def test_of_one_report_prompts_and_noise_tell_apart(half, student, verdict):
+    one = report(aim(better_than="direct"), aim(value=0.5), **{REAL: student})
+    intervals = {} if half is None else {REAL: half}
+    one = replace(one, rows=[replace(row, intervals=intervals) for row in one.rows])
+    found, bound = outcomes({0: one})
+    assert (found.verdict, bound.verdict) == (verdict, "reached")
+    assert (half is None) == ("±" not in found.found) and "±" not in bound.found
+    both = outcomes(dict.fromkeys((0, 1), one))[0]  # of two seeds, theirs tells
+    assert both.apart == 0 and both.verdict == verdict.split(",")[0]
 
 
 def test_a_multiple_is_of_the_reference_of_each_seed():
