@@ -5,7 +5,7 @@ import torch
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 from instaflow.errors import InstaFlowError
-from instaflow.evaluation import intervals
+from instaflow.evaluation import frechet, intervals
 from instaflow.evaluation.frechet import Gaussian, frechet_distance, influence
 
 
@@ -113,6 +113,14 @@ def test_the_influence_of_a_sample_is_what_its_weight_changes(count):
         more = (1 - little) * even + little * np.eye(count)[place]
         changed = (frechet_distance(weighted(features, more), other) - frechet_distance(own, other)) / little
         assert found[place] - found.mean() == pytest.approx(changed, rel=1e-3, abs=1e-3)
+
+
+def test_influences_are_the_same_block_by_block(monkeypatch):
+    features = drawn(np.random.default_rng(8), 50)
+    sides = Gaussian.of(features), Gaussian.of(drawn(np.random.default_rng(9), 90))
+    whole = influence(features, *sides)
+    monkeypatch.setattr(frechet, "BLOCK", 7)
+    assert whole.shape == (50,) and influence(features, *sides) == pytest.approx(whole, rel=1e-9)
 
 
 def test_intervals_of_influences_are_those_of_many_draws():
