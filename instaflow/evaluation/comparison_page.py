@@ -27,7 +27,6 @@ from instaflow.files import write_file
 
 OWN_STYLE = """
 main { max-width: 1280px; }
-.near { background: var(--best); border-radius: 5px; padding: 1px 6px; margin: 0 -6px; }
 .group td { color: var(--soft); border-top: 1px solid var(--line); font-size: 0.82rem; padding-top: 10px; }
 .rank { color: var(--soft); display: inline-block; min-width: 1.7em; }
 svg text.name { fill: var(--ink); }

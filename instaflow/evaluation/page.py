@@ -23,22 +23,20 @@ from instaflow.evaluation.parts import (
     neighbour_grid,
     pairs_list,
     paragraph,
-    rows_table,
     section,
     stage_bars,
     strip_grid,
 )
 from instaflow.evaluation.plots import (
     Colours,
-    cost_plot,
     gap_plot,
     loss_plot,
     preview_plots,
-    quality_plots,
     score_plots,
-    sweep_plots,
 )
+from instaflow.evaluation.quality import quality
 from instaflow.evaluation.report import Floors, Protocol, Report, Row
+from instaflow.evaluation.short_names import with_short_names
 from instaflow.evaluation.story import contributions, idea
 from instaflow.evaluation.style import LIGHT, SLOTS, STYLE
 from instaflow.evaluation.wording import duration, is_number, memory, number, percent, steps
@@ -53,14 +51,14 @@ def write_page(path: Path, report: Report) -> None:
 
 
 def page(report: Report) -> str:
-    report = without_broken(report)
+    report = with_short_names(without_broken(report))
     colours = model_colours(report)
     sections = [
         _header(report),
         _gallery(report, colours),
         idea(report, colours),
         contributions(report, colours),
-        _quality(report, colours),
+        quality(report, colours),
         aimed(aims.outcomes({report.seed: report})),
         _gaps(report, colours),
         _between(report),
@@ -162,71 +160,11 @@ def _gallery(report: Report, colours: Colours) -> str:
     return section("The same prompts and the same noise", figure(gallery_grid(report.gallery, colours), caption))
 
 
-def _quality(report: Report, colours: Colours) -> str:
-    if not report.rows:
-        return ""
-    card = report.protocol
-    against = [text for text in (card.samples, card.features, card.weights and f"weights: {card.weights}") if text]
-    caption = (
-        "Axes are logarithmic, but for the cost; lower is better; models with a single number of steps are set "
-        "apart sideways. A "
-        "Fréchet distance shrinks as the samples grow: compare within this page only."
-    )
-    if report.floors != Floors():
-        caption += (
-            " Dashed, for scale: what real images show when they are halved, or encoded and decoded, and how often the "
-            "reader errs on them."
-        )
-    plots = "".join(
-        f'<figure class="panel">{plot}</figure>'
-        for plot in quality_plots(report.rows, report.floors, colours, card.judged)
-    )
-    names = list(dict.fromkeys(row.label for row in report.rows))
-    costs = [cost_plot(report.rows, spent, unit, colours) for unit, spent in _costs(report).items()]
-    plots += "".join(f'<figure class="panel">{cost}</figure>' for cost in costs if cost)
-    if costs[1]:
-        caption += (
-            " Device-hours, or minutes: of all stages on the way to a model, those that make its couplings too; a "
-            f"device is a GPU or, without one, the processor: here {' and '.join(findings.devices(report))}."
-        )
-    sweeps = "".join(
-        f'<figure class="panel"><h3>{escape(name)}</h3>{plot}</figure>'
-        for name, plot in sweep_plots(report.rows, colours, card.judged)
-    )
-    sweeping = (
-        "What guidance trades: a line for each model and number of steps, a mark for each guidance scale, the ends "
-        "dashed and named. To the right images are nearer to their prompts, lower is nearer to the real images."
-    )
-    best = "Marked: the best of the one-step rows." if sum(row.num_steps == 1 for row in report.rows) > 1 else ""
-    return section(
-        "Quality against steps",
-        paragraph([f"Protocol: {'; '.join(against)}."] if against else [], "small soft"),
-        f'{legend(names, colours)}<div class="two">{plots}</div><p class="small soft">{escape(caption)}</p>'
-        if plots
-        else "",
-        f'<div class="two">{sweeps}</div><p class="small soft">{sweeping}</p>' if sweeps else "",
-        figure(f'<div class="scroll">{rows_table(report, colours)}</div>', best),
-        paragraph(findings.accuracy(report)),
-        paragraph(findings.diversity(report)),
-        paragraph(findings.averaging(report)),
-    )
-
-
 def aimed(found: Sequence[aims.Outcome]) -> str:
     """What the experiment aimed at and what it came to, a line each."""
     lines = [f"<dt>{marked(one.asked)}</dt><dd><b>{one.verdict}</b> · {escape(one.found)}</dd>" for one in found]
     inside = f'<div class="panel"><dl class="protocol aims">{"".join(lines)}</dl></div>'
     return section("What was aimed at", inside if found else "")
-
-
-def _costs(report: Report) -> dict[str, dict[str, float | None]]:
-    """What each model cost after the teacher, by unit: training samples, then time."""
-    models = dict.fromkeys(row.model for row in report.rows)
-    hours = {model: findings.device_hours(report, model) for model in models}
-    short = max((spent for spent in hours.values() if spent), default=0.0) < 1
-    time = {model: spent and spent * (60 if short else 1) for model, spent in hours.items()}
-    samples: dict[str, float | None] = {model: findings.training_samples(report, model) for model in models}
-    return {"training samples": samples, f"device-{'minutes' if short else 'hours'}": time}
 
 
 def _gaps(report: Report, colours: Colours) -> str:

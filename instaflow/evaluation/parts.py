@@ -1,8 +1,7 @@
-"""The page's building blocks that are not charts: table, galleries, bars, cards."""
+"""The page's building blocks that are not charts: galleries, bars, cards."""
 
 import base64
 import io
-import math
 import re
 from collections.abc import Sequence
 from html import escape
@@ -10,13 +9,12 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from instaflow.evaluation.findings import reference
 from instaflow.evaluation.plots import Colours
-from instaflow.evaluation.report import Gallery, Gaps, Neighbours, Picture, Report, Row, Stage, Strip
+from instaflow.evaluation.report import Gallery, Gaps, Neighbours, Picture, Row, Stage, Strip
+from instaflow.evaluation.row_words import CARD_HEADS, card_told, circumstances
 from instaflow.evaluation.svg import marker
-from instaflow.evaluation.wording import duration, number, percent, steps
+from instaflow.evaluation.wording import duration, number, steps
 
-MANY = 9  # columns; a table of more is set smaller
 LARGEST = 256  # pixels; larger images are reduced to it, and stored as JPEG
 COUNTED = {"couple": "couplings", "evaluate": "images"}  # what a stage's samples are; of others, training samples
 
@@ -24,6 +22,11 @@ COUNTED = {"couple": "couplings", "evaluate": "images"}  # what a stage's sample
 def section(title: str, *parts: str) -> str:
     inside = "\n".join(part for part in parts if part)
     return f"<section>\n<h2>{escape(title)}</h2>\n{inside}\n</section>" if inside else ""
+
+
+def heading(title: str, inside: str) -> str:
+    """A small heading over what belongs to it; nothing where that is nothing."""
+    return f"<h3>{escape(title)}</h3>\n{inside}" if inside else ""
 
 
 def paragraph(sentences: Sequence[str], style: str = "") -> str:
@@ -40,6 +43,15 @@ def marked(text: str) -> str:
 def figure(inside: str, caption: str) -> str:
     text = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     return f'<figure><div class="panel">{inside}</div>{text}</figure>'
+
+
+def charts(plots: Sequence[str], caption: str) -> str:
+    """Panels by twos; the caption where a place beside the last one is free, else below. Nothing without plots."""
+    if not plots:
+        return ""
+    panels = "".join(f'<figure class="panel">{plot}</figure>' for plot in plots)
+    text = paragraph([caption], "small soft")
+    return f'<div class="two">{panels}{text}</div>' if len(plots) % 2 else f'<div class="two">{panels}</div>{text}'
 
 
 def beside(inside: str, text: str) -> str:
@@ -65,6 +77,11 @@ def picture(image: Picture, alt: str) -> str:
 def sign(colour: int) -> str:
     """A model's marker, for legends and tables."""
     return f'<svg viewBox="0 0 14 14" aria-hidden="true">{marker(colour, 7, 7)}</svg>'
+
+
+def below(half: str) -> str:
+    """Half of a figure's interval, below the figure in its cell of a table."""
+    return f"<small>± {half}</small>" if half else ""
 
 
 def legend(models: Sequence[str], colours: Colours) -> str:
@@ -128,114 +145,22 @@ def neighbour_grid(neighbours: Neighbours) -> str:
 
 
 def card_table(rows: Sequence[Row]) -> str:
-    """What each row was, from its protocol card: its model's content, how it was sampled, and on what."""
+    """What each row was, from its protocol card, with all of a model's name that is shown shortened elsewhere."""
     lines = []
     for row in rows:
-        card = row.card
-        told = [
-            " ".join(word[:16] for word in str(card.get("model_content", "–")).split()),
-            row.weights,
-            str(row.num_steps),
-            "–" if row.guidance_scale is None else f"{row.guidance_scale:g}",
-            str(card.get("sampler", "–")),
-            str(card.get("dtype", "–")),
-        ]
-        cells = "".join(f"<td>{escape(text)}</td>" for text in told)
-        lines.append(f"<tr><td>{escape(row.label)}</td>{cells}</tr>")
-    heads = ("Content", "Weights", "Steps", "Guidance", "Scheduler", "Precision")
-    head = "".join(f'<th scope="col">{title}</th>' for title in ("Model", *heads))
+        whole = str(row.card.get("model", ""))
+        rest = "" if whole in row.label else f'<br><span class="soft">{escape(whole)}</span>'
+        cells = "".join(f"<td>{escape(text)}</td>" for text in card_told(row))
+        lines.append(f"<tr><td>{escape(row.label)}{rest}</td>{cells}</tr>")
+    head = "".join(f'<th scope="col">{title}</th>' for title in ("Model", *CARD_HEADS))
     table = f'<table class="many"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
-    return f'<div class="scroll">{table}</div>{circumstances_list(rows)}'
-
-
-def circumstances_list(rows: Sequence[Row]) -> str:
-    """In which circumstances the rows were made, each once, with whose they are where they differ."""
-    found: dict[str, list[str]] = {}
-    for row in rows:
-        card, told = row.card, []
-        if "hardware" in card:
-            told += [card["hardware"], f"batches of {card['batch_size']}", f"processes: {card['processes']}"]
-        told.append(", ".join(f"{name} {version}" for name, version in card.get("versions", {}).items()))
-        found.setdefault("; ".join(filter(None, told)), []).append(f"{row.label}, {steps(row.num_steps)}")
-    whose = {text: "Made on" if len(found) == 1 else "; ".join(dict.fromkeys(names)) for text, names in found.items()}
-    entries = [(whose[text], text) for text in found if text]
-    return pairs_list(entries) if entries else ""
+    entries = circumstances(rows)
+    return f'<div class="scroll">{table}</div>{pairs_list(entries) if entries else ""}'
 
 
 def folded(title: str, inside: str) -> str:
     """What is there on demand."""
     return f"<details><summary>{escape(title)}</summary>\n{inside}\n</details>"
-
-
-def rows_table(report: Report, colours: Colours) -> str:
-    """All rows; the best one-step value of each column is marked. A column that says nothing is left out."""
-    rows = list(report.rows)
-    several_counts = len({row.num_samples for row in rows}) > 1
-    columns = [
-        # heading, texts, values of which the smallest is best
-        ("Steps", [str(row.num_steps) for row in rows], None),
-        ("Guidance", ["" if row.guidance_scale is None else f"{row.guidance_scale:g}" for row in rows], None),
-        ("Samples", [f"{row.num_samples:,}" if several_counts else "" for row in rows], None),
-        _numbers("Fréchet distance to real", [row.frechet_distance_real for row in rows]),
-        _numbers("Fréchet distance to teacher", [row.frechet_distance_teacher for row in rows]),
-        _shares("Prompt accuracy", [row.prompt_accuracy for row in rows]),
-        _shares("on an unseen template", [row.prompt_accuracy_unseen for row in rows]),
-        _numbers("KID × 1,000", [None if row.kernel_distance is None else 1000 * row.kernel_distance for row in rows]),
-        _shares("Precision", [row.precision for row in rows]),
-        _shares("Recall", [row.recall for row in rows]),
-        _highest("CLIP score", [row.clip_score for row in rows]),
-        _numbers("Gap to teacher, pixels", [row.pixel_gap for row in rows]),
-        _numbers("Gap to teacher, perceptual", [row.perceptual_gap for row in rows]),
-        ("Diversity", [number(row.diversity) for row in rows], None),
-        ("S(Z)", _once_a_model(rows, [row.straightness for row in rows]), None),
-        ("S(Z), relative", _once_a_model(rows, [row.straightness_relative for row in rows]), None),
-        ("Time per image", [duration(row.seconds_per_image) for row in rows], None),
-    ]
-    columns = [column for column in columns if any(text not in ("", "–") for text in column[1])]
-    bold = {title: _best(rows, texts, values) for title, texts, values in columns}
-    head = '<th scope="col">Model</th>' + "".join(
-        f'<th scope="col" class="wrap">{escape(title)}</th>' for title, *_ in columns
-    )
-    own = reference(report)
-    lines, before = [], None
-    for i, row in enumerate(rows):
-        cells = []
-        for title, texts, _ in columns:
-            text = "itself" if title.endswith("to teacher") and row is own and texts[i] == "–" else texts[i]
-            cells.append(f'<td><span class="best">{text}</span></td>' if i in bold[title] else f"<td>{text}</td>")
-        style = " ".join(name for name, on in (("new", row.label != before), ("one", row.num_steps == 1)) if on)
-        name = f"{sign(colours[row.label])}{escape(row.label)}" if row.label != before else ""
-        lines.append(f'<tr class="{style}"><td>{name}</td>{"".join(cells)}</tr>')
-        before = row.label
-    many = ' class="many"' if len(columns) > MANY else ""
-    return f"<table{many}><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-
-
-def _once_a_model(rows: Sequence[Row], values: list[float | None]) -> list[str]:
-    """The texts of a figure that belongs to the model, not to its number of steps."""
-    named = [(row.label, value) for row, value in zip(rows, values, strict=True)]
-    return ["" if one[1] is None or one in named[:i] else number(one[1]) for i, one in enumerate(named)]
-
-
-def _numbers(title: str, values: list[float | None]) -> tuple:
-    return title, [number(value) for value in values], [math.inf if value is None else value for value in values]
-
-
-def _highest(title: str, values: list[float | None]) -> tuple:
-    return title, [number(value) for value in values], [math.inf if value is None else -value for value in values]
-
-
-def _shares(title: str, values: list[float | None]) -> tuple:
-    return title, [percent(value) for value in values], [math.inf if value is None else -value for value in values]
-
-
-def _best(rows: Sequence[Row], texts: list[str], values: list[float] | None) -> set[int]:
-    """The one-step rows whose figure, as shown, is the best of them; none where there is nothing to compare."""
-    single = [i for i, row in enumerate(rows) if row.num_steps == 1 and values and math.isfinite(values[i])]
-    if len(single) < 2 or not values:
-        return set()
-    first = min(single, key=lambda i: values[i])
-    return {i for i in single if texts[i] == texts[first]}
 
 
 def stage_bars(stages: Sequence[Stage], colours: Colours) -> str:

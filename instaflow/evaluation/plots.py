@@ -19,21 +19,22 @@ from instaflow.evaluation.report import (
     distance_summary,
     labelled,
 )
+from instaflow.evaluation.row_words import said, told
 from instaflow.evaluation.svg import Axis, Point, Series, axis_over, chart, polyline
 from instaflow.evaluation.wording import number, percent, steps
 
 Colours = dict[str, int]  # model's label -> index of the page's palette
 
 
+TO_REAL = "Fréchet distance to the real images"
+
+
 def quality_plots(rows: Sequence[Row], floors: Floors, colours: Colours, judged: str = "prompts") -> list[str]:
-    """Distances and errors against steps, and distance against time, all log-log, one line a model: lower is better.
+    """Distances and errors against steps, all log-log, one line a model: lower is better.
 
     judged: what the errors are a share of.
     """
     wrong = f"{judged.capitalize()} not drawn right"
-    real = _finite(
-        (floors.real_halves, "real images, half against half"), (floors.autoencoder, "autoencoder’s round trip")
-    )
     again = _finite((floors.teacher_again, "teacher against itself, other noise"))
     error = 1 - floors.reader_accuracy if floors.reader_accuracy is not None else None
     to_real = [(row, row.frechet_distance_real) for row in rows]
@@ -42,12 +43,27 @@ def quality_plots(rows: Sequence[Row], floors: Floors, colours: Colours, judged:
     ticks = sorted({row.num_steps for row in rows})
     count = Axis(label="steps", low=ticks[0], high=max(ticks[-1], 2 * ticks[0]), log=True, ticks=ticks)
     plots = [
-        _quality_plot(to_real, colours, "Fréchet distance to the real images", real, count),
-        _quality_plot(to_teacher, colours, "Fréchet distance to the teacher’s images", again, count),
-        _quality_plot(errors, colours, wrong, _finite((error, "the reader’s own errors")), count),
-        _quality_plot(to_real, colours, "Fréchet distance to the real images", real, None),
+        _quality_plot(to_real, "frechet_distance_real", colours, TO_REAL, _real(floors), count),
+        _quality_plot(
+            to_teacher, "frechet_distance_teacher", colours, "Fréchet distance to the teacher’s images", again, count
+        ),
+        _quality_plot(errors, "prompt_accuracy", colours, wrong, _finite((error, "the reader’s own errors")), count),
     ]
     return [plot for plot in plots if plot]
+
+
+def time_plot(rows: Sequence[Row], floors: Floors, colours: Colours) -> str:
+    """Fréchet distance against the time that an image takes."""
+    to_real = [(row, row.frechet_distance_real) for row in rows]
+    return _quality_plot(to_real, "frechet_distance_real", colours, TO_REAL, _real(floors), None)
+
+
+def _real(floors: Floors) -> list[tuple[float, str]]:
+    halves, coded = (
+        (floors.real_halves, "real images, half against half"),
+        (floors.autoencoder, "autoencoder’s round trip"),
+    )
+    return _finite(halves, coded)
 
 
 def cost_plot(rows: Sequence[Row], costs: Mapping[str, float | None], unit: str, colours: Colours) -> str:
@@ -68,13 +84,13 @@ def cost_plot(rows: Sequence[Row], costs: Mapping[str, float | None], unit: str,
             colour=colours[label],
             points=[(costs[row.model] or 0.0, row.frechet_distance_real or 0.0)],
             look="marked",
-            titles=[f"{label}, {steps(row.num_steps)}: {number(row.frechet_distance_real)}"],
+            titles=[f"{label}, {steps(row.num_steps)}: {told(row, 'frechet_distance_real')}"],
         )
         for label, row in fewest.items()
     ]
     points = [point for one in series for point in one.points]
     x = axis_over([x for x, _ in points], f"{unit} after the teacher", zero=True)
-    y = axis_over([y for _, y in points], "Fréchet distance to the real images", log=True)
+    y = axis_over([y for _, y in points], TO_REAL, log=True)
     return chart(series, x=x, y=y, title=f"Quality against {unit}")
 
 
@@ -95,13 +111,14 @@ def sweep_plots(rows: Sequence[Row], colours: Colours, judged: str = "prompts") 
         read = marks[0][2].prompt_accuracy is not None
         points = [(x, y) for x, y, _ in marks]
         scales = [f"{row.guidance_scale:g}" for *_, row in marks]
+        kind = "prompt_accuracy" if read else "clip_score"
         titles = [
-            f"guidance {scale}: {number(y)}, {percent(x) if read else number(x)}"
-            for scale, (x, y) in zip(scales, points, strict=True)
+            f"guidance {scale}: {told(row, 'frechet_distance_real')}, {told(row, kind)}"
+            for scale, (*_, row) in zip(scales, marks, strict=True)
         ]
         series = [Series(name=name, colour=colours[marks[0][2].label], points=points, look="marked", titles=titles)]
         x = axis_over([x for x, _ in points], f"{judged.capitalize()} drawn right" if read else "CLIP score")
-        y = axis_over([y for _, y in points], "Fréchet distance to the real images")
+        y = axis_over([y for _, y in points], TO_REAL)
         ends = [(points[end][0], scales[end]) for end in (0, -1)]
         title = f"Guidance from {scales[0]} to {scales[-1]}"
         plots.append((name, chart(series, x=replace(x, percent=read), y=y, title=title, marks=ends)))
@@ -119,18 +136,22 @@ def _error(row: Row) -> float | None:
 
 def _quality_plot(
     measured: Sequence[tuple[Row, float | None]],
+    figure: str,
     colours: Colours,
     label: str,
     floors: Sequence[tuple[float, str]],
     x: Axis | None,
 ) -> str:
-    """One quantity against steps or, without an `x`, against milliseconds per image."""
+    """One quantity against steps or, without an `x`, against milliseconds per image.
+
+    figure: the rows' figure that it is; of a prompt accuracy what it lacks.
+    """
     found = [(row, float(value)) for row, value in measured if value is not None and value > 0]
     if x is None:
         found = [(row, value) for row, value in found if (row.seconds_per_image or 0) > 0]
     if not found:
         return ""
-    share = label.endswith("not drawn right")
+    share = figure == "prompt_accuracy"
     series = []
     single = [model for model in colours if sum(row.label == model for row, _ in found) == 1]
     for model in dict.fromkeys(row.label for row, _ in found):
@@ -141,7 +162,10 @@ def _quality_plot(
                 colour=colours[model],
                 points=[(row.num_steps if x else 1000 * (row.seconds_per_image or 0), value) for row, value in own],
                 look="marked",
-                titles=[f"{row.label}, {steps(row.num_steps)}: {percent(v) if share else number(v)}" for row, v in own],
+                titles=[
+                    f"{row.label}, {steps(row.num_steps)}: {said(v, row.intervals.get(figure), share=share)}"
+                    for row, v in own
+                ],
                 shift=14 * (single.index(model) - (len(single) - 1) / 2) if model in single else 0,
             )
         )

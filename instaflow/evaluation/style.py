@@ -9,10 +9,10 @@ SLOTS = 4 * len(LIGHT)
 
 _LIGHT = """
   --page: #fbfaf8; --panel: #ffffff; --ink: #1c2024; --soft: #5c646d; --line: #dfe1e3; --grid: #ecedee;
-  --best: #e7f1e4; --bell: #e4e7ea; --idle: #b9bfc5; color-scheme: light;"""
+  --best: #e7f1e4; --bell: #e4e7ea; --idle: #b9bfc5; --shade: #d5d8db; color-scheme: light;"""
 _DARK = """
   --page: #15181b; --panel: #1d2125; --ink: #e8eaec; --soft: #a3abb3; --line: #363c42; --grid: #2a2f34;
-  --best: #263a2a; --bell: #31373d; --idle: #59626b; color-scheme: dark;"""
+  --best: #263a2a; --bell: #31373d; --idle: #59626b; --shade: #0d1012; color-scheme: dark;"""
 
 
 def _palette(colours: tuple[str, ...]) -> str:
@@ -75,7 +75,11 @@ path { fill: none; }
 .panel .legend { margin: 0 0 10px; }
 .legend svg { display: inline-block; width: 14px; height: 14px; vertical-align: -2px; margin-right: 5px; }
 
-.scroll { overflow-x: auto; }
+/* A shade at the right edge, hidden by what scrolls with the table once its end is reached. */
+.scroll { overflow-x: auto; background-repeat: no-repeat; background-position: right;
+  background-image: linear-gradient(to left, var(--panel) 50%, transparent),
+    linear-gradient(to left, var(--shade), transparent);
+  background-size: 48px 102%, 16px 99%; background-attachment: local, scroll; }
 table { border-collapse: collapse; width: 100%; font-size: 0.92rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 10px; text-align: right; white-space: nowrap; }
 th { font-weight: 500; color: var(--soft); font-size: 0.82rem; line-height: 1.25; vertical-align: bottom; }
@@ -84,10 +88,16 @@ th:first-child, td:first-child, .left { text-align: left; }
 thead th { border-bottom: 1px solid var(--line); }
 .many { font-size: 0.78rem; } .many th { font-size: 0.7rem; } .many th, .many td { padding: 5px 4px; }
 @media screen and (min-width: 1100px) { .panel:has(.many) { margin: 0 -48px; } }
-.many th.wrap { min-width: 44px; } .many .best { padding: 1px 4px; margin: 0 -4px; }
+@media screen and (min-width: 1240px) { .panel:has(.many) { margin: 0 -100px; } }
+.many th.wrap { min-width: 44px; } .many :is(.best, .near) { padding: 1px 4px; margin: 0 -4px; }
 tr.new td { border-top: 1px solid var(--line); }
 td svg { display: inline-block; width: 14px; height: 14px; vertical-align: -2px; margin-right: 6px; }
-tr.one td { font-weight: 500; }
+.ranked td { border-top: 1px solid var(--grid); vertical-align: baseline; }
+.ranked td:first-child, .ranked th:first-child { padding-left: 0; }
+.ranked td:nth-child(2), .ranked th.left { text-align: left; }
+.ranked .group th { text-align: left; padding-top: 14px; } .group span { position: sticky; left: 0; }
+td small { display: block; font-size: 0.86em; line-height: 1.2; color: var(--soft); }
+.near { background: var(--best); border-radius: 5px; padding: 1px 6px; margin: 0 -6px; }
 .best { background: var(--best); border-radius: 5px; padding: 1px 6px; margin: 0 -6px; font-weight: 700; }
 
 .gallery { display: grid; grid-template-columns: 152px repeat(var(--n), minmax(0, 1fr));
@@ -146,8 +156,10 @@ details h3 { margin: 18px 0 6px; }
   .gallery .head { text-align: center; padding: 0; } .gallery .text { display: none;
   } .gallery .number { display: inline; }
   ol.prompts { display: block; font-size: 0.86rem; color: var(--soft); margin: 12px 0 0; padding-left: 22px; }
-  td:first-child, th:first-child { position: sticky; left: 0; background: var(--panel); }
-  td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 112px; max-width: 40vw; }
+  :is(td, th):first-child, .ranked :is(td, th):nth-child(2) { position: sticky; left: 0; background: var(--panel); }
+  td:first-child, .ranked td.name { white-space: normal; overflow-wrap: anywhere; min-width: 112px; max-width: 40vw; }
+  .ranked :is(td, th):first-child { position: static; background: none; min-width: 0; }
+  .ranked td.name { min-width: 126px; } .ranked td.name svg { float: left; margin-top: 3px; }
   th, td { padding: 5px 9px; }
   .stage { grid-template-columns: 1fr auto; } .stage .what { grid-row: 2; grid-column: 1 / -1; }
   .story > li { grid-template-columns: 28px 1fr; }
@@ -157,7 +169,8 @@ details h3 { margin: 18px 0 6px; }
   html { font-size: 10.5pt; } body { background: #fff; font-size: 10.5pt; } main { max-width: none; padding: 0; }
   .panel, .cards > div, .story > li, .stage, .gaps figure, figure { break-inside: avoid;
   } h2, h3 { break-after: avoid; }
-  .scroll { overflow: visible; } table { font-size: 0.8rem; } th, td { padding: 3px 5px; } th.wrap { min-width: 0; }
+  .scroll { overflow: visible; background: none; } table { font-size: 0.8rem; }
+  th, td { padding: 3px 5px; } th.wrap { min-width: 0; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """

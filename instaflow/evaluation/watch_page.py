@@ -6,9 +6,11 @@ from pathlib import Path
 
 from instaflow.evaluation.markdown import COLUMNS
 from instaflow.evaluation.page import document, model_colours, protocol, scores, without_broken
-from instaflow.evaluation.parts import paragraph, section, sign
+from instaflow.evaluation.parts import below, paragraph, section, sign
 from instaflow.evaluation.plots import Colours
 from instaflow.evaluation.report import Report, Row
+from instaflow.evaluation.row_words import parted, spread
+from instaflow.evaluation.short_names import with_short_names
 from instaflow.evaluation.style import STYLE
 from instaflow.files import write_file
 
@@ -22,7 +24,7 @@ def write_watch_page(path: Path, report: Report, said: Sequence[str], at: str) -
 
 
 def watch_page(report: Report, said: Sequence[str], at: str) -> str:
-    report = without_broken(report)
+    report = with_short_names(without_broken(report))
     colours = model_colours(report)
     about = " · ".join([f"Config {report.config}", f"seed {report.seed}", report.hardware, at])
     header = (
@@ -33,7 +35,7 @@ def watch_page(report: Report, said: Sequence[str], at: str) -> str:
         header,
         section("So far", *(paragraph([text]) for text in said)),
         section("Score over training", scores(report, colours)),
-        section("Every score", _table(report, colours)),
+        section("Every score", _table(report, colours), paragraph(_explained(report), "small soft after")),
         protocol(report),
     ]
     return document(report.title, STYLE, sections)
@@ -55,11 +57,21 @@ def _table(report: Report, colours: Colours) -> str:
     body, before = [], None
     for place, (_, row) in enumerate(lines):
         name = _name(row, colours) if row.label != before else ""
-        cells = "".join(f"<td>{escape(texts[place])}</td>" for _, texts in columns)
+        cells = "".join(_cell(texts[place]) for _, texts in columns)
         body.append(f'<tr class="{"new" if name else ""}"><td>{name}</td>{cells}</tr>')
         before = row.label
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
     return f'<div class="panel scroll">{table}</div>' if lines else ""
+
+
+def _cell(text: str) -> str:
+    value, half = parted(text)
+    return f"<td>{escape(value)}{below(half)}</td>"
+
+
+def _explained(report: Report) -> list[str]:
+    found = spread([*report.rows, *(row for curve in report.scores for row in curve.rows)])
+    return [found] if found else []
 
 
 def _name(row: Row, colours: Colours) -> str:

@@ -1,5 +1,6 @@
 """A report with every part, small enough to read, and of plausible figures."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -36,12 +37,24 @@ CARD = {
     "protocol": "digits",
     "num_samples": 2000,
     "prompts": "2,000 prompts, SHA-256 76543210",
+    "batch_size": 100,
+    "processes": 1,
+    "hardware": "2 CPU cores",
+    "versions": {"torch": "2.15.0"},
 }
+SPREAD = {
+    "frechet_distance_real": 0.04,
+    "frechet_distance_teacher": 0.1,
+    "pixel_gap": 0.02,
+    "perceptual_gap": 0.02,
+    "diversity": 0.015,
+}
+"""Half of a figure's interval, as a share of it."""
 
 
 def row(model: str, num_steps: int, real: float | None, teacher: float | None, accuracy: float | None) -> Row:
     straight = {"teacher": 0.284, "2rf": 0.031}.get(model)
-    return Row(
+    made = Row(
         model=model,
         kind=KINDS[model],
         num_steps=num_steps,
@@ -60,6 +73,11 @@ def row(model: str, num_steps: int, real: float | None, teacher: float | None, a
         diversity={"teacher": 0.36, "student": 0.3}.get(model, 0.35),
         card={**CARD, "model": model, "num_steps": num_steps},
     )
+    values = {name: getattr(made, name) for name in SPREAD}
+    intervals = {name: SPREAD[name] * value for name, value in values.items() if value is not None}
+    if accuracy is not None:
+        intervals["prompt_accuracy"] = 1.96 * math.sqrt(accuracy * (1 - accuracy) / 2000)
+    return replace(made, intervals=intervals)
 
 
 ROWS = [
@@ -154,3 +172,34 @@ def with_distance(model: str, real: float | None) -> Report:
     """The full report, but for one model's distance to the real images at one step."""
     changed = [replace(r, frechet_distance_real=real) if (r.model, r.num_steps) == (model, 1) else r for r in ROWS]
     return replace(full_report(), rows=changed)
+
+
+FOLDER = "/data/experiments/2026/night/teacher/model"
+
+
+def crowded_report() -> Report:
+    """Twenty rows: two models swept over guidance, a teacher that is a folder, rows of another report, raw weights."""
+    by_name = {(one.model, one.num_steps): one for one in ROWS}
+    swept = [
+        replace(
+            by_name[model, 1],
+            num_steps=num_steps,
+            guidance_scale=scale,
+            swept=True,
+            frechet_distance_real=best + 0.02 * abs(scale - 2) + 0.01 * num_steps,
+            clip_score=0.2 + 0.01 * scale,
+            kernel_distance=0.0012 * scale,
+            precision=0.8 - 0.01 * scale,
+            recall=0.7,
+        )
+        for model, best in (("student", 0.3), ("direct", 0.35))
+        for scale in (1.0, 2.0, 3.0)
+        for num_steps in (1, 2)
+    ]
+    folder = [replace(one, model=FOLDER, card={**one.card, "model": FOLDER}) for one in ROWS[:3]]
+    earlier = {"beside": True, "frechet_distance_teacher": None, "pixel_gap": None, "perceptual_gap": None}
+    night = replace(by_name["student", 1], model="night/student", **earlier)
+    other = replace(folder[1], model=f"night/{FOLDER}", seconds_per_image=None, **earlier)
+    raw = replace(by_name["student", 1], weights="raw", frechet_distance_real=None)
+    rows = [*folder, *ROWS[3:5], *swept, raw, night, other]
+    return replace(full_report(), rows=rows, gallery=None, gaps=None, straightness=[], trajectories=[])
