@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from instaflow.evaluation.aims import BETTER_WAY
 from instaflow.evaluation.comparison import HIGHER, LOWER
+from instaflow.evaluation.findings import interval_of_difference
 from instaflow.evaluation.report import Row
 from instaflow.evaluation.row_words import parted, told
 from instaflow.evaluation.wording import is_number
@@ -26,6 +27,8 @@ WAYS = {
     "perceptual_gap": LOWER,
 }
 """The figures that have a best value, and which way that is."""
+TO_TEACHER = ("frechet_distance_teacher", "pixel_gap", "perceptual_gap")
+"""Those that are 0 of the reference itself, which says nothing of its quality."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +59,7 @@ class Ranking:
 
 
 def ranking(rows: Sequence[Row]) -> Ranking:
-    figure = next((name for name in RANKED_BY if any(is_number(getattr(row, name)) for row in rows)), "")
+    figure = next((name for name in RANKED_BY if any(math.isfinite(order(row, name)) for row in rows)), "")
     return Ranking(
         figure=figure,
         one_step=_ranked([row for row in rows if row.num_steps == 1], figure),
@@ -77,7 +80,14 @@ def _ranked(rows: Sequence[Row], figure: str) -> list[Ranked]:
 def order(row: Row, figure: str) -> float:
     """Smaller is better; infinite without the figure."""
     value = getattr(row, figure) if figure else None
-    return WAYS[figure] * value if value is not None and is_number(value) else math.inf
+    if value is None or not is_number(value) or is_itself(row, figure):
+        return math.inf
+    return WAYS[figure] * float(value)
+
+
+def is_itself(row: Row, figure: str) -> bool:
+    """Whether a row is what the figure compares with."""
+    return figure in TO_TEACHER and getattr(row, figure) == 0
 
 
 def shown(row: Row, figure: str) -> str:
@@ -86,10 +96,6 @@ def shown(row: Row, figure: str) -> str:
 
 
 def is_told_apart(a: Row, b: Row, figure: str) -> bool:
-    """Whether two figures differ by more than both their intervals together, as of independent measurements.
-
-    As good as told apart where an interval is not known: then nothing is said.
-    """
-    if not all(is_number(value) for row in (a, b) for value in (row.intervals.get(figure), getattr(row, figure))):
-        return True
-    return abs(getattr(a, figure) - getattr(b, figure)) > math.hypot(a.intervals[figure], b.intervals[figure])
+    """Whether two figures differ by more than other prompts and noise might make; so they do without an interval."""
+    apart = abs(getattr(a, figure) - getattr(b, figure))
+    return not apart <= interval_of_difference(a, b, figure)

@@ -8,7 +8,7 @@ from html import escape
 from instaflow.evaluation.findings import reference
 from instaflow.evaluation.parts import below, sign
 from instaflow.evaluation.plots import Colours
-from instaflow.evaluation.ranking import WAYS, Ranked, Ranking, is_told_apart, order, shown
+from instaflow.evaluation.ranking import TO_TEACHER, WAYS, Ranked, Ranking, is_itself, is_told_apart, order, shown
 from instaflow.evaluation.report import Report, Row
 from instaflow.evaluation.row_words import parted, spread, told
 
@@ -84,8 +84,8 @@ def _line(one: Ranked, cells: Sequence[str], ranking: Ranking, colours: Colours)
 
 def _cell(column: Column, place: int, ranking: Ranking, report: Report) -> str:
     row, (value, half) = ranking.rows[place].row, parted(column.texts[place])
-    if value in NOTHING and column.title.endswith("to teacher") and row is reference(report):
-        value = "itself"
+    if is_itself(row, column.figure) or (value in NOTHING and column.figure in TO_TEACHER and row is reference(report)):
+        value, half = "itself", ""
     mark = _mark(row, column.figure, ranking) if column.figure in WAYS else ""
     marked = f'<span class="{mark}">{value}</span>' if mark else value
     return f"<td>{marked}{below(half)}</td>"
@@ -106,6 +106,6 @@ def caption(ranking: Ranking) -> str:
     """What the table's marks and ± are."""
     told_of_spread, marks = spread([one.row for one in ranking.rows]), ""
     if len(ranking.one_step) > 1:
-        near = ", and those not told apart from it, whose difference lies within both intervals together"
+        near = ", and those not told apart from it: other prompts and noise might turn the order"
         marks = f"Marked, in bold, the best of the one-step rows{near if told_of_spread else ''}."
     return " ".join(text for text in (marks, told_of_spread) if text)

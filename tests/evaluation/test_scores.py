@@ -116,6 +116,7 @@ def test_a_watch_s_page_has_each_score_and_stands_alone():
     table = shown[shown.index("Every score") :]
     cells = re.findall("<td>([^<]*)<", table[: table.index("</tbody>")])
     assert {"640", "1,280", "0.702", "0.466", "0.271"} <= {*cells}
+    assert "<td>0.702<small>± 0.028</small></td>" in table and "half of the figure’s 95" in table
     assert "src=" not in shown and "<script" not in shown
     early = watch_page(replace(report, scores=[], rows=[]), ["`student` has no score yet."], "noon")
     assert "Score over training" not in early and "Every score" not in early

@@ -4,6 +4,7 @@ import math
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from instaflow.evaluation.page import page
@@ -126,6 +127,16 @@ def test_figures_have_half_of_their_interval_below_and_in_the_charts():
     assert "±" not in page(of([replace(one, intervals={}) for one in ROWS]))
 
 
+def test_the_reference_has_no_rank_by_its_distance_to_itself():
+    """Nor is it the best of the one-step rows by that."""
+    own = replace(ROWS[4], frechet_distance_teacher=0.0, pixel_gap=0.0, perceptual_gap=0.0)
+    rows = [replace(one, frechet_distance_real=None) for one in [own, *ROWS[5:]]]
+    assert ranks(rows) == [(1, "student", 1), (2, "direct", 1), (None, "2rf", 1)]
+    assert column(of(rows), "Fréchet distance to teacher")[2] == "itself"
+    assert column(of(rows), "Gap to teacher, pixels")[2] == "itself"
+    assert 'class="best"' in column(of(rows), "Gap to teacher, pixels")[0]
+
+
 def test_one_step_rows_not_told_apart_from_the_best_are_marked():
     def marks(rival: float, half: float | None) -> list[str]:
         intervals = {} if half is None else {"frechet_distance_real": half}
@@ -137,15 +148,17 @@ def test_one_step_rows_not_told_apart_from_the_best_are_marked():
     assert marks(0.344, 0.03) == ["best", "near"]
     assert marks(0.345, 0.03) == ["best"]
     assert marks(0.313, None) == ["best"]
-    content = page(full_report())
-    assert "and those not told apart from it" in content
+    assert not any("class=" in cell for cell in column(full_report(), "Prompt accuracy")[4:])  # of several steps
+    assert "and those not told apart from it" in page(full_report())
     plain = of([replace(one, intervals={}) for one in ROWS])
     assert "the best of the one-step rows." in page(plain) and "not told apart" not in page(plain)
 
 
-def test_two_figures_are_told_apart_beyond_both_intervals():
+def test_two_figures_are_told_apart_beyond_both_intervals_or_image_by_image():
     rows = [replace(ROWS[5], clip_score=score, intervals={"clip_score": half}) for score, half in ((1, 3), (6, 4))]
     assert not is_told_apart(*rows, "clip_score")
     assert is_told_apart(rows[0], replace(rows[1], clip_score=6.01), "clip_score")
-    assert is_told_apart(rows[0], replace(rows[1], intervals={}), "clip_score")
+    assert is_told_apart(*(replace(row, intervals={}) for row in rows), "clip_score")
     assert is_told_apart(rows[0], replace(rows[1], intervals={"clip_score": math.nan}), "clip_score")
+    varied = np.linspace(0, 9, 100)  # much the same of both rows
+    assert is_told_apart(*(replace(r, parts={"clip_score": varied + r.clip_score}) for r in rows), "clip_score")
