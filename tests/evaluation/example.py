@@ -1,10 +1,10 @@
 """A report with every part, small enough to read, and of plausible figures."""
 
-import math
 from dataclasses import replace
 
 import numpy as np
 
+from instaflow.evaluation.intervals import of_share
 from instaflow.evaluation.report import (
     Floors,
     Gallery,
@@ -54,7 +54,7 @@ SPREAD = {
 
 def row(model: str, num_steps: int, real: float | None, teacher: float | None, accuracy: float | None) -> Row:
     straight = {"teacher": 0.284, "2rf": 0.031}.get(model)
-    made = Row(
+    return Row(
         model=model,
         kind=KINDS[model],
         num_steps=num_steps,
@@ -73,11 +73,6 @@ def row(model: str, num_steps: int, real: float | None, teacher: float | None, a
         diversity={"teacher": 0.36, "student": 0.3}.get(model, 0.35),
         card={**CARD, "model": model, "num_steps": num_steps},
     )
-    values = {name: getattr(made, name) for name in SPREAD}
-    intervals = {name: SPREAD[name] * value for name, value in values.items() if value is not None}
-    if accuracy is not None:
-        intervals["prompt_accuracy"] = 1.96 * math.sqrt(accuracy * (1 - accuracy) / 2000)
-    return replace(made, intervals=intervals)
 
 
 ROWS = [
@@ -174,6 +169,23 @@ def with_distance(model: str, real: float | None) -> Report:
     return replace(full_report(), rows=changed)
 
 
+def spread(one: Row) -> Row:
+    """A row with its figures' intervals."""
+    values = {name: getattr(one, name) for name in SPREAD}
+    intervals = {name: SPREAD[name] * value for name, value in values.items() if value is not None}
+    if one.prompt_accuracy is not None:
+        intervals["prompt_accuracy"] = of_share(one.prompt_accuracy, one.num_samples)
+    return replace(one, intervals=intervals)
+
+
+SPREAD_ROWS = [spread(one) for one in ROWS]
+
+
+def spread_report() -> Report:
+    """The full report with intervals."""
+    return replace(full_report(), rows=SPREAD_ROWS)
+
+
 FOLDER = "/data/experiments/2026/night/teacher/model"
 
 
@@ -201,5 +213,5 @@ def crowded_report() -> Report:
     night = replace(by_name["student", 1], model="night/student", **earlier)
     other = replace(folder[1], model=f"night/{FOLDER}", seconds_per_image=None, **earlier)
     raw = replace(by_name["student", 1], weights="raw", frechet_distance_real=None)
-    rows = [*folder, *ROWS[3:5], *swept, raw, night, other]
+    rows = [spread(one) for one in (*folder, *ROWS[3:5], *swept, raw, night, other)]
     return replace(full_report(), rows=rows, gallery=None, gaps=None, straightness=[], trajectories=[])

@@ -10,7 +10,7 @@ from instaflow.evaluation.comparison import compare
 from instaflow.evaluation.comparison_page import comparison_page
 from instaflow.evaluation.page import page
 from tests.browser import OVERLAPPING, UNREADABLE, chromium, faults_of, needs_chromium
-from tests.evaluation.example import crowded_report, full_report
+from tests.evaluation.example import crowded_report, spread_report
 from tests.evaluation.test_comparison import reports
 
 pytestmark = needs_chromium
@@ -26,7 +26,7 @@ def browser():
 def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     contents = {
-        "report": page(full_report()),
+        "report": page(spread_report()),
         "crowded": page(crowded_report()),
         "comparison": comparison_page(compare(reports(), "real")),
     }

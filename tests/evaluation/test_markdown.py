@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from instaflow.evaluation.markdown import markdown
 from instaflow.evaluation.report import Report
-from tests.evaluation.example import ROWS, full_report
+from tests.evaluation.example import SPREAD_ROWS, spread_report
 
 
 def table(report: Report) -> list[list[str]]:
@@ -14,7 +14,7 @@ def table(report: Report) -> list[list[str]]:
 
 
 def test_the_rows_stand_by_rank_those_of_one_step_first():
-    head, *rows = table(full_report())
+    head, *rows = table(spread_report())
     assert head[:4] == ["rank", "model", "steps", "guidance"]
     assert [cells[:3] for cells in rows] == [
         ["1", "student", "1"],
@@ -25,40 +25,42 @@ def test_the_rows_stand_by_rank_those_of_one_step_first():
         ["2", "2rf", "25"],
         ["3", "teacher", "4"],
     ]
-    text = markdown(full_report())
+    text = markdown(spread_report())
     assert "Ranked by the Fréchet distance to the real images; the rows of one step first, then the others" in text
-    assert "then the others" not in markdown(replace(full_report(), rows=ROWS[4:]))
+    assert "then the others" not in markdown(replace(spread_report(), rows=SPREAD_ROWS[4:]))
 
 
 def test_figures_have_their_intervals():
-    head, student, *_ = table(full_report())
+    head, student, *_ = table(spread_report())
     told = dict(zip(head, student, strict=True))
     assert told["Fréchet distance to real"] == "0.312 ± 0.012"
-    assert told["drawn right"] == "99.25 ± 0.38 %"
-    assert "±: half of the figure’s 95 % interval over prompts and noise" in markdown(full_report())
-    assert "±" not in markdown(replace(full_report(), rows=[replace(one, intervals={}) for one in ROWS]))
+    assert told["drawn right"] == "99.25 ± 0.39 %"
+    assert "±: half of the figure’s 95 % interval over prompts and noise" in markdown(spread_report())
+    assert "±" not in markdown(replace(spread_report(), rows=[replace(one, intervals={}) for one in SPREAD_ROWS]))
 
 
 def test_the_card_and_what_each_row_was():
-    rows = [replace(one, card={**one.card, "sampler": f"Scheduler{one.num_steps}"}) for one in ROWS]
+    rows = [replace(one, card={**one.card, "sampler": f"Scheduler{one.num_steps}"}) for one in SPREAD_ROWS]
     rows[-1] = replace(rows[-1], card={**rows[-1].card, "hardware": "a GPU", "versions": {"torch": "2.9"}})
-    lines = markdown(replace(full_report(), rows=rows)).splitlines()
+    lines = markdown(replace(spread_report(), rows=rows)).splitlines()
     assert lines[0] == "# One-step digits"
     assert "- num samples: 2000" in lines and "- dtype: float32" in lines
     assert "- direct, 1 step: a GPU; batches of 100; processes: 1; torch 2.9" in lines
     [others] = [line for line in lines if line.endswith(": 2 CPU cores; batches of 100; processes: 1; torch 2.15.0")]
     assert others.startswith("- student, 1 step; 2rf, 1 step; teacher, 1 step; ")
     told = [line for line in lines if "content 0123456789abcdef" in line]
-    assert len(told) == len(ROWS)
+    assert len(told) == len(SPREAD_ROWS)
     assert told[4].startswith("- teacher: content 0123456789abcdef, weights ema, steps 25, guidance 2, ")
     assert "scheduler Scheduler25, precision float32" in told[4]
-    assert "- Made on: 2 CPU cores; batches of 100; processes: 1; torch 2.15.0" in markdown(full_report()).splitlines()
-    assert "Protocol" not in markdown(replace(full_report(), rows=[replace(one, card={}) for one in ROWS]))
+    assert (
+        "- Made on: 2 CPU cores; batches of 100; processes: 1; torch 2.15.0" in markdown(spread_report()).splitlines()
+    )
+    assert "Protocol" not in markdown(replace(spread_report(), rows=[replace(one, card={}) for one in SPREAD_ROWS]))
 
 
 def test_a_column_without_a_figure_is_left_out():
-    head, *_ = table(replace(full_report(), rows=[replace(one, prompt_accuracy=None) for one in ROWS]))
-    assert "drawn right" in table(full_report())[0] and "drawn right" not in head
+    head, *_ = table(replace(spread_report(), rows=[replace(one, prompt_accuracy=None) for one in SPREAD_ROWS]))
+    assert "drawn right" in table(spread_report())[0] and "drawn right" not in head
     nothing = {"frechet_distance_real": None, "frechet_distance_teacher": None, "prompt_accuracy": None}
-    unranked = replace(full_report(), rows=[replace(one, **nothing) for one in ROWS])
+    unranked = replace(spread_report(), rows=[replace(one, **nothing) for one in SPREAD_ROWS])
     assert table(unranked)[0][0] == "model" and "Ranked" not in markdown(unranked)

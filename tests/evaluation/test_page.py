@@ -157,7 +157,7 @@ def test_raw_rows_are_called_so_wherever_they_stand(place):
     content = page(report)
     cells = re.findall(r'<td class="name"><svg.*?</svg>([^<]*)</td>', content)
     assert cells.count("student (raw)") == 1 and cells.count("student") == 1
-    assert "student (raw), 1 step: 0.219 ± 0.012" in content.replace("\N{NO-BREAK SPACE}", " ")
+    assert "student (raw), 1 step: 0.219" in content
     assert re.search(r"<li>(?:<svg.*?</svg>)student \(raw\)</li>", content)
     colours = model_colours(report)
     assert colours["student"] == 2 and len(set(colours.values())) == len(colours)
@@ -307,8 +307,8 @@ def test_a_sweep_that_nobody_reads_is_drawn_against_clip_score():
         replace(ROWS[0], guidance_scale=g, swept=True, prompt_accuracy=None, clip_score=score)
         for g, score in scales.items()
     ]
-    content = page(replace(full_report(), rows=rows, gallery=None, gaps=None)).replace("\N{NO-BREAK SPACE}", " ")
-    assert "CLIP score</text>" in content and "guidance 3: 0.271 ± 0.011, 0.310" in content
+    content = page(replace(full_report(), rows=rows, gallery=None, gaps=None))
+    assert "CLIP score</text>" in content and "guidance 3: 0.271, 0.310" in content
 
 
 def test_what_quality_stands_against_is_said_over_its_charts():
@@ -340,4 +340,4 @@ def test_quality_stands_against_the_cost_of_training():
 def test_cells_that_are_wrong_are_told_in_percent_as_prompts_are():
     report = replace(full_report(), protocol=Protocol(judged="named cells"))
     content = page(report).replace("\N{NO-BREAK SPACE}", " ")
-    assert "Named cells not drawn right" in content and "student, 1 step: 0.75 ± 0.38 %" in content
+    assert "Named cells not drawn right" in content and "student, 1 step: 0.7 %" in content

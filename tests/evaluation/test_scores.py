@@ -11,7 +11,7 @@ from instaflow.evaluation.scores import FILE, WATCH, curve_of, score_curves, sco
 from instaflow.evaluation.watch_page import watch_page
 from instaflow.files import write_json
 from instaflow.rundir import append_stats
-from tests.evaluation.example import ROWS, full_report, row
+from tests.evaluation.example import ROWS, SPREAD_ROWS, full_report, row
 
 CARD = Card(
     model="student",
@@ -116,7 +116,9 @@ def test_a_watch_s_page_has_each_score_and_stands_alone():
     table = shown[shown.index("Every score") :]
     cells = re.findall("<td>([^<]*)<", table[: table.index("</tbody>")])
     assert {"640", "1,280", "0.702", "0.466", "0.271"} <= {*cells}
-    assert "<td>0.702<small>± 0.028</small></td>" in table and "half of the figure’s 95" in table
+    assert "±" not in shown
+    spread = watch_page(replace(report, rows=SPREAD_ROWS[:1]), [], "noon")
+    assert "<td>0.271<small>± 0.011</small></td>" in spread and "half of the figure’s 95" in spread
     assert "src=" not in shown and "<script" not in shown
     early = watch_page(replace(report, scores=[], rows=[]), ["`student` has no score yet."], "noon")
     assert "Score over training" not in early and "Every score" not in early
