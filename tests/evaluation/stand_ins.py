@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import open_clip
@@ -15,6 +16,8 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from instaflow.evaluation import clip
 from instaflow.evaluation.features import Extractor
+from instaflow.evaluation.presets import PRESETS
+from instaflow.weights import WEIGHTS
 
 TINY = {
     "embed_dim": 12,
@@ -61,6 +64,16 @@ def tiny_clip(folder: Path, name: str = "tiny") -> Iterator[Path]:
         patch.setitem(pretrained._PRETRAINED, "tiny-clip", {"own": OWN})
         patch.setitem(clip.NETWORKS, name, ("tiny-clip", "own"))
         yield folder / "weights.bin"
+
+
+@contextmanager
+def small_coco(folder: Path) -> Iterator[Path]:
+    """COCO's protocol is of 8×8 images for a while, and its networks' files may be any; that of a tiny CLIP."""
+    with tiny_clip(folder, "clip-vit-g-14") as file, pytest.MonkeyPatch.context() as patch:
+        for name in ("inception", "clip-vit-g-14"):
+            patch.setitem(WEIGHTS, name, replace(WEIGHTS[name], sha256=""))
+        patch.setitem(PRESETS, "coco2017-5k", replace(PRESETS["coco2017-5k"], side=8))
+        yield file
 
 
 def pixels(side: int) -> Extractor:

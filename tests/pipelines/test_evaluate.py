@@ -37,9 +37,10 @@ from pipelines.plan import Plan
 from pipelines.status import run as status
 from pipelines.status import work_of
 from tests.conftest import forbid_network
-from tests.evaluation.stand_ins import tiny_clip, write_inception
+from tests.evaluation.stand_ins import small_coco, write_inception
 from tests.models.made import write_flow, write_model
-from tests.pipelines.runs import together
+from tests.pipelines.runs import environment, together
+from tests.pipelines.started import Started
 from tests.training.made import StopAt
 from tests.training.test_perceptual import write_backbone
 
@@ -81,6 +82,12 @@ def done(config, tmp_path_factory) -> Path:
 def rows(run: Path) -> list[dict]:
     found = json.loads((run / "report" / "report.json").read_text())["rows"]
     return [{key: value for key, value in row.items() if key not in LOADED} for row in found]
+
+
+def told(run: Path) -> dict:
+    """All that a report tells, but for times and circumstances."""
+    found = json.loads((run / "report" / "report.json").read_text())
+    return found | {"rows": rows(run)} | dict.fromkeys(("stages", "hardware", "peak_memory"))
 
 
 def drawn(monkeypatch) -> list[slice]:
@@ -192,7 +199,7 @@ def test_a_model_more_is_all_that_is_sampled_anew(config, done, tmp_path, monkey
 @pytest.mark.slow
 def test_two_processes_come_to_the_figures_of_one(config, looked, eye, tmp_path):
     together(2, "evaluate", config, "--run-dir", tmp_path / "run", "--set", eye)
-    assert rows(tmp_path / "run") == rows(looked)
+    assert told(tmp_path / "run") == told(looked)
     assert json.loads((tmp_path / "run" / "report" / "report.json").read_text())["rows"][0]["card"]["processes"] == 2
 
 
@@ -540,11 +547,8 @@ def coco(tmp_path_factory) -> dict[str, str]:
     weights = folder / "weights"
     weights.mkdir()
     write_inception(weights / WEIGHTS["inception"].file)
-    with tiny_clip(folder, "clip-vit-g-14") as file, pytest.MonkeyPatch.context() as patch:
+    with small_coco(folder) as file, pytest.MonkeyPatch.context() as patch:
         (weights / WEIGHTS["clip-vit-g-14"].file).write_bytes(file.read_bytes())
-        for name in ("inception", "clip-vit-g-14"):
-            patch.setitem(WEIGHTS, name, replace(WEIGHTS[name], sha256=""))
-        patch.setitem(PRESETS, "coco2017-5k", replace(PRESETS["coco2017-5k"], side=8))
         patch.setenv("INSTAFLOW_WEIGHTS", str(weights))
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         yield {"captions": str(folder / "captions.json"), "real": str(folder / "val"), "weights": str(weights)}
@@ -638,6 +642,45 @@ def folders(config, tmp_path_factory) -> dict[str, str]:
     write_tiny_network(classifier)
     vae = Path(config).parent / "teacher" / "vae"
     return {"pixels": "pixels", "classifier": str(classifier), "autoencoder": str(vae)}
+
+
+def words_for(run: Path, config: str, changes: list[str]) -> tuple[str, ...]:
+    return ("evaluate", config, "--run-dir", str(run), *(word for change in changes for word in ("--set", change)))
+
+
+@pytest.mark.slow
+def test_two_processes_judge_real_images_as_one(config, coco, eye, folders, tmp_path, monkeypatch):
+    changes = [eye, *of_coco(config, coco, f"features={folders['classifier']}")]
+    for count, run in ((1, tmp_path / "one"), (2, tmp_path / "two")):
+        monkeypatch.setenv("XDG_CACHE_HOME", f"{run}-cache")  # where no features are: those are shared, too
+        if count == 1:
+            run_all(load_experiment(config, changes, run=str(run)), Stop())
+        else:
+            together(2, *words_for(run, config, changes), module="tests.pipelines.coco_worker")
+    assert told(tmp_path / "two") == told(tmp_path / "one")
+    assert all(row["clip_score"] and row["diversity"] for row in rows(tmp_path / "two"))
+
+
+@pytest.mark.slow
+def test_commands_that_fill_one_cache_at_once_leave_one_whole_file(config, coco, tmp_path, monkeypatch):
+    changes, cache, met = of_coco(config, coco, "features=pixels", "clip=null"), tmp_path / "cache", tmp_path / "met"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    run_all(load_experiment(config, changes, run=str(tmp_path / "alone")), Stop())
+    met.mkdir()
+    where = environment() | {"XDG_CACHE_HOME": str(cache), "MEET": f"{met} 2"}
+    runs = [tmp_path / name for name in ("one", "two")]
+    begun = [
+        Started("tests.pipelines.coco_worker", *words_for(run, config, changes), cwd=Path.cwd(), environment=where)
+        for run in runs
+    ]
+    for done in [one.ended(timeout=300) for one in begun]:
+        assert (done.returncode, "cannot be written" in done.stderr) == (0, False), done.stderr[-3000:]
+    assert len([*met.iterdir()]) == 2
+    [file], [alone] = (list((place / "instaflow" / "references").iterdir()) for place in (cache, tmp_path / "other"))
+    assert file.name == alone.name and file.read_bytes() == alone.read_bytes()
+    for run in runs:
+        assert told(run) == told(tmp_path / "alone")
+        assert not [*(run / "report" / "observed").glob("*-real")]
 
 
 def test_a_folder_that_changed_is_another_extractor(config, coco, folders, tmp_path):
