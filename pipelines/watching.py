@@ -298,6 +298,8 @@ class Watch:
             rows = [self.measure.row(Measured(subject), course.kind) for subject in subjects]
             told = {**cost, "scoring_seconds": round(time.monotonic() - began, 3), "at": now()}
             for card, row in zip(course.cards, rows, strict=True):
+                if samples in scored(self.stage.folder, card.key(), self.beside):
+                    continue  # a watch was killed before it came to the next row
                 marks = {"curve": card.key(), "reference": self.beside and self.beside.subject()}
                 line = {"samples_seen": samples, **row.plain(), **told, **marks}
                 append_stats(self.folder / FILE, plain(line))

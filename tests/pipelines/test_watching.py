@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from pipelines.experiment import run_all, run_one
 from pipelines.trainings import checkpoints_of, cost_at, hold, model_at
 from tests.browser import chromium, faults_of, needs_chromium
 from tests.models.made import load, write_edm, write_flow, write_model
-from tests.pipelines.runs import instaflow, start, together
+from tests.pipelines.runs import environment, instaflow, start, together
+from tests.pipelines.started import Started
 from tests.training.made import StopAt
 
 CPU = torch.device("cpu")
@@ -259,6 +261,25 @@ def test_a_stopped_watch_goes_on_without_a_batch_twice(config, trained, tmp_path
     watch(config, run)
     assert len(batches) == len(set(batches)) == BATCHES + 2
     assert len(by_row(scores(run))) == 8
+
+
+@pytest.mark.slow
+def test_a_watch_that_was_killed_again_and_again_scores_nothing_twice(config, trained, tmp_path, monkeypatch):
+    """While it samples, between the lines of a checkpoint's two rows, and before it clears up."""
+    run, batches = copied(trained, tmp_path), drawn(monkeypatch)
+    where, file = environment() | {"BATCHES": str(tmp_path / "batches")}, run / "report" / "watch" / "scores.jsonl"
+    for kill, lines in (("batch 4", 0), ("line 2", 1), ("clear 1", 2)):
+        words = ["evaluate", config, "--run-dir", str(run), "--watch"]
+        watcher = Started("tests.pipelines.killed_worker", *words, cwd=Path.cwd(), environment={**where, "KILL": kill})
+        done = watcher.ended(timeout=120)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert (file.read_text().count("\n") if file.exists() else 0) == lines
+    watch(config, run)
+    before = (tmp_path / "batches").read_text().splitlines()
+    batches = [*before, *map(str, batches)]
+    assert len(batches) == len(set(batches)) == BATCHES + 2
+    assert len(by_row(scores(run))) == 8
+    assert {path.name for path in (run / "report" / "watch").iterdir()} == {".lock", "scores.jsonl", "watch.html"}
 
 
 def test_a_checkpoint_that_training_removes_is_told_and_left_out(config, trained, tmp_path, monkeypatch, capsys):
