@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from instaflow import weights
 from instaflow.damage import damage_of
 from instaflow.errors import ConfigError, DataError
+from instaflow.files import temporary_name
 
 CONTENT = b"weights" * 1000
 PREFIX = hashlib.sha256(CONTENT).hexdigest()[:8]
@@ -224,6 +225,8 @@ def server(caches):
 def test_what_is_fetched_is_found(caches, small, monkeypatch, server, kind):
     url = f"{server}/w.pth" if kind == "http" else (caches / "served" / "w.pth").as_uri()
     monkeypatch.setattr(weights, "PART", 1000)
+    own = temporary_name(small["inception"].file).rpartition("-")[0]
+    put(caches / "ours" / f"{own}-4194304", b"half")  # of a process that is none
     told = []
     path = weights.fetch(replace(small["inception"], url=url), told.append)
     assert path.read_bytes() == CONTENT and weights.find("inception") == path

@@ -80,10 +80,10 @@ class Observations:
         return found
 
     def remove_others(self) -> None:
-        """Remove the batches of another size, which nobody may want any more."""
+        """Remove the batches of another size, which nobody may want any more, nor remove at the same time."""
         own = {self._file(batch) for batch in self.batches}
         for file in {*self.folder.glob("*.observed")} - own:
-            file.unlink(missing_ok=True)
+            file.unlink()
 
     def read(self, batch: slice) -> dict[str, np.ndarray]:
         """A batch that is here, its checksum looked at. Raises DataError for one that is damaged."""

@@ -45,7 +45,7 @@ def read_report(file: Path, hint: str = "") -> Report:
         raise DataError(f"'{file}' is damaged: {error}", hint) from error
     try:
         return _report(content)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         said = f"it has no '{error.args[0]}'" if isinstance(error, KeyError) else str(error)
         raise DataError(f"'{file}' is no report: {said}", hint) from error
 

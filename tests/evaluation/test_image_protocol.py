@@ -30,7 +30,7 @@ def coco(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Three images of different sizes, one in a subfolder, and a file that is none."""
+    """Three images of different sizes, one in a subfolder, a file that is none, and a folder called as if it were."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     place = tmp_path / "val"
     (place / "more").mkdir(parents=True)
@@ -38,6 +38,7 @@ def folder(tmp_path, monkeypatch):
     for name, size in (("b.png", (30, 20)), ("a.JPG", (20, 44)), ("more/c.webp", (16, 16))):
         Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8)).save(place / name)
     (place / "notes.txt").write_text("no image")
+    (place / "folder.png").mkdir()
     return place
 
 

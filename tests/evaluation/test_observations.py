@@ -62,6 +62,14 @@ def test_a_damaged_batch_is_missing(kept):
     assert kept.missing() == BATCHES
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[1]", b"5"])
+def test_a_card_that_is_none_is_written_anew(kept, content):
+    (kept.folder / "card.json").write_bytes(content)
+    assert kept.card() == {}
+    kept.begin({"protocol": "digits"})
+    assert kept.card() == {"protocol": "digits"}
+
+
 def test_what_killed_writers_left_is_cleared(kept):
     kept.write(BATCHES[0], seen(BATCHES[0]))
     left = kept.folder / ".000004-000008.observed.tmp-1"  # a writer that is none

@@ -51,6 +51,7 @@ def test_a_curve_is_of_one_training_and_one_protocol(tmp_path):
     for curve, seen, distance in ((own, 64, 0.5), ("other", 32, 9.0), (own, 32, 0.7)):
         line = {**asdict(row("student", 1, distance, None, 0.9)), "samples_seen": seen, "curve": curve, "at": "noon"}
         append_stats(tmp_path / "report" / WATCH / FILE, line)
+    append_stats(tmp_path / "report" / WATCH / FILE, {"samples_seen": 96})  # of no curve
     with open(tmp_path / "report" / WATCH / FILE, "a") as file:
         file.write('{"samples_seen": 128, "cu')  # a kill cut it short
     (found,) = score_curves(tmp_path / "report", [own, None, "missing"], None)

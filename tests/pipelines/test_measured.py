@@ -10,7 +10,7 @@ from instaflow.digits.protocol import distances, unrelated_distance
 from instaflow.evaluation.observations import Observations
 from pipelines.observing import Measured, Subject
 
-COUNT, SIZE, KEPT, SIDE = 44, 4, 38, 128
+COUNT, SIZE, KEPT, SIDE = 52, 4, 38, 128
 BATCH_BYTES = SIZE * SIDE * SIDE * 3
 
 
@@ -60,6 +60,13 @@ def test_images_are_read_where_they_are_asked_for(rows):
     assert np.array_equal(found.images([37, 0, 5]), images[1][[37, 0, 5]]) and len(found.images([])) == 0
     protocol = SimpleNamespace(told=lambda observed, place: str(observed["seconds"][place]))
     assert [found.told(protocol, place) for place in (0, 5, 43)] == ["0", "5", "43"]
+
+
+def test_what_comes_after_the_kept_images_is_not_read(rows, monkeypatch):
+    [reference, _], read, begun = rows[0], Observations.read, list[int]()
+    monkeypatch.setattr(Observations, "read", lambda self, batch: begun.append(batch.start) or read(self, batch))
+    Measured.of(reference, reference)
+    assert begun == [*range(0, 44, 4)]  # the last of them keeps none
 
 
 @pytest.mark.parametrize("at_a_time", [1, 4, 100])
