@@ -892,7 +892,7 @@ def weights(names: tuple[str, ...], fetch: bool, as_json: bool) -> None:
 
         click.echo(json.dumps([files.entry(one) for one in found], indent=2))
     else:
-        click.echo("\n".join(line for one in found for line in files.lines(one)))
+        click.echo("\n\n".join(map(files.told, found)))
     if any(one.state == "wrong" or (names and one.state == "missing") for one in found):
         sys.exit(1)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from instaflow import __version__
@@ -24,6 +25,7 @@ VARIABLE = "INSTAFLOW_WEIGHTS"
 HUB = "https://huggingface.co"
 TORCHVISION = "https://download.pytorch.org/models"
 PART = 2**20  # bytes that are read at a time
+TEXT = 69  # signs of a line, beside the word that it begins with
 NOTHING_KEPT = "Nothing was kept. Fetch it again; if it stays so, a proxy or the source has changed it"
 
 
@@ -151,10 +153,10 @@ def look_for(weights: Weights) -> Found:
     if path is None:
         return Found(weights, None)
     rule, sha256 = published(weights, path), hash_of(path)
-    if rule:
-        told = f"has a SHA-256 that begins with {sha256[:8]}, not {rule[:8]}"
-        return Found(weights, path, sha256, "" if sha256.startswith(rule) else told)
-    return Found(weights, path, sha256, damage_of(path))
+    if rule and sha256.startswith(rule):
+        return Found(weights, path, sha256)
+    other = f"has a SHA-256 that begins with {sha256[:8]}, not {rule[:8]}" if rule else ""
+    return Found(weights, path, sha256, damage_of(path) or other)
 
 
 def find(name: str) -> Path:
@@ -219,21 +221,23 @@ def named(names: Iterable[str]) -> list[Weights]:
     return [WEIGHTS[name] for name in names] or [*WEIGHTS.values()]
 
 
-def lines(found: Found) -> list[str]:
-    """What a person wants to know of one file: state and place, use, size, hash, source."""
-    weights = found.weights
-    place = str(found.path) if found.path else f"goes to {folder() / weights.file}"
-    rule = published(weights, found.path) if found.path else weights.sha256
-    hashed = f"SHA-256 begins with {rule[:8]}" if rule else "no hash published"
+def told(found: Found) -> str:
+    """What a person wants to know of one file, in lines of 80 signs, but for places and addresses, which stay whole."""
+    weights, path = found.weights, found.path
+    rule = published(weights, path) if path else weights.sha256
+    parts = {"for": wrap(weights.use, TEXT), "file" if path else "goes to": [str(path or folder() / weights.file)]}
     if found.fault:
-        hashed += f", and this file {found.fault}"
-    elif found.path and not rule and not 0.8 <= (size := found.path.stat().st_size / 1e6) / weights.megabytes <= 1.25:
-        hashed += f", and this file has {size:,.1f} MB"
-    return [
-        f"{weights.name:<15}{found.state:<9}{place}",
-        f"{'':15}{weights.use}",
-        f"{'':15}about {weights.megabytes:,} MB, {hashed}; {weights.url}",
-    ]
+        parts["fault"] = wrap(f"it {found.fault}", TEXT)
+        parts["to do"] = [f"instaflow weights {weights.name} --fetch, or bring it here again"]
+    elif path and not rule and not 0.8 <= (size := path.stat().st_size) / 1e6 / weights.megabytes <= 1.25:
+        parts["but"] = wrap(f"it has {size:,} bytes, not about {weights.megabytes:,} MB: is it another file?", TEXT)
+    parts["from"] = [weights.url]
+    known = f"SHA-256 begins with {rule[:8]}" if rule else "no hash published"
+    parts["size"] = [f"about {weights.megabytes:,} MB; {known}"]
+    lines = [f"{weights.name}: {found.state}"]
+    for label, own in parts.items():
+        lines += [f"  {label:<9}{own[0]}", *(f"{'':11}{line}" for line in own[1:])]
+    return "\n".join(lines)
 
 
 def entry(found: Found) -> dict[str, Any]:

@@ -104,8 +104,9 @@ def test_where_no_hash_is_published_a_file_of_another_size_is_told(caches):
     for size, told in ((1_200_000, False), (900_000, False), (700_000, True), (1_400_000, True)):
         torch.save(torch.zeros(size, dtype=torch.uint8), put(caches / "ours" / known.file))
         found = weights.look_for(own)
-        assert found.state == "present" and ("and this file has" in weights.lines(found)[2]) == told
-    assert "no hash published, and this file has 1.4 MB; " in weights.lines(found)[2]
+        assert found.state == "present" and ("\n  but " in weights.told(found)) == told
+    assert f"  but      it has {found.path.stat().st_size:,} bytes, not about 1 MB: is it" in weights.told(found)
+    assert "about 1 MB; no hash published" in weights.told(found)
 
 
 def written(name):
@@ -158,10 +159,16 @@ def test_what_torch_wrote_before_it_wrote_zips_is_taken(caches):
     assert weights.find("clip-vit-g-14") == file
 
 
-def test_a_damaged_file_is_refused(caches, small):
-    put(caches / "ours" / small["inception"].file, CONTENT[:-1])
-    with pytest.raises(DataError, match=f"begins with .*, not {PREFIX}"):
-        weights.find("inception")
+def test_a_file_of_another_hash_is_refused_and_tells_its_damage_first(caches, small):
+    _, whole = written("inception")
+    for content, told in (
+        (whole, f"has a SHA-256 that begins with .*, not {PREFIX}"),
+        (whole[:-9], "is cut off"),
+        (b"", "is empty"),
+    ):
+        put(caches / "ours" / small["inception"].file, content)
+        with pytest.raises(DataError, match=f"is damaged or another file: it {told}"):
+            weights.find("inception")
 
 
 def test_a_hash_is_computed_once_for_each_state_of_a_file(caches, monkeypatch):
@@ -273,7 +280,14 @@ def test_the_command_tells_a_wrong_file(caches, small, typed):
     code, out, _ = typed("weights", "--json")
     (told,) = (entry for entry in json.loads(out) if entry["name"] == "inception")
     assert code == 1 and told["state"] == "wrong" and told["sha256"] == hashlib.sha256(b"cut").hexdigest()
-    assert "this file has a SHA-256 that begins with" in typed("weights")[1]
+    parts = typed("weights")[1].split("\n\n")
+    assert [part.partition("\n")[0] for part in parts[:2]] == ["inception: wrong", "clip-vit-g-14: missing"]
+    lines = parts[0].split("\n")
+    assert lines[3] == f"  file     {caches / 'ours' / small['inception'].file}"
+    assert lines[4].startswith("  fault    it is a text, such as") and lines[5] == "           begins with 'cut'"
+    assert lines[6] == "  to do    instaflow weights inception --fetch, or bring it here again"
+    long = [line for part in parts for line in part.split("\n") if len(line) > 80]
+    assert all(len(line.split()) <= 3 for line in long)  # places and addresses, whole
 
 
 def test_a_page_in_place_of_weights_is_not_kept(caches):
