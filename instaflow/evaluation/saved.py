@@ -83,7 +83,10 @@ def _report(content: dict[str, Any]) -> Report:
 
 
 def _part(kind: type[Part], values: Mapping[str, Any]) -> Part:
-    """One data class of a report; entries that this version doesn't know are left out."""
+    """One data class of a report, without entries that this version does not know. Raises KeyError and TypeError."""
+    for field in dataclasses.fields(kind):
+        if field.name not in values and field.default is field.default_factory is dataclasses.MISSING:
+            raise KeyError(field.name)
     return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values})
 
 
