@@ -73,6 +73,19 @@ def one_step(report: Report, kind: str) -> Row | None:
     return _single(rows_of(report, kind))
 
 
+def in_steps(report: Report, row: Row, num_steps: int) -> Row | None:
+    """The same model at the same guidance, in another number of steps."""
+    same = (row.model, row.weights, row.guidance_scale, num_steps)
+    rows = own_rows(report)
+    return next((one for one in rows if (one.model, one.weights, one.guidance_scale, one.num_steps) == same), None)
+
+
+def the_student(report: Report) -> Row | None:
+    """In one step: of several students, such as folders without a lineage, the one that the experiment is about."""
+    best = result(report)
+    return best if best and best.kind == "student" and best.num_steps == 1 else one_step(report, "student")
+
+
 def best_in_one_step(report: Report) -> Row | None:
     """The nearest to its target of what was made for one step or few; None where nothing was measured."""
     rows = [row for row in own_rows(report) if row.num_steps == 1 and row.kind != "teacher" and distances(row)]
@@ -148,13 +161,9 @@ def headline(report: Report) -> list[str]:
         text += f"from {target}"
         if teacher and (both := distances(best, teacher)) and both[0] == target:
             text += f"; {named(teacher.label)} reaches {number(both[1][1])} in {steps(teacher.num_steps)}"
-            as_few = [
-                row
-                for row in rows_of(report, "teacher")
-                if row.num_steps == best.num_steps < teacher.num_steps
-                and (row.model, row.guidance_scale) == (teacher.model, teacher.guidance_scale)
-            ]
-            text += "".join(f" and {number(both[1][1])} in {taken}" for row in as_few if (both := distances(best, row)))
+            fewer = in_steps(report, teacher, best.num_steps) if best.num_steps < teacher.num_steps else None
+            if fewer and (both := distances(best, fewer)):
+                text += f" and {number(both[1][1])} in {taken}"
         found.append(f"{text}.")
         found += nearer(report, best)
     if best.prompt_accuracy is not None:
@@ -194,7 +203,8 @@ def scale(report: Report) -> list[str]:
 
 def few_steps(report: Report) -> list[str]:
     """How the teacher fares when it takes fewer steps."""
-    teacher, single = reference(report), one_step(report, "teacher")
+    teacher = reference(report)
+    single = in_steps(report, teacher, 1) if teacher else None
     measured = distances(teacher, single) if teacher and single and single is not teacher else None
     if not teacher or not single or not measured:
         return []
@@ -219,7 +229,7 @@ def reflow(report: Report) -> list[str]:
         changes = ("straighter", "as straight as before", "no straighter: reflow missed its aim here")
         change = changes[1 + comparison(straight, bent)]
         found.append(f"Straightness, relative (0 is straight): {values}; the paths are {change}.")
-    found += _one_step_gain(one_step(report, "teacher"), _single(flows), "reflow")
+    found += _one_step_gain(in_steps(report, teacher, 1), _single(flows), "reflow")
     most = max((row for row in flows if row.label == flows[0].label), key=lambda row: row.num_steps)
     if most.num_steps > 1 and (measured := distances(most, teacher)):
         after, before = measured[1]
@@ -235,7 +245,7 @@ def reflow(report: Report) -> list[str]:
 
 def distillation(report: Report) -> list[str]:
     """What distillation adds to one step of the flow."""
-    return _one_step_gain(_single(flow_rows(report)), one_step(report, "student"), "distillation")
+    return _one_step_gain(_single(flow_rows(report)), the_student(report), "distillation")
 
 
 def _one_step_gain(before: Row | None, after: Row | None, what: str) -> list[str]:
@@ -288,7 +298,8 @@ def _against(report: Report, kind: str, follows: tuple[str, str, str], mine: str
 
     `mine`: the kind that stands for the student.
     """
-    student, other, found = one_step(report, mine), one_step(report, kind), []
+    student = the_student(report) if mine == "student" else one_step(report, mine)
+    other, found = one_step(report, kind), []
     if not student or not other:
         return []
     names = named(student.label), named(other.label)

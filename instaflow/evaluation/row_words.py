@@ -1,9 +1,10 @@
 """What a report's row says: its figures with their intervals, its card, and in which circumstances it was made."""
 
+import math
 from collections.abc import Sequence
 
 from instaflow.evaluation.report import Row
-from instaflow.evaluation.wording import duration, is_number, number, percent, plus_minus, steps
+from instaflow.evaluation.wording import duration, is_number, number, percent, steps
 
 SHARES = ("prompt_accuracy", "prompt_accuracy_unseen", "precision", "recall")
 PER_THOUSAND = ("kernel_distance",)
@@ -14,7 +15,10 @@ CARD_HEADS = ("Content", "Weights", "Steps", "Guidance", "Scheduler", "Precision
 
 
 def told(row: Row, figure: str) -> str:
-    """A figure as it is read, with half of its interval where that is known: 0.363 ± 0.012, 99.55 ± 0.29 %."""
+    """A figure as it is read, with half of its interval where that is known: 0.519 ± 0.12, 99.55 ± 0.29 %.
+
+    It has no fewer digits than without: two rows differ by less chance than each of them has.
+    """
     value, half = getattr(row, figure), row.intervals.get(figure)
     if figure == "seconds_per_image":
         return duration(value)
@@ -24,13 +28,18 @@ def told(row: Row, figure: str) -> str:
 
 
 def said(value: float | None, half: float | None, *, share: bool = False) -> str:
-    if not is_number(value) or not is_number(half):
-        return percent(value) if share else number(value)
-    return plus_minus(value, half, scale=100 if share else 1) + (PERCENT if share else "")
+    alone = percent(value) if share else number(value)
+    if value is None or half is None or not is_number(value) or not is_number(half):
+        return alone
+    scale, unit = (100, PERCENT) if share else (1, "")
+    width = scale * half
+    decimals = max(1 - math.floor(math.log10(width)), 0) if width else 0
+    digits = max(decimals, len(alone.removesuffix(unit).partition(".")[2]))
+    return f"{scale * value:,.{digits}f}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{width:,.{decimals}f}{unit}"
 
 
 def parted(text: str) -> tuple[str, str]:
-    """(0.363, 0.012) of 0.363 ± 0.012, (99.55 %, 0.29) of 99.55 ± 0.29 %; the second empty where there is no ±."""
+    """(0.519, 0.12) of 0.519 ± 0.12, (99.55 %, 0.29) of 99.55 ± 0.29 %; the second empty where there is no ±."""
     value, _, half = text.partition("\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
     unit = PERCENT if half.endswith(PERCENT) else ""
     return value + unit, half.removesuffix(unit)

@@ -7,6 +7,7 @@ from instaflow.evaluation import findings
 from instaflow.evaluation.page import page
 from instaflow.evaluation.report import Row, Stage
 from instaflow.evaluation.wording import number
+from instaflow.sections import Aim
 from tests.evaluation.example import ROWS, full_report, with_distance
 
 
@@ -226,6 +227,26 @@ def test_of_a_sweep_the_reference_s_own_guidance_is_told():
     raw = [replace(row, weights="raw", frechet_distance_real=0.28) for row in swept[:1]]
     [said] = findings.averaging(replace(full_report(), rows=[*other, *swept, *raw]))
     assert "0.271 with the moving average" in said
+
+
+def test_of_a_sweep_one_step_is_told_at_the_reference_s_guidance():
+    swept = [replace(row, swept=True) for row in ROWS if row.model == "teacher"]
+    nearer = [
+        replace(row, guidance_scale=1.0, frechet_distance_real=0.9, frechet_distance_teacher=9.9) for row in swept
+    ]
+    report = replace(full_report(), rows=[*nearer, *swept, *ROWS[3:]])
+    assert told(findings.few_steps(report)).endswith("0.271 at 25 steps, 6.41 at 1 step, 24 times as much.")
+    assert "6.41 for `teacher (guidance 2)`, 0.523 for `2rf`" in told(findings.reflow(report))
+
+
+def test_of_several_students_the_one_that_the_report_is_about_is_told():
+    """Folders without a lineage are all of one kind."""
+    rows = [replace(row, kind="student") if row.model == "direct" else row for row in changed("direct", 1)]
+    rows = [replace(row, frechet_distance_real=0.2) if row.model == "direct" else row for row in rows]
+    aim = Aim(model="student", figure="frechet_distance_real", value=1.0)
+    report = replace(full_report(), rows=rows, aims=[aim])
+    assert "0.523 for `2rf`, 0.312 for `student`" in told(findings.distillation(report))
+    assert "0.523 for `2rf`, 0.200 for `direct`" in told(findings.distillation(replace(report, aims=[])))
 
 
 def test_ema_rows_speak_for_a_model_that_also_has_raw_ones():
