@@ -5,6 +5,7 @@ a couple stage. Each takes a stage's name, a folder, or (for models) a hub name 
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -417,7 +418,7 @@ class EvaluateStage(Stage):
     remade: ClassVar[bool] = True
 
     kind: Literal["evaluate"]
-    protocol: DigitsForm | ImageForm
+    protocol: Literal[DigitsForm, ImageForm]
     """What the models are asked for, and by what their images are judged."""
     captions: str | None = None
     """Of a protocol of captions: COCO's JSON, or a text file of a prompt a line, of which the first are taken."""
@@ -526,9 +527,10 @@ class EvaluateStage(Stage):
         averaged = [entry for entry in self.models if entry.weights == "ema"]
         rows = {(entry.model, steps) for entry in averaged for steps in entry.num_steps}
         if (self.reference.model, self.reference.num_steps) not in rows:
-            raise ValueError(
-                f"reference: '{self.reference.model}' at {self.reference.num_steps} steps is not among the models"
-            )
+            steps = f"{self.reference.num_steps} step{'s' if self.reference.num_steps > 1 else ''}"
+            wanted = f"reference: '{self.reference.model}' at {steps} is not among the models"
+            raw = any(entry.model == self.reference.model for entry in self.models if entry.weights == "raw")
+            raise ValueError(f"{wanted} with its moving average (weights: ema)" if raw else wanted)
         [of_it] = [entry for entry in averaged if entry.model == self.reference.model][:1]
         scale, scales = self.reference.guidance_scale, of_it.scales
         if scale is not None and None not in scales and scale not in scales:
@@ -536,8 +538,12 @@ class EvaluateStage(Stage):
                 f"reference.guidance_scale: '{of_it.model}' is not measured at {scale:g}; choose "
                 f"{' or '.join(f'{one:g}' for one in scales if one is not None)}"
             )
-        if len({(entry.model, entry.weights) for entry in self.models}) < len(self.models):
-            raise ValueError("models: a model stands twice with the same weights; give its step counts in one list")
+        for model, times in Counter((entry.model, entry.weights) for entry in self.models).items():
+            if times > 1:
+                raise ValueError(
+                    f"models: '{model[0]}' stands {times} times with the same weights; give its step counts in one "
+                    "list, num_steps, and its guidance scales in another, guidance_scales"
+                )
         return self
 
     @model_validator(mode="after")

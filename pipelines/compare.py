@@ -16,6 +16,7 @@ from instaflow.evaluation.comparison_page import write_comparison_page
 from instaflow.evaluation.comparison_words import TITLES, caution, headline, notes, said, title
 from instaflow.evaluation.report import Report
 from instaflow.evaluation.saved import read_report
+from instaflow.evaluation.short_names import with_short_names
 from instaflow.files import write_json
 from instaflow.rundir import flat, read_json
 from instaflow.rundir import said as shown
@@ -56,7 +57,9 @@ def run(runs: Sequence[Path], *, by: str, output: Path | None) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     aims = outcomes({report.seed: report for report in sorted(reports.values(), key=lambda report: report.seed)})
     write_json(folder / "compare.json", {**comparison_json(comparison), "aims": [outcome_json(one) for one in aims]})
-    write_comparison_page(folder / "compare.html", comparison, aims)
+    short = {place: with_short_names(report) for place, report in reports.items()}
+    shown = outcomes({report.seed: report for report in sorted(short.values(), key=lambda report: report.seed)})
+    write_comparison_page(folder / "compare.html", compare(short, by), shown)
     return [*told(comparison, aims), "", f"The page: {folder / 'compare.html'}"]
 
 

@@ -92,11 +92,12 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
         ),
         checks=start_checks(stage, stages),
         gallery=gallery(protocol, measured, rows[: len(measured)]),
-        gaps=gaps(protocol, measured, rows[: len(measured)], reference),
         straightness=[profile_of(label, found) for label, found in straight.items()],
         trajectories=trajectories({label: observed["states"] for label, observed in paths.items()}),
     )
-    if best := next((m for m, row in zip(measured, rows, strict=False) if row is findings.result(report)), None):
+    best = next((m for m, row in zip(measured, rows, strict=False) if row is findings.result(report)), None)
+    report = replace(report, gaps=gaps(protocol, measured, rows[: len(measured)], reference, best))
+    if best:
         report = replace(
             report,
             strips=strips(stage, protocol, best.subject),

@@ -46,9 +46,12 @@ def gallery(protocol: Judging, measured: list[Measured], rows: list[Row]) -> Gal
     )
 
 
-def gaps(protocol: Judging, measured: list[Measured], rows: list[Row], reference: Measured) -> Gaps | None:
-    """The one-step students' distances to the reference's images; the worst of the last student after reflow.
+def gaps(
+    protocol: Judging, measured: list[Measured], rows: list[Row], reference: Measured, about: Measured | None
+) -> Gaps | None:
+    """The one-step students' distances to the reference's images; the worst of the one that the report is about.
 
+    Of the last student after reflow, where that is none of them.
     By the perceptual network where there is one, else by pixels. Raw weights are left out where any student has its
     moving average.
     """
@@ -61,9 +64,9 @@ def gaps(protocol: Judging, measured: list[Measured], rows: list[Row], reference
         return None
     averaged = {label: found for label, found in one_step.items() if found[1].subject.entry.weights == "ema"}
     one_step = averaged or one_step
-    student = next(
-        (label for label, (kind, _) in reversed(one_step.items()) if kind == "student"), next(iter(one_step))
-    )
+    students = [label for label, (kind, _) in reversed(one_step.items()) if kind == "student"]
+    own = [about.label] if about and about.label in one_step else []
+    student = [*own, *students, *one_step][0]
     far = {label: m.pixel_gaps if m.gaps is None else m.gaps for label, (_, m) in one_step.items()}
     if reference.own is None:
         measure = "root mean squared pixel difference, pixels in [-1, 1]"

@@ -139,7 +139,8 @@ def _ranking_line(comparison: Comparison, row: ComparedRow, shown: Sequence[str]
             cells.append(f"<td>{number(scale * deviation)}</td>")
     rank = f'<span class="rank">{row.rank or "–"}</span>'
     model = f'<td title="{escape(row.description)}">{rank}{sign(colours[row.kind])}{escape(row.label)}</td>'
-    return f"<tr>{model}<td>{row.num_steps}</td>{''.join(cells)}<td>{row.training_samples:,}</td></tr>"
+    seen = f"{row.training_samples:,}" if row.training_samples else "–"
+    return f"<tr>{model}<td>{row.num_steps}</td>{''.join(cells)}<td>{seen}</td></tr>"
 
 
 def _each_seed(figure: str, spread: Spread) -> str:

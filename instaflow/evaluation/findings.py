@@ -451,11 +451,6 @@ def devices(report: Report) -> list[str]:
     return [name for name in dict.fromkeys(made) if name]
 
 
-def total_seconds(report: Report) -> float | None:
-    known = [stage.seconds for stage in report.stages if stage.seconds is not None]
-    return report.seconds if report.seconds is not None else (sum(known) if known else None)
-
-
 def _road(report: Report, model: str) -> Sequence[Stage]:
     """The stages that made `model`, itself included, without those that made a teacher."""
     by_name = {stage.name: stage for stage in report.stages}

@@ -136,10 +136,11 @@ def _header(report: Report) -> str:
         if best.seconds_per_image is not None:
             beside = of_teacher(duration(teacher.seconds_per_image)) if teacher else ""
             card(duration(best.seconds_per_image), "per image", beside)
-    seconds = findings.total_seconds(report)
+    seconds = report.total_seconds
     if is_number(seconds):
         peak = f"peak memory {memory(report.peak_memory)}" if is_number(report.peak_memory) else ""
-        card(duration(seconds), "the whole experiment", peak)
+        is_alone = all(stage.kind == "evaluate" for stage in report.stages)  # its models were made elsewhere
+        card(duration(seconds), "this evaluation" if is_alone else "the whole experiment", peak)
     about = [f"Config {report.config}", f"seed {report.seed}", report.hardware]
     return (
         '<header>\n<div class="soft">InstaFlow: a text-to-image diffusion model becomes a one-step generator</div>\n'

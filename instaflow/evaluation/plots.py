@@ -26,6 +26,7 @@ from instaflow.evaluation.wording import number, percent, steps
 Colours = dict[str, int]  # model's label -> index of the page's palette
 
 
+ROUNDING = 1e-9  # a distance below this is 0, as that of a model from its copy
 TO_REAL = "Fréchet distance to the real images"
 
 
@@ -119,7 +120,7 @@ def sweep_plots(rows: Sequence[Row], colours: Colours, judged: str = "prompts") 
         series = [Series(name=name, colour=colours[marks[0][2].label], points=points, look="marked", titles=titles)]
         x = axis_over([x for x, _ in points], f"{judged.capitalize()} drawn right" if read else "CLIP score")
         y = axis_over([y for _, y in points], TO_REAL)
-        ends = [(points[end][0], scales[end]) for end in (0, -1)]
+        ends = [(points[end][0], f"guidance {scales[end]}") for end in (0, -1)]
         title = f"Guidance from {scales[0]} to {scales[-1]}"
         plots.append((name, chart(series, x=replace(x, percent=read), y=y, title=title, marks=ends)))
     return plots
@@ -146,7 +147,7 @@ def _quality_plot(
 
     figure: the rows' figure that it is; of a prompt accuracy what it lacks.
     """
-    found = [(row, float(value)) for row, value in measured if value is not None and value > 0]
+    found = [(row, float(value)) for row, value in measured if value is not None and value > ROUNDING]
     if x is None:
         found = [(row, value) for row, value in found if (row.seconds_per_image or 0) > 0]
     if not found:

@@ -71,8 +71,8 @@ def captions_of(path: str, preset: Preset, count: int, seed: int) -> tuple[list[
         found = [text for _, text in zip(range(count), prompts, strict=False)]
         dropped = prompts.dropped
     if len(found) < count:
-        said = f"'{path}' holds {len(found):,} captions, and the protocol wants {count:,}"
-        raise ConfigError(said, "Take another file, or fewer samples, which is another protocol")
+        said = f"'{path}' holds {len(found):,} captions, and {count:,} are asked for"
+        raise ConfigError(said, "Take another file, or fewer samples (num_samples), which is another protocol")
     left_out = ", ".join(f"{number:,} {reason}" for reason, number in dropped.items())
     return found[:count], f"of the captions in '{path}' are left out: {left_out}" if left_out else ""
 

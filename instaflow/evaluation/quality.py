@@ -40,6 +40,8 @@ def _steps(report: Report, colours: Colours) -> str:
             " Dashed, for scale: what real images show when they are halved, or encoded and decoded, and how often the "
             "reader errs on them."
         )
+    if any(row.prompt_accuracy == 1 for row in report.rows):
+        caption += " No error among all samples is drawn as half an error."
     return heading("Against steps", charts(plots, caption))
 
 

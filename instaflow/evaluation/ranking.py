@@ -8,7 +8,7 @@ from instaflow.evaluation.aims import BETTER_WAY
 from instaflow.evaluation.comparison import HIGHER, LOWER
 from instaflow.evaluation.findings import interval_of_difference
 from instaflow.evaluation.report import Row
-from instaflow.evaluation.row_words import parted, told
+from instaflow.evaluation.row_words import is_itself, parted, told
 from instaflow.evaluation.wording import is_number
 
 RANKED_BY = {
@@ -27,8 +27,6 @@ WAYS = {
     "perceptual_gap": LOWER,
 }
 """The figures that have a best value, and which way that is."""
-TO_TEACHER = ("frechet_distance_teacher", "pixel_gap", "perceptual_gap")
-"""Those that are 0 of the reference itself, which says nothing of its quality."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +81,6 @@ def order(row: Row, figure: str) -> float:
     if value is None or not is_number(value) or is_itself(row, figure):
         return math.inf
     return WAYS[figure] * float(value)
-
-
-def is_itself(row: Row, figure: str) -> bool:
-    """Whether a row is what the figure compares with."""
-    return figure in TO_TEACHER and getattr(row, figure) == 0
 
 
 def shown(row: Row, figure: str) -> str:

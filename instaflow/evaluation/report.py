@@ -277,6 +277,11 @@ class Report:
     straightness: Sequence[StraightnessProfile] = ()
     trajectories: Sequence[Trajectories] = ()
 
+    @property
+    def total_seconds(self) -> float | None:
+        known = [stage.seconds for stage in self.stages if stage.seconds is not None]
+        return self.seconds if self.seconds is not None else (sum(known) if known else None)
+
 
 def labelled(model: str, weights: str, guidance_scale: float | None = None) -> str:
     """A model's name as the page shows it: raw weights are said, the moving average goes without saying.
@@ -328,7 +333,7 @@ def report_json(report: Report) -> dict[str, Any]:
         "seed": report.seed,
         "hardware": report.hardware,
         "versions": dict(report.versions),
-        "seconds": report.seconds,
+        "seconds": report.total_seconds,
         "peak_memory": report.peak_memory,
         "protocol": dataclasses.asdict(report.protocol),
         "floors": dataclasses.asdict(report.floors),

@@ -7,6 +7,8 @@ from instaflow.evaluation.report import Row
 from instaflow.evaluation.wording import duration, is_number, number, percent, steps
 
 SHARES = ("prompt_accuracy", "prompt_accuracy_unseen", "precision", "recall")
+TO_TEACHER = ("frechet_distance_teacher", "pixel_gap", "perceptual_gap")
+"""Those that are 0 of the reference itself, which says nothing of its quality."""
 PER_THOUSAND = ("kernel_distance",)
 """Figures so small that they are read a thousandfold."""
 
@@ -20,11 +22,18 @@ def told(row: Row, figure: str) -> str:
     It has no fewer digits than without: two rows differ by less chance than each of them has.
     """
     value, half = getattr(row, figure), row.intervals.get(figure)
+    if is_itself(row, figure):
+        return "itself"
     if figure == "seconds_per_image":
         return duration(value)
     if figure in PER_THOUSAND:
         return number(None if value is None else 1000 * value)
     return said(value, half, share=figure in SHARES)
+
+
+def is_itself(row: Row, figure: str) -> bool:
+    """Whether a row is what the figure compares with."""
+    return figure in TO_TEACHER and getattr(row, figure) == 0
 
 
 def said(value: float | None, half: float | None, *, share: bool = False) -> str:

@@ -8,9 +8,9 @@ from html import escape
 from instaflow.evaluation.findings import reference
 from instaflow.evaluation.parts import below, sign
 from instaflow.evaluation.plots import Colours
-from instaflow.evaluation.ranking import TO_TEACHER, WAYS, Ranked, Ranking, is_itself, is_told_apart, order, shown
+from instaflow.evaluation.ranking import WAYS, Ranked, Ranking, is_told_apart, order, shown
 from instaflow.evaluation.report import Report, Row
-from instaflow.evaluation.row_words import parted, spread, told
+from instaflow.evaluation.row_words import TO_TEACHER, parted, spread, told
 
 MANY = 9  # columns; a table of more is set smaller
 NOTHING = ("", "–")
@@ -84,7 +84,7 @@ def _line(one: Ranked, cells: Sequence[str], ranking: Ranking, colours: Colours)
 
 def _cell(column: Column, place: int, ranking: Ranking, report: Report) -> str:
     row, (value, half) = ranking.rows[place].row, parted(column.texts[place])
-    if is_itself(row, column.figure) or (value in NOTHING and column.figure in TO_TEACHER and row is reference(report)):
+    if value in NOTHING and column.figure in TO_TEACHER and row is reference(report):
         value, half = "itself", ""
     mark = _mark(row, column.figure, ranking) if column.figure in WAYS else ""
     marked = f'<span class="{mark}">{value}</span>' if mark else value

@@ -94,7 +94,7 @@ def test_a_file_that_is_no_coco_s_is_refused(tmp_path, content, said):
 
 
 def test_too_few_captions_are_refused(coco):
-    with pytest.raises(ConfigError, match="holds 2 captions, and the protocol wants 3"):
+    with pytest.raises(ConfigError, match="holds 2 captions, and 3 are asked for"):
         captions_of(coco, EACH, 3, seed=0)
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from instaflow.evaluation.page import model_colours, page, write_page
 from instaflow.evaluation.parts import picture
+from instaflow.evaluation.plots import quality_plots
 from instaflow.evaluation.report import Floors, Gallery, GalleryRow, LossCurve, Protocol, Report, Stage
 from instaflow.evaluation.style import LIGHT
 from instaflow.evaluation.svg import marker
@@ -341,3 +342,14 @@ def test_cells_that_are_wrong_are_told_in_percent_as_prompts_are():
     report = replace(full_report(), protocol=Protocol(judged="named cells"))
     content = page(report).replace("\N{NO-BREAK SPACE}", " ")
     assert "Named cells not drawn right" in content and "student, 1 step: 0.7 %" in content
+
+
+def test_a_copy_of_the_reference_is_told_and_not_drawn():
+    """It lies at a distance of rounding alone, which no axis can hold beside the others."""
+    copied = replace(ROWS[5], model="copy", frechet_distance_teacher=3e-14)
+    report = replace(full_report(), rows=[*ROWS, copied])
+    drawn = quality_plots(report.rows, report.floors, model_colours(report))
+    to_teacher = next(plot for plot in drawn if "teacher’s images" in plot)
+    assert "copy, " not in to_teacher and "student, " in to_teacher and "3.0e-14" in page(report)
+    alone = replace(report, rows=[replace(row, frechet_distance_teacher=3e-14) for row in ROWS])
+    assert "3.0e-14" in page(alone)

@@ -5,7 +5,7 @@ import pytest
 from instaflow.evaluation.svg import HEIGHT, WIDTH, Axis, Series, axis_over, chart
 
 
-@pytest.mark.parametrize("values", [[0.09, 6.4], [0.3, 0.31], [1e-5, 4e3], [2.0, 2.0]])
+@pytest.mark.parametrize("values", [[0.09, 6.4], [0.3, 0.31], [1e-5, 4e3], [2.0, 2.0], [3e-15, 5e-15]])
 @pytest.mark.parametrize("log", [True, False])
 def test_an_axis_holds_its_values_and_a_few_ticks(values, log):
     axis = axis_over(values, "", log=log)

@@ -751,14 +751,14 @@ def test_other_real_images_in_the_same_folder_are_noticed(config, coco, judged):
     [
         ("captions=nowhere.json", "nowhere.json"),
         ("real=nowhere", "is no folder"),
-        ("num_samples=13", "holds 12 captions, and the protocol wants 13"),
+        ("num_samples=13", "holds 12 captions, and 13 are asked for"),
         ("protocol=imagenet64-50k", "asks for classes"),
         ("captions=null", "needs a file of them"),
         ("captions_seed=1", "here none are drawn"),
         ("num_samples=3", "greater than or equal to 4"),
         ("real=FEW", "holds 3 images; precision and recall want at least 4"),
         ("beside=[BLANK]", "blank.json' is no report: it has no 'rows'"),
-        ("captions=BLANK", "blank.json' holds 0 captions, and the protocol wants 10"),
+        ("captions=BLANK", "blank.json' holds 0 captions, and 10 are asked for"),
         ("real=null", "needs the folder of the real images"),
         ("features=nowhere", "'stages.report.features' names '.*nowhere', which is no folder here"),
         ("features=.", "is neither a classifier nor an autoencoder: it has no config.json"),
@@ -886,6 +886,18 @@ def test_the_worst_gaps_of_a_student_come_first(config, tmp_path):
     summary = content["gaps"]["distances"][str(student)]
     assert len(worst) == 12 and worst == sorted(worst, reverse=True) and worst[0] == summary["largest"]
     assert summary["count"] == 30 and worst[-1] > summary["median"]
+
+    other = tmp_path / "other"
+    shutil.copytree(student, other)
+    entries = f"[{{model: {student}, num_steps: [1]}}, {{model: {other}, num_steps: [1]}}]"
+    aims = f"stages.report.aims=[{{model: {student}, figure: frechet_distance_real, value: 9}}]"
+    both = [f"stages.report.models={entries}", f"stages.report.reference={{model: {other}, num_steps: 1}}", aims]
+    third = tmp_path / "third"
+    shutil.copytree(student, third)
+    both[0] = both[0].replace("]}]", f"]}}, {{model: {third}, num_steps: [1]}}]")
+    run_all(load_experiment(config, both, run=str(tmp_path / "both")), Stop())
+    content = json.loads((tmp_path / "both" / "report" / "report.json").read_text())
+    assert content["gaps"]["student"] == str(student)  # of which the report is, though another is the last
 
     alone = [*changes, f"stages.report.reference={{model: {student}, num_steps: 1}}"]
     run_all(load_experiment(config, alone, run=str(tmp_path / "run")), Stop())
