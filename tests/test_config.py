@@ -265,7 +265,10 @@ def aim(keys: str) -> str:
         (aim("model: student, figure: clip_score, value: 1"), "aims.0.figure: no clip_score is measured here"),
         (aim("model: student, figure: fid, value: 1"), "'stages.report.aims.0.figure' should be"),
         ("stages.report.models.1.model=teacher", "models: 'teacher' stands 2 times with the same weights"),
-        ("stages.report.models.0.weights=raw", "'teacher' at 25 steps is not among the models"),
+        (
+            "stages.report.models.0.weights=raw",
+            "reference: 'teacher' at 25 steps is not among the models with its moving average (weights: ema)",
+        ),
         ("stages.2rf.preview={grid: 12, images: 8}", "'stages.2rf.preview': grid (12) is more than the images (8)"),
         ("stages.report.num_samples=1", "greater than or equal to 4, not 1"),
     ],

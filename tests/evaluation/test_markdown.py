@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from instaflow.evaluation.markdown import markdown
 from instaflow.evaluation.report import Report
-from tests.evaluation.example import SPREAD_ROWS, spread_report
+from tests.evaluation.example import ROWS, SPREAD_ROWS, spread_report
 
 
 def table(report: Report) -> list[list[str]]:
@@ -37,6 +37,15 @@ def test_figures_have_their_intervals():
     assert told["drawn right"] == "99.25 ± 0.39 %"
     assert "±: half of the figure’s 95 % interval over prompts and noise" in markdown(spread_report())
     assert "±" not in markdown(replace(spread_report(), rows=[replace(one, intervals={}) for one in SPREAD_ROWS]))
+
+
+def test_the_reference_is_no_distance_from_itself():
+    reference = replace(ROWS[0], frechet_distance_teacher=0.0, pixel_gap=0.0, intervals={"pixel_gap": 0.0})
+    head, *lines = table(replace(spread_report(), rows=[reference, *SPREAD_ROWS[1:]]))
+    told = [dict(zip(head, line, strict=True)) for line in lines]
+    [own] = [line for line in told if line["model"] == "teacher" and line["steps"] == "25"]
+    assert own["to teacher"] == own["gap to teacher, pixels"] == "itself"
+    assert sum("itself" in line.values() for line in told) == 1
 
 
 def test_the_card_and_what_each_row_was():

@@ -12,7 +12,7 @@ from PIL import Image
 from instaflow.evaluation.page import model_colours, page, write_page
 from instaflow.evaluation.parts import picture
 from instaflow.evaluation.plots import quality_plots
-from instaflow.evaluation.report import Floors, Gallery, GalleryRow, LossCurve, Protocol, Report, Stage
+from instaflow.evaluation.report import Floors, Gallery, GalleryRow, LossCurve, Protocol, Report, Stage, report_json
 from instaflow.evaluation.style import LIGHT
 from instaflow.evaluation.svg import marker
 from tests.evaluation.example import ROWS, STAGES, full_report, row, with_distance
@@ -296,6 +296,7 @@ def test_a_sweep_of_guidance_is_a_curve_with_its_ends_named():
         Report(title="sweep", config="c", seed=0, hardware="h", protocol=Protocol(), rows=[*rows, *ROWS[4:]])
     )
     text = Reader(content).text
+    assert ">guidance 1<" in content and ">guidance 5<" in content
     assert "Guidance from 1 to 5" in content and "What guidance trades" in text
     assert all(f"guidance {scale:g}: " in content for scale in (1, 3, 5))
     assert "teacher (guidance 3)" in text
@@ -353,3 +354,18 @@ def test_a_copy_of_the_reference_is_told_and_not_drawn():
     assert "copy, " not in to_teacher and "student, " in to_teacher and "3.0e-14" in page(report)
     alone = replace(report, rows=[replace(row, frechet_distance_teacher=3e-14) for row in ROWS])
     assert "3.0e-14" in page(alone)
+
+
+def test_what_took_the_time_is_said():
+    report = full_report()
+    assert "the whole experiment" in page(report) and ">this evaluation<" not in page(report)
+    alone = replace(report, stages=[Stage(name="report", kind="evaluate", seconds=61.0)])
+    assert ">this evaluation<" in page(alone) and "the whole experiment" not in page(alone)
+    assert report_json(alone)["seconds"] == 61.0
+
+
+def test_no_error_at_all_is_explained_where_it_is_drawn():
+    words = "No error among all samples is drawn as half an error."
+    assert words not in page(full_report())
+    rows = [replace(row, prompt_accuracy=1.0) if row.model == "student" else row for row in ROWS]
+    assert words in page(replace(full_report(), rows=rows))
