@@ -12,13 +12,13 @@ from torch import Tensor
 
 from instaflow.couplings.noise import coupled_noise
 from instaflow.digits.protocol import distances
-from instaflow.errors import Interrupted
+from instaflow.errors import InstaFlowError, Interrupted
 from instaflow.evaluation.card import CIRCUMSTANCES, Card
 from instaflow.evaluation.features import in_bytes
 from instaflow.evaluation.observations import Observations, Observed
 from instaflow.evaluation.perception import IMAGES, Perception
 from instaflow.evaluation.report import labelled
-from instaflow.evaluation.wording import joined
+from instaflow.evaluation.wording import joined, steps
 from instaflow.flow.straightness import Bends, Trajectory
 from instaflow.interruption import Stop
 from instaflow.models.device import device
@@ -173,6 +173,12 @@ def observe(
         latents = model.sample(
             noise, protocol.prompts[batch], num_steps=subject.num_steps, guidance_scale=subject.guidance_scale
         )
+        if not torch.isfinite(latents).all():
+            raise InstaFlowError(
+                f"{subject.label} draws no images in {steps(subject.num_steps)}: of prompts {batch.start:,} to "
+                f"{batch.stop - 1:,} some values are not finite",
+                "Its weights may have diverged, or overflow in this precision: leave it out, or try dtype: float32",
+            )
         images = model.decode(latents).cpu()
         seconds = (time.perf_counter() - began) / len(noise)
         kept = images[: max(0, stage.stage.compared_samples - batch.start)]

@@ -7,7 +7,7 @@ import numpy as np
 
 from instaflow.evaluation.intervals import of_mean
 from instaflow.evaluation.report import Report, Row, Stage, distance_summary
-from instaflow.evaluation.wording import duration, is_number, named, number, percent, steps, times
+from instaflow.evaluation.wording import duration, is_number, joined, named, number, percent, steps, times
 
 TIE = 0.05  # two Fréchet distances within 5 % of one another are called the same
 DISTANCES = {"frechet_distance_real": "the real images", "frechet_distance_teacher": "the teacher’s images"}
@@ -134,7 +134,8 @@ def interval_of_difference(a: Row, b: Row, figure: str) -> float:
     """
     ours, theirs = (row.parts.get(figure) for row in (a, b))
     if ours is not None and theirs is not None and len(ours) == len(theirs):
-        return of_mean(ours - theirs) or 0.0
+        half = of_mean(ours - theirs)
+        return math.inf if half is None else half  # of a single prompt nothing can be told
     return math.hypot(*(row.intervals.get(figure, 0.0) for row in (a, b)))
 
 
@@ -184,7 +185,10 @@ def nearer(report: Report, best: Row) -> list[str]:
     nearest = best_in_one_step(report)
     if not nearest or nearest is best or not (both := distances(nearest, best)) or order(nearest, best) >= 0:
         return []
-    return [f"Of all one-step models {named(nearest.label)} comes nearest: {number(both[1][0])}."]
+    rows = [row for row in own_rows(report) if row.num_steps == 1 and row not in (nearest, best) and distances(row)]
+    alike = joined([named(row.label) for row in rows if by_which(nearest, row) and is_chance(nearest, row)])
+    doubt = f", not told apart from {alike}" if alike else ""
+    return [f"Of all one-step models {named(nearest.label)} comes nearest{doubt}: {number(both[1][0])}."]
 
 
 def scale(report: Report) -> list[str]:

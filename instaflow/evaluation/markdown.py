@@ -67,4 +67,4 @@ def protocol(rows: Sequence[Row]) -> list[str]:
 
 
 def table_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(" ".join(cell.split("\n")).replace("|", "\\|") for cell in cells) + " |"

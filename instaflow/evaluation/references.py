@@ -38,6 +38,8 @@ class RealImages:
     """SHA-256 of every file's name and bytes, in that order."""
     seen: tuple[tuple[int, int], ...]
     """Every file's size and time before it was hashed."""
+    stamp: str
+    """A hash of these as the leading process saw them."""
 
     @classmethod
     def of(cls, folder: Path, told: Callable[[int], None] = lambda done: None) -> "RealImages":
@@ -65,7 +67,9 @@ class RealImages:
             digest.update(f"{file.relative_to(folder).as_posix()}\0".encode(errors="surrogateescape"))
             digest.update(hashlib.sha256(file.read_bytes()).digest())
             told(done)
-        return cls(folder, tuple(files), gather(digest.hexdigest())[0], seen)
+        stamp = hashlib.sha256(repr(seen).encode()).hexdigest()[:8]
+        content, stamp = gather((digest.hexdigest(), stamp))[0]
+        return cls(folder, tuple(files), content, seen, stamp)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -124,7 +128,8 @@ def reference_features(
     if as_the_leader_sees(cached is not None):
         return none if cached is None else cached
 
-    kept = Observations(folder / f"{name}-real", len(real), batch_size)
+    # Not those of files that were written since, though they be the same again: what was read between is unknown.
+    kept = Observations(folder / f"{name}-{real.stamp}-real", len(real), batch_size)
     if leads:
         kept.begin({"of": what})
     barrier()
@@ -158,7 +163,8 @@ def reference_features(
             kept.folder,
         )
     else:
-        shutil.rmtree(kept.folder, ignore_errors=True)
+        for left in folder.glob(f"{name}-*-real"):
+            shutil.rmtree(left, ignore_errors=True)
     return features
 
 

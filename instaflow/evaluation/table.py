@@ -106,6 +106,9 @@ def caption(ranking: Ranking) -> str:
     """What the table's marks and ± are."""
     told_of_spread, marks = spread([one.row for one in ranking.rows]), ""
     if len(ranking.one_step) > 1:
-        near = ", and those not told apart from it: other prompts and noise might turn the order"
-        marks = f"Marked, in bold, the best of the one-step rows{near if told_of_spread else ''}."
+        near = (
+            " Where figures have a ±, those not told apart from it are marked too: other prompts and noise might turn "
+            "the order."
+        )
+        marks = f"Marked, in bold, the best of the one-step rows.{near if told_of_spread else ''}"
     return " ".join(text for text in (marks, told_of_spread) if text)

@@ -129,6 +129,24 @@ def test_rows_of_the_same_noise_are_compared_image_by_image():
     assert findings.is_chance(a, fewer)  # those are not of the same prompts
 
 
+def test_of_a_single_prompt_nothing_is_told():
+    rows = [replace(row, parts={"diversity": np.ones(1)}) for row in changed("student", 1, diversity=0.1)]
+    [said] = findings.diversity(replace(full_report(), rows=rows))
+    assert said.endswith("; a difference that so few prompts cannot tell from chance.")
+
+
+def test_the_nearest_of_all_is_told_with_those_that_chance_may_have_put_behind():
+    rows = [replace(row, intervals={"frechet_distance_real": 0.05}) for row in changed("student", 1)]
+    near = [replace(rows[5], model=name, frechet_distance_real=real) for name, real in (("a", 0.33), ("b", 0.30))]
+    report = replace(full_report(), rows=[*[replace(row, frechet_distance_real=0.9) for row in rows], *near])
+    report = replace(report, aims=[Aim(model="student", figure="frechet_distance_real", value=1.0)])
+    assert "Of all one-step models `b` comes nearest, not told apart from `a`: 0.300." in told(
+        findings.headline(report)
+    )
+    exact = replace(report, rows=[replace(row, intervals={}) for row in report.rows])
+    assert "`b` comes nearest: 0.300." in told(findings.headline(exact))
+
+
 def test_every_verdict_on_distances_minds_chance():
     wide = with_intervals(9.0, frechet_distance_real=0.7)
     wide = replace(wide, rows=[*wide.rows, replace(wide.rows[5], weights="raw", frechet_distance_real=0.1)])

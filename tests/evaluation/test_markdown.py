@@ -67,6 +67,12 @@ def test_the_card_and_what_each_row_was():
     assert "Protocol" not in markdown(replace(spread_report(), rows=[replace(one, card={}) for one in SPREAD_ROWS]))
 
 
+def test_no_name_breaks_the_table():
+    rows = [replace(SPREAD_ROWS[0], model="a|b\nc"), *SPREAD_ROWS[1:]]
+    names = [line for line in markdown(replace(spread_report(), rows=rows)).splitlines() if line.startswith("| ")]
+    assert len(names) == 2 + len(rows) and sum("a\\|b c" in line for line in names) == 1
+
+
 def test_a_column_without_a_figure_is_left_out():
     head, *_ = table(replace(spread_report(), rows=[replace(one, prompt_accuracy=None) for one in SPREAD_ROWS]))
     assert "drawn right" in table(spread_report())[0] and "drawn right" not in head

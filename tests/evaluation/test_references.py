@@ -125,6 +125,24 @@ def test_images_that_change_while_they_are_read_are_kept_under_no_name(real, tmp
     assert change != "rewritten" or np.array_equal(again[6], again[1])
 
 
+def test_batches_of_files_that_were_written_since_are_read_again(real, tmp_path):
+    """Killed while an image was another one; it is the old one again when the work goes on."""
+    right, calls = (real / "0.png").read_bytes(), []
+
+    def meddle():
+        calls.append(0)
+        if len(calls) == 1:
+            (real / "0.png").write_bytes((real / "1.png").read_bytes())
+        if len(calls) == 3:
+            raise Interrupted("stopped")
+
+    with pytest.raises(Interrupted):
+        found(real, tmp_path / "kept", meddle)
+    (real / "0.png").write_bytes(right)
+    assert np.array_equal(found(real, tmp_path / "kept"), expected(real))
+    assert not [*(tmp_path / "kept").glob("*-real")]
+
+
 def test_an_image_that_cannot_be_read_is_named(real, tmp_path):
     (real / "5.png").write_bytes(b"\x89PNG damaged")
     with pytest.raises(DataError, match=r"5\.png' is no image that can be read: .*it is no JPEG, PNG or WebP"):

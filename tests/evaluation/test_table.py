@@ -152,7 +152,7 @@ def test_one_step_rows_not_told_apart_from_the_best_are_marked():
     assert marks(0.345, 0.03) == ["best"]
     assert marks(0.325, None) == ["best"]  # one that tells no interval is taken as exact
     assert not any("class=" in cell for cell in column(spread_report(), "Prompt accuracy")[4:])  # of several steps
-    assert "and those not told apart from it" in page(spread_report())
+    assert "those not told apart from it are marked too" in page(spread_report())
     plain = of([replace(one, intervals={}) for one in SPREAD_ROWS])
     assert "the best of the one-step rows." in page(plain) and "not told apart" not in page(plain)
 

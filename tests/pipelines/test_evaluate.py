@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from instaflow import __version__
 from instaflow.config import load_experiment
@@ -868,6 +869,18 @@ def test_damage_to_what_was_seen_is_made_good(config, done, tmp_path):
     (run / "report" / "done.json").unlink()
     run_all(load_experiment(config, run=str(run)), Stop())
     assert rows(run) == rows(done)
+
+
+def test_a_model_that_draws_no_numbers_is_named(config, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(Path(config).parent / "flow", broken)
+    [file] = (broken / "unet").glob("*.safetensors")
+    tensors = load_file(file)
+    save_file({name: torch.full_like(one, torch.nan) for name, one in tensors.items()}, file, {"format": "pt"})
+    changes = [f"stages.report.models.1.model={broken}", "stages.report.num_samples=20"]
+    with pytest.raises(InstaFlowError, match=f"{broken} draws no images in 1 step: of prompts 0 to 15 some") as error:
+        run_all(load_experiment(config, changes, run=str(tmp_path / "run")), Stop())
+    assert "dtype: float32" in error.value.hint
 
 
 def test_the_nearest_are_near(done):
