@@ -96,6 +96,8 @@ def test_of_one_report_prompts_and_noise_tell_apart(half, student, verdict):
     found, bound = outcomes({0: one})
     assert (found.verdict, bound.verdict) == (verdict, "reached")
     assert (half is None) == ("±" not in found.found) and "±" not in bound.found
+    bare = [replace(row, intervals={} if row.label == "direct" else row.intervals) for row in one.rows]
+    assert outcomes({0: replace(one, rows=bare)})[0].chance is None
     both = outcomes(dict.fromkeys((0, 1), one))[0]  # of two seeds, theirs tells
     assert both.apart == 0 and both.verdict == verdict.split(",")[0]
 

@@ -76,6 +76,30 @@ def test_raw_weights_guidance_and_the_earlier_report_are_still_told():
     ]
 
 
+def test_the_student_is_short_wherever_it_stands():
+    base, folder = full_report(), "/data/night/student/model"
+    assert base.gaps and base.neighbours
+
+    def named(row: Row) -> Row:
+        return called(row, folder) if row.model == "student" else row
+
+    report = replace(
+        base,
+        rows=[named(row) for row in ROWS],
+        scores=[replace(curve, rows=[named(row) for row in curve.rows]) for curve in base.scores],
+        gaps=replace(
+            base.gaps,
+            student=folder,
+            distances={folder if name == "student" else name: far for name, far in base.gaps.distances.items()},
+        ),
+        neighbours=replace(base.neighbours, model=folder),
+    )
+    short = with_short_names(report)
+    assert short.gaps and short.gaps.student in short.gaps.distances and short.gaps.student == "student/model"
+    assert short.neighbours and short.neighbours.model == "student/model"
+    assert {row.model for curve in short.scores for row in curve.rows} <= {"student/model", "2rf", "teacher", "direct"}
+
+
 def test_a_report_without_paths_is_left_as_it_is():
     report = full_report()
     assert with_short_names(report) is report

@@ -157,6 +157,34 @@ def test_one_step_rows_not_told_apart_from_the_best_are_marked():
     assert "the best of the one-step rows." in page(plain) and "not told apart" not in page(plain)
 
 
+@pytest.mark.parametrize(
+    ("figure", "title", "better", "worse"),
+    [
+        ("frechet_distance_real", "Fréchet distance to real", 0.2, 0.4),
+        ("frechet_distance_teacher", "Fréchet distance to teacher", 0.2, 0.4),
+        ("prompt_accuracy", "Prompt accuracy", 0.4, 0.2),
+        ("prompt_accuracy_unseen", "on an unseen template", 0.4, 0.2),
+        ("kernel_distance", "KID × 1,000", 0.2, 0.4),
+        ("precision", "Precision", 0.4, 0.2),
+        ("recall", "Recall", 0.4, 0.2),
+        ("clip_score", "CLIP score", 0.4, 0.2),
+        ("pixel_gap", "Gap to teacher, pixels", 0.2, 0.4),
+        ("perceptual_gap", "Gap to teacher, perceptual", 0.2, 0.4),
+    ],
+)
+def test_what_is_better_of_a_figure_is_marked(figure, title, better, worse):
+    rows = [replace(SPREAD_ROWS[5], model=str(value), intervals={}, **{figure: value}) for value in (worse, better)]
+    told = dict(zip(names(of(rows)), column(of(rows), title), strict=True))
+    assert 'class="best"' in told[str(better)] and "class=" not in told[str(worse)]
+    single = [rows[0], replace(rows[1], **{figure: None})]
+    assert not any("class=" in cell for cell in column(of(single), title))  # nothing to be better than
+
+
+def test_kernel_distances_are_read_a_thousandfold():
+    rows = [replace(SPREAD_ROWS[5], kernel_distance=0.00235)]
+    assert column(of(rows), "KID × 1,000") == ["2.35"]
+
+
 def test_two_figures_are_told_apart_beyond_both_intervals_or_image_by_image():
     rows = [
         replace(SPREAD_ROWS[5], clip_score=score, intervals={"clip_score": half}) for score, half in ((1, 3), (6, 4))

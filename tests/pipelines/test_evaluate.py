@@ -17,6 +17,7 @@ from instaflow import __version__
 from instaflow.config import load_experiment
 from instaflow.digits.protocol import DigitsProtocol
 from instaflow.errors import ConfigError, DataError, InstaFlowError, Interrupted
+from instaflow.evaluation.findings import interval_of_difference
 from instaflow.evaluation.frechet import frechet_distance
 from instaflow.evaluation.intervals import of_share
 from instaflow.evaluation.kernel_distance import kernel_distance
@@ -34,6 +35,8 @@ from pipelines.earlier import told_apart
 from pipelines.evaluate import reference_of, subjects_of
 from pipelines.experiment import check_files, look_at_measures, run_all, run_one
 from pipelines.judging import look_at_models
+from pipelines.measuring import Measure
+from pipelines.observing import Measured
 from pipelines.plan import Plan
 from pipelines.status import run as status
 from pipelines.status import work_of
@@ -161,6 +164,21 @@ def test_figures_carry_the_interval_that_their_own_images_show(looked):
         assert 0 < own["frechet_distance_real"] < row["frechet_distance_real"] and own["diversity"] > 0
     far = [row["intervals"]["frechet_distance_teacher"] for row in content["rows"][1:]]
     assert all(far) and far[0] != far[1]
+
+
+def test_rows_are_measured_with_what_each_image_adds(config, done):
+    [stage] = stage_folders(load_experiment(config, run=str(done))).values()
+    protocol, seen = look_at_models(stage)
+    subjects = subjects_of(stage, protocol, seen)
+    reference, other = (Measured.of(subject, subjects[0]) for subject in subjects[:2])
+    measure = Measure.by(protocol, protocol.reference_features(), reference)
+    row = measure.row(other, "teacher")
+    assert row.parts.keys() == row.intervals.keys() >= {"frechet_distance_real", "frechet_distance_teacher"}
+    assert len(row.parts["frechet_distance_real"]) == len(row.parts["prompt_accuracy"]) == 70
+    own = measure.row(reference, "teacher")
+    assert "frechet_distance_teacher" not in own.parts
+    paired = interval_of_difference(own, row, "frechet_distance_real")
+    assert 0 < paired != np.hypot(*(one.intervals["frechet_distance_real"] for one in (own, row)))
 
 
 def test_its_rows_are_told_with_its_seconds(done):
