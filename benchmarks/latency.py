@@ -54,7 +54,15 @@ WARM_UP = 3
 
 @click.command()
 @click.option("--architecture", type=click.Choice(["digits", "sd15"]), default="digits", show_default=True)
-@click.option("--batch-size", "batch_sizes", type=click.IntRange(1), multiple=True, default=(1, 8), show_default=True)
+@click.option(
+    "--batch-size",
+    "batch_sizes",
+    type=click.IntRange(1),
+    multiple=True,
+    default=(1, 8),
+    show_default=True,
+    help="Several may be given.",
+)
 @click.option("--dtype", type=click.Choice(list(DTYPES)), help="[default: bfloat16 on a GPU, float32 on a CPU]")
 @click.option("--rounds", type=click.IntRange(2), default=30, show_default=True, help="Calls of each side.")
 @click.option("--eager", is_flag=True, help="Do not compile our side.")
@@ -271,7 +279,7 @@ def tell(batch_size: int, found: dict[str, Any]) -> None:
         parts = ", ".join(f"{part} {1000 * taken:.2f}" for part, taken in found["parts"][name].items())
         first = 1000 * found["first_call"][name]
         click.echo(f"{name:>9}: {1000 * median:9.2f} ({low:.2f} to {high:.2f}): {parts}; first {first:.0f}")
-    times = " and ".join(f"{ratio:.2f} times {name}" for name, ratio in found["ratio"].items())
+    times = " and ".join(f"{ratio:.2f} times as fast as {name}" for name, ratio in found["ratio"].items())
     click.echo(f"     ours: {times}, medians over the rounds; {found['levels_apart']:.3f} of 255 levels from stock")
     if "limit" in found:
         click.echo(f"    limit: {1000 * found['limit']:9.2f}, its operations at the rate of one large matrix product")

@@ -12,7 +12,7 @@ from tests.benchmarks.programs import run
 def test_it_tells_every_side_its_parts_and_its_ratios(tmp_path: Path) -> None:
     said, result = run("latency", ["--batch-size", "1", "--batch-size", "2", "--rounds", "3", "--eager"], tmp_path)
     sides = {"ours", "stock", "teacher"}
-    assert said.count("first ") == 2 * (1 + len(sides)) and said.count(" times stock and ") == 2
+    assert said.count("first ") == 2 * (1 + len(sides)) and said.count(" times as fast as stock and ") == 2
     assert result["architecture"] == "digits" and result["image_size"] == [32, 32]
     assert result["flops_per_image"]["unet"] > result["flops_per_image"]["text"] > 0
     assert set(result["batches"]) == {"1", "2"}

@@ -180,6 +180,12 @@ def test_what_is_better_of_a_figure_is_marked(figure, title, better, worse):
     assert not any("class=" in cell for cell in column(of(single), title))  # nothing to be better than
 
 
+def test_what_an_earlier_report_s_rows_lack_is_explained():
+    words = "Of rows of earlier reports, which bear those reports’ names, what was measured otherwise is left out."
+    earlier = replace(SPREAD_ROWS[5], model="night/student", beside=True)
+    assert words in page(of([*SPREAD_ROWS, earlier])) and words not in page(spread_report())
+
+
 def test_kernel_distances_are_read_a_thousandfold():
     rows = [replace(SPREAD_ROWS[5], kernel_distance=0.00235)]
     assert column(of(rows), "KID × 1,000") == ["2.35"]
