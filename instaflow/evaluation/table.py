@@ -113,7 +113,5 @@ def caption(ranking: Ranking) -> str:
         marks = f"Marked, in bold, the best of the one-step rows.{near if told_of_spread else ''}"
     earlier = ""
     if any(one.row.beside for one in ranking.rows):
-        earlier = (
-            "Of rows of earlier reports, which bear those reports’ names, what was measured otherwise is left out."
-        )
+        earlier = "Rows of earlier reports bear those reports’ names; what was measured otherwise is left out."
     return " ".join(text for text in (marks, told_of_spread, earlier) if text)

@@ -181,7 +181,7 @@ def test_what_is_better_of_a_figure_is_marked(figure, title, better, worse):
 
 
 def test_what_an_earlier_report_s_rows_lack_is_explained():
-    words = "Of rows of earlier reports, which bear those reports’ names, what was measured otherwise is left out."
+    words = "Rows of earlier reports bear those reports’ names; what was measured otherwise is left out."
     earlier = replace(SPREAD_ROWS[5], model="night/student", beside=True)
     assert words in page(of([*SPREAD_ROWS, earlier])) and words not in page(spread_report())
 
