@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from instaflow.evaluation import findings
+from instaflow.evaluation.chance import interval_of_difference
 from instaflow.evaluation.comparison import BETTER, HIGHER, Spread, spread, spread_json
 from instaflow.evaluation.comparison_words import TITLES, UNITS
 from instaflow.evaluation.report import Report, Row
@@ -111,7 +112,7 @@ def chance_of(aim: Aim, report: Report) -> float | None:
     )
     if not own or not other or aim.figure not in {*own.intervals} & {*other.intervals}:
         return None
-    return findings.interval_of_difference(own, other, aim.figure)
+    return interval_of_difference(own, other, aim.figure)
 
 
 def figure_of(aim: Aim, model: str, report: Report) -> float | None:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from instaflow.evaluation.aims import BETTER_WAY
+from instaflow.evaluation.chance import interval_of_difference
 from instaflow.evaluation.comparison import HIGHER, LOWER
-from instaflow.evaluation.findings import interval_of_difference
 from instaflow.evaluation.report import Row
 from instaflow.evaluation.row_words import is_itself, parted, told
 from instaflow.evaluation.wording import is_number

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from instaflow.evaluation import findings
+from instaflow.evaluation.chance import interval_of_difference, is_chance, order
 from instaflow.evaluation.page import page
 from instaflow.evaluation.report import Row, Stage
 from instaflow.evaluation.wording import number
@@ -121,13 +122,15 @@ def test_rows_of_the_same_noise_are_compared_image_by_image():
     intervals = {"frechet_distance_real": 1.0}
     a = replace(ROWS[4], frechet_distance_real=0.5, intervals=intervals)
     b = replace(ROWS[5], frechet_distance_real=0.6, intervals=intervals)
-    assert findings.is_chance(a, b) and findings.order(a, b) == 0
-    assert findings.interval_of_difference(a, b, "frechet_distance_real") == pytest.approx(2**0.5)
+    assert is_chance(a, b) and order(a, b) == 0
+    assert interval_of_difference(a, b, "frechet_distance_real") == pytest.approx(2**0.5)
     a, b = replace(a, parts=near), replace(b, parts=far)
-    assert findings.interval_of_difference(a, b, "frechet_distance_real") == pytest.approx(0.0139, rel=0.1)
-    assert not findings.is_chance(a, b) and findings.order(a, b) == -1
+    assert interval_of_difference(a, b, "frechet_distance_real") == pytest.approx(0.0139, rel=0.1)
+    assert not is_chance(a, b) and order(a, b) == -1
+    bare = replace(ROWS[5], frechet_distance_real=0.6, intervals={"frechet_distance_real": None})  # as JSON may hold it
+    assert interval_of_difference(a, bare, "frechet_distance_real") == 1.0
     fewer = replace(b, parts={"frechet_distance_real": far["frechet_distance_real"][:10]})
-    assert findings.is_chance(a, fewer)  # those are not of the same prompts
+    assert is_chance(a, fewer)  # those are not of the same prompts
 
 
 def test_of_a_single_prompt_nothing_is_told():

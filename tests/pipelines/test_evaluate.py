@@ -17,7 +17,7 @@ from instaflow import __version__
 from instaflow.config import load_experiment
 from instaflow.digits.protocol import DigitsProtocol
 from instaflow.errors import ConfigError, DataError, InstaFlowError, Interrupted
-from instaflow.evaluation.findings import interval_of_difference
+from instaflow.evaluation.chance import interval_of_difference
 from instaflow.evaluation.frechet import frechet_distance
 from instaflow.evaluation.intervals import of_share
 from instaflow.evaluation.kernel_distance import kernel_distance
