@@ -91,7 +91,7 @@ def rows(run: Path) -> list[dict]:
 def told(run: Path) -> dict:
     """All that a report tells, but for times and circumstances."""
     found = json.loads((run / "report" / "report.json").read_text())
-    return found | {"rows": rows(run)} | dict.fromkeys(("stages", "hardware", "peak_memory"))
+    return found | {"rows": rows(run)} | dict.fromkeys(("stages", "hardware", "seconds", "peak_memory"))
 
 
 def less(row: dict, *figures: str) -> dict:

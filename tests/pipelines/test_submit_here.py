@@ -56,8 +56,9 @@ def test_stages_run_in_as_many_processes_as_a_node_has_gpus_and_make_what_run_ma
 
     for stage in ("teacher", "couple"):
         extra = ["--stage", "teacher"] if stage == "teacher" else []
-        code, _, err = typed(stage, chain(alone)[1], "--run-dir", alone / "run", *extra)
-        assert code == 0, err
+        words = map(str, [stage, chain(alone)[1], "--run-dir", alone / "run", *extra])
+        finished = subprocess.run([sys.executable, "-m", "cli", *words], capture_output=True, text=True)
+        assert finished.returncode == 0, finished.stderr
     for stage in ("teacher", "pairs"):
         fingerprints = [read_done(run / "run" / stage)["fingerprint"] for run in (here, alone)]
         assert fingerprints[0] == fingerprints[1]
