@@ -1,6 +1,6 @@
 """The report as Markdown: for a model card, an issue, a terminal."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from instaflow.evaluation import aims, findings
 from instaflow.evaluation.card import PROTOCOL
@@ -9,23 +9,20 @@ from instaflow.evaluation.report import Report, Row
 from instaflow.evaluation.row_words import CARD_HEADS, card_told, circumstances, spread, told
 from instaflow.evaluation.short_names import with_short_names
 
-COLUMNS: Sequence[tuple[str, Callable[[Row], str]]] = (
-    ("model", lambda row: row.label),
-    ("steps", lambda row: str(row.num_steps)),
-    ("guidance", lambda row: "–" if row.guidance_scale is None else f"{row.guidance_scale:g}"),
-    ("Fréchet distance to real", lambda row: told(row, "frechet_distance_real")),
-    ("to teacher", lambda row: told(row, "frechet_distance_teacher")),
-    ("drawn right", lambda row: told(row, "prompt_accuracy")),
-    ("KID × 1,000", lambda row: told(row, "kernel_distance")),
-    ("precision", lambda row: told(row, "precision")),
-    ("recall", lambda row: told(row, "recall")),
-    ("CLIP score", lambda row: told(row, "clip_score")),
-    ("gap to teacher, pixels", lambda row: told(row, "pixel_gap")),
-    ("gap to teacher, perceptual", lambda row: told(row, "perceptual_gap")),
-    ("diversity", lambda row: told(row, "diversity")),
-    ("S(Z), relative", lambda row: told(row, "straightness_relative")),
-    ("time an image", lambda row: told(row, "seconds_per_image")),
-)
+FIGURES = {
+    "frechet_distance_real": "Fréchet distance to real",
+    "frechet_distance_teacher": "to teacher",
+    "prompt_accuracy": "drawn right",
+    "kernel_distance": "KID × 1,000",
+    "precision": "precision",
+    "recall": "recall",
+    "clip_score": "CLIP score",
+    "pixel_gap": "gap to teacher, pixels",
+    "perceptual_gap": "gap to teacher, perceptual",
+    "diversity": "diversity",
+    "straightness_relative": "S(Z), relative",
+    "seconds_per_image": "time an image",
+}
 
 
 def markdown(report: Report) -> str:
@@ -34,7 +31,7 @@ def markdown(report: Report) -> str:
     ranked = ranking(report.rows)
     rows = [one.row for one in ranked.rows]
     columns = [("rank", [str(one.rank or "–") for one in ranked.rows])]
-    columns += [(title, [said(row) for row in rows]) for title, said in COLUMNS]
+    columns += [("model", [row.label for row in rows]), *columns_of(rows)]
     columns = [(title, cells) for title, cells in columns if set(cells) != {"–"}]
     lines = [f"# {report.title}", "", " ".join(findings.headline(report)), ""]
     lines += [table_row([title for title, _ in columns]), table_row(["---"] * len(columns))]
@@ -47,6 +44,13 @@ def markdown(report: Report) -> str:
     lines += ["", "Aims:", "", *(f"- {one.asked}: {one.verdict} ({one.found})" for one in found)] if found else []
     lines += protocol(rows)
     return "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ") + "\n"
+
+
+def columns_of(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
+    """(title, a cell for each row): steps, guidance and figures."""
+    scales = ["–" if row.guidance_scale is None else f"{row.guidance_scale:g}" for row in rows]
+    figures = [(title, [told(row, figure) for row in rows]) for figure, title in FIGURES.items()]
+    return [("steps", [str(row.num_steps) for row in rows]), ("guidance", scales), *figures]
 
 
 def protocol(rows: Sequence[Row]) -> list[str]:

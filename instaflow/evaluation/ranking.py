@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from instaflow.evaluation.aims import BETTER_WAY
-from instaflow.evaluation.chance import interval_of_difference
 from instaflow.evaluation.comparison import HIGHER, LOWER
 from instaflow.evaluation.report import Row
 from instaflow.evaluation.row_words import is_itself, parted, told
@@ -86,9 +85,3 @@ def order(row: Row, figure: str) -> float:
 def shown(row: Row, figure: str) -> str:
     """A figure as it is read, without its interval."""
     return parted(told(row, figure))[0] if figure else ""
-
-
-def is_told_apart(a: Row, b: Row, figure: str) -> bool:
-    """Whether two figures differ by more than other prompts and noise might make; so they do without an interval."""
-    apart = abs(getattr(a, figure) - getattr(b, figure))
-    return not apart <= interval_of_difference(a, b, figure)

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from instaflow.evaluation.chance import is_chance
 from instaflow.evaluation.findings import reference
 from instaflow.evaluation.parts import below, sign
 from instaflow.evaluation.plots import Colours
-from instaflow.evaluation.ranking import WAYS, Ranked, Ranking, is_told_apart, order, shown
+from instaflow.evaluation.ranking import WAYS, Ranked, Ranking, order, shown
 from instaflow.evaluation.report import Report, Row
 from instaflow.evaluation.row_words import TO_TEACHER, parted, spread, told
 
@@ -99,7 +100,7 @@ def _mark(row: Row, figure: str, ranking: Ranking) -> str:
     best = min(single, key=lambda other: order(other, figure))
     if shown(row, figure) == shown(best, figure):
         return "best"
-    return "" if is_told_apart(row, best, figure) else "near"
+    return "near" if is_chance(row, best, figure, same=0.0) else ""
 
 
 def caption(ranking: Ranking) -> str:

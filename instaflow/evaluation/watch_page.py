@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from instaflow.evaluation.markdown import COLUMNS
+from instaflow.evaluation.markdown import columns_of
 from instaflow.evaluation.page import document, model_colours, protocol, scores, without_broken
 from instaflow.evaluation.parts import below, paragraph, section, sign
 from instaflow.evaluation.plots import Colours
@@ -48,8 +48,7 @@ def _table(report: Report, colours: Colours) -> str:
     lines += [
         (f"{seen:,}", row) for curve in report.scores for seen, row in zip(curve.samples_seen, curve.rows, strict=True)
     ]
-    columns = [("training samples", [seen for seen, _ in lines])]
-    columns += [(title, [told(row) for _, row in lines]) for title, told in COLUMNS[1:]]
+    columns = [("training samples", [seen for seen, _ in lines]), *columns_of([row for _, row in lines])]
     columns = [(title, texts) for title, texts in columns if set(texts) > {"–"} or "–" not in texts]
     head = '<th scope="col">model</th>' + "".join(
         f'<th scope="col" class="wrap">{escape(title)}</th>' for title, _ in columns
