@@ -47,6 +47,10 @@ class DataError(InstaFlowError):
     """A file on disk is missing, damaged, or not what its sidecar says."""
 
 
+class NotFiniteError(InstaFlowError):
+    """A model's samples are no numbers: its weights have diverged, or overflow in their precision."""
+
+
 class Interrupted(InstaFlowError):
     """The work was told to stop, saved its state and can be resumed."""
 

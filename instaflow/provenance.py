@@ -58,6 +58,8 @@ class Origin:
     terms: list[str] = field(default_factory=list)  # what its method works with beside its phases
     seconds: float | None = None
     hardware: str = ""
+    samples: int | None = None  # made, or seen in training
+    processes: int | None = None  # each with a device of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,24 +78,23 @@ def provenance_of(folder: Path, lineage: list[dict[str, Any]]) -> Provenance:
     """Where the model in `folder` comes from. lineage: what its settings say. Raises DataError."""
     if (folder / FILE).is_file():
         return read_provenance(folder / FILE)
-    stage = folder.absolute().parent
+    stage = maker_of(folder)
     summaries = {entry["stage"]: entry.get("summary", "") for entry in lineage}
-    if folder.name not in ("model", "model-raw") or not (stage / "stage.json").is_file():
+    if stage is None:
         entries = [
             Origin(name=entry["stage"], kind=entry.get("kind", ""), content="", summary=summaries[entry["stage"]])
             for entry in lineage
         ]
         return Provenance(origins=entries, licence=licence_of(f"XCLiu/{lineage[0]['stage']}" if lineage else ""))
     content = fingerprint_of(folder)
-    places: list[str] = []
-    origins: list[Origin] = []
-    for origin in stages_behind(stage, content, summaries, places):
+    found, origins = Beginnings(), list[Origin]()
+    for origin in stages_behind(stage, content, summaries, found):
         if origin not in origins:
             origins.append(origin)
     weights = "raw" if folder.name == "model-raw" else "ema"
     made = read_json(stage / "done.json")["fingerprint"] if (stage / "done.json").is_file() else ""
     measured = weights == "raw" or content == made  # not where the folder was changed since
-    teacher = places[0] if places else next((str(place) for place in teachers_among(stage.parent, origins)), "")
+    teacher = next(iter([*found.places, *found.teachers]), "")
     return Provenance(
         origins=origins,
         figures=list(rows_of(stage.parent, made, weights)) if measured else [],
@@ -102,8 +103,18 @@ def provenance_of(folder: Path, lineage: list[dict[str, Any]]) -> Provenance:
     )
 
 
-def stages_behind(stage: Path, content: str, summaries: Mapping[str, str], places: list[str]) -> Iterator[Origin]:
-    """What a stage was made from, oldest first, and the stage; `places` gathers where models from elsewhere lie."""
+@dataclass(frozen=True)
+class Beginnings:
+    """Where the models lie that a way began with."""
+
+    places: list[str] = field(default_factory=list)
+    """Of models from elsewhere."""
+    teachers: list[str] = field(default_factory=list)
+    """Of those that teacher stages made."""
+
+
+def stages_behind(stage: Path, content: str, summaries: Mapping[str, str], found: Beginnings) -> Iterator[Origin]:
+    """What a stage was made from, oldest first, and the stage; in whatever runs that was, as long as they lie here."""
     record = read_json(stage / "stage.json")
     done = read_json(stage / "done.json") if (stage / "done.json").is_file() else {}
     identity, settings = record["identity"], record["settings"]
@@ -112,15 +123,28 @@ def stages_behind(stage: Path, content: str, summaries: Mapping[str, str], place
         place = setting(settings, key)
         if not isinstance(place, str):
             continue
-        folder = stage.parent / place
-        if (folder / "done.json").is_file():
-            if read_json(folder / "done.json")["fingerprint"] == parent:
-                yield from stages_behind(folder, parent, summaries, places)
+        sibling, elsewhere = stage.parent / place, Path(place)
+        name = place if is_hub_name(place) else elsewhere.name
+        changed = Origin(name=name, kind="stage", content=parent, summary="made anew since, or changed")
+        from_elsewhere = key in ("init", "model", "teacher")
+        if (sibling / "done.json").is_file() and not elsewhere.is_absolute():
+            if read_json(sibling / "done.json")["fingerprint"] == parent:
+                yield from stages_behind(sibling, parent, summaries, found)
             else:
-                yield Origin(name=place, kind="stage", content=parent, summary="made anew since, or changed")
-        elif key in ("init", "model", "teacher"):
-            places.append(place)
-            yield Origin(name=place if is_hub_name(place) else Path(place).name, kind="model", content=parent)
+                yield changed
+        elif maker := maker_of(elsewhere):
+            if key == "couplings" or fingerprint_of(elsewhere) == parent:
+                yield from stages_behind(maker, parent, summaries, found)
+            else:
+                found.places.extend([place] if from_elsewhere else [])
+                yield changed
+        elif (elsewhere / FILE).is_file():
+            yield from read_provenance(elsewhere / FILE).origins
+        elif from_elsewhere:
+            found.places.append(place)
+            yield Origin(name=name, kind="model", content=parent)
+    if settings["kind"] == "teacher" and (stage / "model").is_dir():
+        found.teachers.append(str(stage / "model"))
     hashed = next((f"{name} {value[:SHOWN]}" for name in ("prompts", "data") if (value := identity.get(name))), "")
     yield Origin(
         name=stage.name,
@@ -132,14 +156,24 @@ def stages_behind(stage: Path, content: str, summaries: Mapping[str, str], place
         terms=[words for key in TERMS if (words := term_in_words(key, settings.get(key)))],
         seconds=done.get("seconds"),
         hardware=done.get("hardware", ""),
+        samples=samples_of(settings),
+        processes=done.get("processes"),
     )
 
 
-def teachers_among(run: Path, origins: list[Origin]) -> Iterator[Path]:
-    """The models that a run's teacher stages made."""
-    for origin in origins:
-        if origin.kind == "teacher" and (run / origin.name / "model").is_dir():
-            yield run / origin.name / "model"
+def maker_of(place: Path) -> Path | None:
+    """The folder of the stage, of any run, that made a model or couplings; None of what no stage made."""
+    folder = place.absolute().parent if place.name in ("model", "model-raw") else place
+    return folder if (folder / "stage.json").is_file() else None
+
+
+def samples_of(settings: Mapping[str, Any]) -> int:
+    """Couplings that a stage makes, or samples that its trainings see in whole batches."""
+    if "count" in settings:
+        return int(settings["count"])
+    keys = ("autoencoder_phases", "text_phases", "phases", "perceptual_phases")
+    phases = [phase for key in keys for phase in settings.get(key) or ()]
+    return sum(phase["samples"] - phase["samples"] % phase["global_batch_size"] for phase in phases)
 
 
 def setting(settings: Mapping[str, Any], key: str) -> Any:

@@ -3,14 +3,16 @@
 import hashlib
 import json
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from instaflow.errors import ConfigError, InstaFlowError
 from instaflow.evaluation import findings
 from instaflow.evaluation.card import Card, prompts_hash
+from instaflow.evaluation.costs import cost_of
 from instaflow.evaluation.history import loss_curves, preview_curves, stages_so_far, start_checks
 from instaflow.evaluation.markdown import markdown
 from instaflow.evaluation.observations import Observations
@@ -22,6 +24,7 @@ from instaflow.files import fingerprint_of, write_file, write_json
 from instaflow.flow.straightness import straightness
 from instaflow.interruption import Stop
 from instaflow.models.samplers import NOISY
+from instaflow.provenance import provenance_of
 from instaflow.rundir import StageFolder, locked
 from instaflow.sections import EvaluatedModel
 from instaflow.world import hardware, world
@@ -61,9 +64,11 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
         entry.model: model_kind(entry.model, stages) if entry.model in stage.stage_names else look.kind
         for entry, look in zip(settings.models, seen, strict=True)
     }
+    costs = {entry.model: cost_in(stage, entry) for entry in settings.models}
     rows = []
     for m in measured:
-        row, found = measure.row(m, kinds[m.subject.entry.model]), straight.get(m.label)
+        name = m.subject.entry.model
+        row, found = replace(measure.row(m, kinds[name]), cost=costs[name]), straight.get(m.label)
         stage.log(model=m.label, num_steps=row.num_steps, seconds_per_image=row.seconds_per_image)
         if found:
             card = {**row.card, "straightness": straightness_in_words(stage)}
@@ -115,6 +120,12 @@ def content_of(stage: StageFolder, entry: EvaluatedModel) -> str:
     if entry.weights == "raw":
         return fingerprint_of(Path(stage.locate_weights(entry.model, "raw")))
     return stage.content(entry.model)
+
+
+def cost_in(stage: StageFolder, entry: EvaluatedModel) -> Mapping[str, Any] | None:
+    """What the way to a model cost, as far as folders tell, of whatever runs; None of a model on the hub or a file."""
+    folder = Path(stage.locate(entry.model))
+    return cost_of(provenance_of(folder, []).origins) if folder.is_dir() else None
 
 
 def looks_of(stage: StageFolder, protocol: Judging) -> Looks | None:

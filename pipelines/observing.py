@@ -12,7 +12,7 @@ from torch import Tensor
 
 from instaflow.couplings.noise import coupled_noise
 from instaflow.digits.protocol import distances
-from instaflow.errors import InstaFlowError, Interrupted
+from instaflow.errors import Interrupted, NotFiniteError
 from instaflow.evaluation.card import CIRCUMSTANCES, Card
 from instaflow.evaluation.features import in_bytes
 from instaflow.evaluation.observations import Observations, Observed
@@ -27,7 +27,7 @@ from instaflow.models.model import Model
 from instaflow.progress import Progress
 from instaflow.rundir import StageFolder
 from instaflow.sections import EvaluatedModel
-from instaflow.world import barrier, world
+from instaflow.world import barrier, gather, world
 from pipelines.judging import Judging
 
 PATHS = 6
@@ -159,7 +159,10 @@ def observe(
     *,
     quiet: bool = False,
 ) -> None:
-    """Make and keep what is missing, each process its share; on return all of it is there."""
+    """Make and keep what is missing, each process its share; on return all of it is there.
+
+    Raises Interrupted; NotFiniteError, in all processes of a launch, where a row's model draws no images in any.
+    """
     if world().leads:
         for subject in subjects:
             for kept in subject.kept:
@@ -174,7 +177,7 @@ def observe(
             noise, protocol.prompts[batch], num_steps=subject.num_steps, guidance_scale=subject.guidance_scale
         )
         if not torch.isfinite(latents).all():
-            raise InstaFlowError(
+            raise NotFiniteError(
                 f"{subject.label} draws no images in {steps(subject.num_steps)}: of prompts {batch.start:,} to "
                 f"{batch.stop - 1:,} some values are not finite",
                 "Its weights may have diverged, or overflow in this precision: leave it out, or try dtype: float32",
@@ -194,8 +197,13 @@ def observe(
         )
         return bends_kept(path, max(0, PATHS - batch.start))
 
-    images = [(subject, subject.images) for subject in subjects]
-    share(stage, stop, images, draw, stage.name, "images", quiet=quiet)
+    images, diverged = [(subject, subject.images) for subject in subjects], None
+    try:
+        share(stage, stop, images, draw, stage.name, "images", quiet=quiet)
+    except NotFiniteError as error:
+        diverged = (error.message, error.hint)
+    if told := [one for one in gather(diverged) if one]:
+        raise NotFiniteError(*told[0])
     curved = [(subject, subject.paths) for subject in subjects if subject.paths]
     if curved:
         share(stage, stop, curved, follow, f"{stage.name} straightness", "paths", quiet=quiet)

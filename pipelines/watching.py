@@ -20,13 +20,13 @@ from pathlib import Path
 import torch
 
 from instaflow.config import Experiment
-from instaflow.errors import ConfigError, Interrupted
+from instaflow.errors import ConfigError, Interrupted, NotFiniteError
 from instaflow.evaluation.card import Card
 from instaflow.evaluation.observations import Observations
 from instaflow.evaluation.report import Report, Row, plain
-from instaflow.evaluation.scores import FILE, WATCH, score_curves, scored, training_of
+from instaflow.evaluation.scores import FILE, WATCH, diverged, score_curves, scored, training_of
 from instaflow.evaluation.watch_page import write_watch_page
-from instaflow.evaluation.wording import duration, named, number, percent, steps
+from instaflow.evaluation.wording import duration, joined, named, number, percent, steps
 from instaflow.interruption import Stop
 from instaflow.models.device import device, set_up_cpu
 from instaflow.rundir import StageFolder, append_stats, locked, read_json, stage_folders
@@ -154,10 +154,13 @@ class Watch:
             else:
                 self.score(self.courses[place], samples, stop)
         if world().leads:
-            self.draw()
+            self.draw(over=True)
             for name in ("held", "observed"):  # whatever killed watches left there
                 shutil.rmtree(self.folder / name, ignore_errors=True)
-            counts = [f"{course.name} was scored at {len(self.scored(course))} checkpoints" for course in self.courses]
+            counts = [
+                f"{course.name} was scored at {len(self.scored(course) - self.lost(course))} checkpoints"
+                for course in self.courses
+            ]
             say(f"{self.stage.name}: {', '.join(counts)}; {self.folder / 'watch.html'}")
 
     def rest(self, stop: Stop) -> None:
@@ -234,9 +237,13 @@ class Watch:
         return True
 
     def scored(self, course: Course) -> set[int]:
-        """The samples at which all rows of a course were scored."""
+        """The samples at which all rows of a course were scored, or can't be."""
         found = [{*scored(self.stage.folder, card.key(), self.beside)} for card in course.cards]
-        return set.intersection(*found) if found else set()
+        return (set.intersection(*found) if found else set()) | self.lost(course)
+
+    def lost(self, course: Course) -> set[int]:
+        """The samples at which a row of a course has no score, since it drew no images."""
+        return {seen for card in course.cards for seen in diverged(self.stage.folder, card.key())}
 
     @property
     def beside(self) -> Card | None:
@@ -291,8 +298,13 @@ class Watch:
             own = replace(card, model_content=f"{course.begun} at {samples}")
             images = Observations(self.folder / "observed" / own.key(), settings.count, settings.batch)
             subjects.append(Subject(course.entry, own, images, None, load))
-        observe(replace(self.stage, stage=settings), stop, self.protocol, subjects, quiet=True)
         course.turns += 1
+        try:
+            observe(replace(self.stage, stage=settings), stop, self.protocol, subjects, quiet=True)
+        except NotFiniteError as error:
+            if world().leads:
+                self.give_up(course, samples, subjects, error)
+            return
         if world().leads:
             cost = cost_at(course.training, samples)
             rows = [self.measure.row(Measured(subject), course.kind) for subject in subjects]
@@ -305,13 +317,24 @@ class Watch:
                 append_stats(self.folder / FILE, plain(line))
                 seen = f"{row.label} at {samples:,} of {course.total:,} samples, {steps(row.num_steps)}"
                 say(f"{self.stage.name}: {seen}: {in_words(row)}; {after(told)}".replace("\N{NO-BREAK SPACE}", " "))
-            for subject in subjects:
-                shutil.rmtree(subject.images.folder)
-            file.unlink()
-            self.draw()
+            self.let_go(course, samples, subjects)
 
-    def draw(self) -> None:
-        """Write the page anew."""
+    def give_up(self, course: Course, samples: int, subjects: list[Subject], error: NotFiniteError) -> None:
+        """Note a checkpoint that draws no images."""
+        mark = {"curve": course.cards[0].key(), "diverged": error.message, "at": now()}
+        append_stats(self.folder / FILE, {"samples_seen": samples, **mark})
+        say(f"{self.stage.name}: at {samples:,} of {course.total:,} samples {error.message}")
+        self.let_go(course, samples, subjects)
+
+    def let_go(self, course: Course, samples: int, subjects: list[Subject]) -> None:
+        """Remove what was kept of a checkpoint that is done with."""
+        for subject in subjects:
+            shutil.rmtree(subject.images.folder, ignore_errors=True)
+        self.held(course, samples).unlink()
+        self.draw()
+
+    def draw(self, *, over: bool = False) -> None:
+        """Write the page anew. over: all trainings are done."""
         said, curves, rows = [], [], [*self.compared]
         for course in self.courses:
             own = score_curves(self.stage.folder, [card.key() for card in course.cards], self.beside)
@@ -321,11 +344,13 @@ class Watch:
                 at = f"after {seen:,} of {course.total:,} training samples, in {steps(row.num_steps)}"
                 said.append(f"{named(curve.label)} {at}: {in_words(row)}.")
                 rows += [row] if seen == course.total else []
+            if lost := joined([f"{seen:,}" for seen in sorted(self.lost(course))]):
+                said.append(f"{named(course.name)} has no score after {lost} training samples: images were not finite.")
             curves += own
         for row in self.compared:
             said.append(f"To compare with, {named(row.label)} in {steps(row.num_steps)}: {in_words(row)}.")
         report = Report(
-            title=f"{Path(self.stage.source).stem}, while it trains",
+            title=f"{Path(self.stage.source).stem}, {'as it trained' if over else 'while it trains'}",
             config=Path(self.stage.source).name,
             seed=self.stage.seed,
             hardware=hardware(),

@@ -6,7 +6,15 @@ import pytest
 
 from instaflow.errors import DataError
 from instaflow.files import fingerprint_of
-from instaflow.provenance import FILE, licence_of, provenance_of, read_provenance, told, write_provenance
+from instaflow.provenance import (
+    FILE,
+    licence_of,
+    provenance_of,
+    read_provenance,
+    samples_of,
+    told,
+    write_provenance,
+)
 
 HUB = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 PHASE = {"samples": 6400, "global_batch_size": 64, "learning_rate": 1e-5, "loss": "l2"}
@@ -95,6 +103,45 @@ def test_a_parent_that_was_made_anew_is_not_taken_for_the_old_one(run):
     assert pairs.content == "pairs-content" and "made anew" in pairs.summary and pairs.seconds is None
 
 
+def test_the_way_goes_on_through_other_runs(run, tmp_path):
+    """A student of a flow that another run made of its own teacher, on couplings of a third."""
+    first, third = tmp_path / "first", tmp_path / "third"
+    (first / "teacher" / "model").mkdir(parents=True)
+    write_stage(first, "teacher", {"kind": "teacher"}, {}, content=fingerprint_of(first / "teacher" / "model"))
+    for weights in ("model", "model-raw"):
+        (first / "2rf" / weights).mkdir(parents=True)
+        (first / "2rf" / weights / "weights").write_text(f"flow, {weights}")
+    settings = {"kind": "reflow", "init": "teacher", "phases": [PHASE | {"samples": 130}]}
+    parents = {"init": fingerprint_of(first / "teacher" / "model")}
+    write_stage(first, "2rf", settings, parents, 60.0, fingerprint_of(first / "2rf" / "model"))
+    write_stage(third, "pairs", {"kind": "couple", "model": str(first / "2rf" / "model"), "count": 50}, {})
+    for weights in ("model", "model-raw"):
+        flow = first / "2rf" / weights
+        settings = {"kind": "distill", "init": str(flow), "couplings": str(third / "pairs"), "phases": [PHASE]}
+        parents = {"init": fingerprint_of(flow), "couplings": "of all its files"}
+        write_stage(run, "student", settings, parents, 7200.0, fingerprint_of(run / "student" / "model"))
+        found = provenance_of(run / "student" / "model", LINEAGE)
+        assert [(origin.name, origin.kind, origin.samples) for origin in found.origins] == [
+            ("teacher", "teacher", 0),
+            ("2rf", "reflow", 128),
+            ("pairs", "couple", 50),
+            ("student", "distill", 6400),
+        ]
+        assert found.teacher == str(first / "teacher" / "model")
+    (flow / "weights").write_text("other weights")  # changed since
+    found = provenance_of(run / "student" / "model", LINEAGE)
+    assert (found.origins[0].name, found.origins[0].kind, found.teacher) == ("model-raw", "stage", str(flow))
+
+    exported = tmp_path / "exported"
+    exported.mkdir()
+    write_provenance(exported, provenance_of(first / "2rf" / "model", []))
+    write_stage(run, "student", settings | {"init": str(exported)}, {"init": "exported"}, 7200.0, "content")
+    assert [origin.kind for origin in provenance_of(run / "student" / "model", LINEAGE).origins][:2] == [
+        "teacher",
+        "reflow",
+    ]
+
+
 def test_elsewhere_the_lineage_is_all(tmp_path):
     (tmp_path / "model").mkdir()
     found = provenance_of(tmp_path / "model", LINEAGE)
@@ -129,3 +176,9 @@ def test_licences(tmp_path):
     assert licence_of("owner/unknown") == licence_of("") == licence_of(str(tmp_path)) == ""
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# A model\nlicense: other\n")
     assert licence_of(str(tmp_path)) == "mit"
+
+
+def test_samples_are_counted_in_whole_batches():
+    phases = [{"samples": 100, "global_batch_size": 64}, {"samples": 128, "global_batch_size": 64}]
+    assert samples_of({"phases": phases}) == 64 + 128
+    assert samples_of({"count": 7}) == 7

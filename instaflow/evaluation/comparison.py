@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from instaflow.evaluation.findings import training_samples
+from instaflow.evaluation.costs import training_samples
 from instaflow.evaluation.report import Protocol, Report, Row, labelled
 from instaflow.evaluation.saved import FIGURES
 from instaflow.evaluation.wording import is_number, steps
@@ -199,7 +199,7 @@ def compared_row(report: Report, rows: Mapping[int, Row]) -> ComparedRow:
         guidance_scale=row.guidance_scale,
         swept=row.swept,
         num_samples=row.num_samples,
-        training_samples=training_samples(report, row.model),
+        training_samples=training_samples(report, row),
         figures={name: spread({seed: getattr(own, name) for seed, own in rows.items()}) for name in FIGURES},
     )
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from instaflow.evaluation.chance import TIE, by_chance, by_which, comparison, distances, is_chance, order, tie
-from instaflow.evaluation.report import Report, Row, Stage, distance_summary
+from instaflow.evaluation.costs import road, training_samples
+from instaflow.evaluation.report import Report, Row, distance_summary
 from instaflow.evaluation.wording import duration, is_number, joined, named, number, percent, steps, times
 
 
@@ -143,7 +144,16 @@ def scale(report: Report) -> list[str]:
     if is_number(report.floors.real_halves):
         halves = f"one half of the real images is {number(report.floors.real_halves)} from the other"
         found.append(f"For scale: {halves}; a set of fewer images lies further away by chance alone.")
-    return found
+    return found + whose(report)
+
+
+def whose(report: Report) -> list[str]:
+    """Whose images the teacher's are, where what the rows are compared with is no teacher."""
+    row = target(report)
+    if row is None or row.kind == "teacher" or row.frechet_distance_teacher != 0:
+        return []
+    images = f"the images of {named(row.label)} in {steps(row.num_steps)}"
+    return [f"Where “the teacher’s images” are told of, {images} are meant, the reference of this report."]
 
 
 def few_steps(report: Report) -> list[str]:
@@ -265,17 +275,17 @@ def _against(report: Report, kind: str, follows: tuple[str, str, str], mine: str
             verdict = f"{names[0] if difference > 0 else names[1]} is the better."
         values = f"{percent(student.prompt_accuracy)} and {percent(other.prompt_accuracy)}"
         found.append(f"Prompt accuracy: {values}; {verdict}")
-    return found + _budgets(report, student.model, other.model)
+    return found + _budgets(report, student, other)
 
 
-def _budgets(report: Report, student: str, other: str) -> list[str]:
+def _budgets(report: Report, student: Row, other: Row) -> list[str]:
     """What the two roads cost after the teacher, and whether they are alike."""
-    roads = [_road(report, model) for model in (student, other)]
+    roads = [road(report.stages, row.model) for row in (student, other)]
     seconds = [sum(stage.seconds or 0 for stage in road) for road in roads]
-    samples = [training_samples(report, model) for model in (student, other)]
+    samples = [training_samples(report, row) for row in (student, other)]
     found = []
     if all(samples):
-        favoured = (other, "", student)[1 + comparison(samples[0], samples[1])]
+        favoured = (other.model, "", student.model)[1 + comparison(samples[0], samples[1])]
         unequal = f", which favours {named(favoured)}" if favoured else ""
         found.append(f"Training samples seen on the way: {samples[0]:,} and {samples[1]:,}{unequal}.")
     if all(seconds):
@@ -373,40 +383,6 @@ def memory(report: Report) -> list[str]:
         "farther than real images from one another: most of them are no copies of these.",
     )
     return [f"{sides}; {verdicts[1 + comparison(found.median, found.real_median)]}"]
-
-
-def training_samples(report: Report, model: str) -> int:
-    """Training samples seen after the teacher, by all stages on the way to `model`."""
-    return sum(s.samples or 0 for s in _road(report, model) if s.kind in ("reflow", "distill"))
-
-
-def device_hours(report: Report, model: str) -> float | None:
-    """Hours times devices after the teacher, of all stages on the way to `model`, couplings too.
-
-    None where a stage does not tell both, or there is no way.
-    """
-    road = _road(report, model)
-    spent = [s.seconds * s.processes / 3600 for s in road if s.seconds is not None and s.processes]
-    return sum(spent) if road and len(spent) == len(road) else None
-
-
-def devices(report: Report) -> list[str]:
-    """What the stages after the teacher were computed on, each once."""
-    made = [stage.hardware for stage in report.stages if stage.kind not in ("teacher", "evaluate")]
-    return [name for name in dict.fromkeys(made) if name]
-
-
-def _road(report: Report, model: str) -> Sequence[Stage]:
-    """The stages that made `model`, itself included, without those that made a teacher."""
-    by_name = {stage.name: stage for stage in report.stages}
-    found: dict[str, Stage] = {}
-    waiting = [model]
-    while waiting:
-        stage = by_name.get(waiting.pop())
-        if stage and stage.kind != "teacher" and stage.name not in found:
-            found[stage.name] = stage
-            waiting += stage.parents
-    return list(found.values())
 
 
 def _straightness(report: Report, of: Row) -> float:

@@ -5,6 +5,7 @@ from typing import Any
 
 from instaflow.evaluation.report import LossCurve, PreviewCurve, Stage, StartCheck
 from instaflow.evaluation.wording import joined, steps
+from instaflow.provenance import samples_of
 from instaflow.rundir import StageFolder, read_stats
 
 
@@ -61,14 +62,6 @@ def description(settings: dict[str, Any]) -> str:
     if settings.get("method") == "edm":
         return f"EDM of pixels{' by class' if settings['classes'] else ''}, on real images"
     return "autoencoder, text encoder and U-Net, on real images"
-
-
-def samples_of(settings: dict[str, Any]) -> int | None:
-    if "count" in settings:
-        return int(settings["count"])
-    keys = ("autoencoder_phases", "text_phases", "phases", "perceptual_phases")
-    phases = [phase for key in keys for phase in settings.get(key) or ()]
-    return sum(phase["samples"] - phase["samples"] % phase["global_batch_size"] for phase in phases)  # whole batches
 
 
 def loss_curves(stage: StageFolder, stages: list[Stage]) -> list[LossCurve]:

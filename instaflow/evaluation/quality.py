@@ -1,6 +1,7 @@
 """The page's section on quality: the rows ranked, and what quality costs, in steps, in time and in training."""
 
 from instaflow.evaluation import findings
+from instaflow.evaluation.costs import device_hours, devices, training_samples
 from instaflow.evaluation.parts import beside, charts, figure, heading, legend, paragraph, section
 from instaflow.evaluation.plots import Colours, cost_plot, quality_plots, sweep_plots, time_plot
 from instaflow.evaluation.ranking import ranking
@@ -54,11 +55,13 @@ def _time(report: Report, colours: Colours) -> str:
 
 def _training(report: Report, colours: Colours) -> str:
     costs = {unit: cost_plot(report.rows, spent, unit, colours) for unit, spent in _costs(report).items()}
-    caption = "What a model cost after the teacher; each at its fewest steps."
+    caption = (
+        "What a model cost after the teacher, or a model from elsewhere that it began with; each at its fewest steps."
+    )
     if any(plot for unit, plot in costs.items() if unit.startswith("device")):
         caption += (
             " Device-hours, or minutes: of all stages on the way to a model, those that make its couplings too; a "
-            f"device is a GPU or, without one, the processor: here {' and '.join(findings.devices(report))}."
+            f"device is a GPU or, without one, the processor: here {' and '.join(devices(report))}."
         )
     return heading("Against training", charts([plot for plot in costs.values() if plot], caption))
 
@@ -74,9 +77,9 @@ def _guidance(report: Report, colours: Colours) -> str:
 
 def _costs(report: Report) -> dict[str, dict[str, float | None]]:
     """What each model cost after the teacher, by unit: training samples, then time."""
-    models = dict.fromkeys(row.model for row in report.rows)
-    hours = {model: findings.device_hours(report, model) for model in models}
+    rows = {row.model: row for row in report.rows}
+    hours = {model: device_hours(report, row) for model, row in rows.items()}
     short = max((spent for spent in hours.values() if spent), default=0.0) < 1
     time = {model: spent and spent * (60 if short else 1) for model, spent in hours.items()}
-    samples: dict[str, float | None] = {model: findings.training_samples(report, model) for model in models}
+    samples: dict[str, float | None] = {model: training_samples(report, row) for model, row in rows.items()}
     return {"training samples": samples, f"device-{'minutes' if short else 'hours'}": time}

@@ -26,6 +26,8 @@ class Row:
     prompt_accuracy_unseen is that of the caption template that no training stage saw.
     straightness: S(Z) = ∫ E||(Z1 - Z0) - v(Z_t, t)||² dt; straightness_relative is S(Z) / E||Z1 - Z0||².
     intervals: of the figures whose spread over prompts and noise is known, for model and reference as they are.
+    cost: what its model cost after the teacher, in whatever runs: `training_samples`, `device_hours` and `devices`;
+    empty where that is not known, None where the report's stages alone tell it.
     parts: what each prompt and its noise add to such a figure [N], up to a constant: two rows' are subtracted to know
     how far apart the rows are; in memory alone, no file holds them.
     """
@@ -53,6 +55,7 @@ class Row:
     swept: bool = False  # one of several guidance scales of its model
     beside: bool = False  # of an earlier report: shown beside this one's rows, and what is said is not of it
     intervals: Mapping[str, float] = field(default_factory=dict)  # figure -> half the width of its 95% interval
+    cost: Mapping[str, Any] | None = None
     parts: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
     card: Mapping[str, Any] = field(default_factory=dict)  # its protocol card: see `card.Card`
 

@@ -42,12 +42,20 @@ def scored(report: Path, curve: str | None, reference: Card | None) -> dict[int,
     wanted = reference and same(reference.subject())
     for line in read_stats(report / WATCH / FILE):
         own = line.get("reference") and same(line["reference"])
+        if "diverged" in line:
+            continue
         if curve and line.get("curve") == curve and (own == wanted or not own or not wanted):
             row = Row(**{name: line[name] for name in names if name in line})
             if own != wanted or not own:
                 row = dataclasses.replace(row, frechet_distance_teacher=None)
             found[line["samples_seen"]] = row
     return {seen: found[seen] for seen in sorted(found)}
+
+
+def diverged(report: Path, curve: str | None) -> set[int]:
+    """The samples seen where a curve has no score, since the checkpoint drew no images."""
+    lines = read_stats(report / WATCH / FILE)
+    return {line["samples_seen"] for line in lines if "diverged" in line and line.get("curve") == curve}
 
 
 def same(subject: Mapping[str, Any]) -> dict[str, Any]:

@@ -313,15 +313,17 @@ def test_the_nearest_one_step_model_is_named_where_it_is_another():
     assert "comes nearest" not in told(findings.headline(with_distance("direct", 0.31)))  # as good as the same
 
 
-def test_hours_are_those_of_all_devices_and_of_all_stages_after_the_teacher():
+def test_of_a_reference_that_is_no_teacher_it_is_told_whose_images_are_meant():
     report = full_report()
-    expected = {"student": 41 + 78 + 22 + 66, "direct": 41 + 139, "2rf": 41 + 78}
-    for model, seconds in expected.items():
-        assert findings.device_hours(report, model) == pytest.approx(2 * seconds / 3600)
-    assert findings.device_hours(report, "teacher") is None  # which is where the count begins
-    unknown = [replace(stage, processes=None) if stage.name == "pairs2" else stage for stage in report.stages]
-    report = replace(report, stages=unknown)
-    assert findings.device_hours(report, "student") is None and findings.device_hours(report, "direct")
+    assert findings.whose(report) == []
+    rows = [
+        replace(row, frechet_distance_teacher=0.0 if (row.model, row.num_steps) == ("2rf", 25) else 0.1)
+        for row in report.rows
+    ]
+    [said] = findings.whose(replace(report, rows=rows))
+    assert "the images of `2rf` in 25 steps are meant" in said and said in findings.scale(replace(report, rows=rows))
+    none = [replace(row, frechet_distance_teacher=None) for row in report.rows]
+    assert findings.whose(replace(report, rows=none)) == []
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from instaflow.evaluation.history import description, loss_curves, preview_curves, samples_of, stages_so_far
+from instaflow.evaluation.history import description, loss_curves, preview_curves, stages_so_far
 from instaflow.evaluation.report import model_kind
 from tests.experiments import HALVED, SMALL, folders, mark_done, write
 
@@ -100,9 +100,3 @@ def test_devices_are_told_where_a_stage_kept_them(tmp_path):
     mark_done(stages["pairs"], processes=3, hardware="a GPU")
     told = {stage.name: (stage.processes, stage.hardware) for stage in stages_so_far(stages["report"])}
     assert told == {"teacher": (None, ""), "pairs": (3, "a GPU")}
-
-
-def test_samples_are_counted_in_whole_batches():
-    phases = [{"samples": 100, "global_batch_size": 64}, {"samples": 128, "global_batch_size": 64}]
-    assert samples_of({"phases": phases}) == 64 + 128
-    assert samples_of({"count": 7}) == 7

@@ -337,6 +337,10 @@ def test_quality_stands_against_the_cost_of_training():
     assert "Quality against training samples" not in bare and "Quality against device" not in bare
     unknown = page(replace(report, stages=[replace(stage, processes=None) for stage in report.stages]))
     assert "Quality against training samples" in unknown and "Quality against device" not in unknown
+    cost = {"training_samples": 700, "device_hours": 3.5, "devices": ["a GPU elsewhere"]}
+    others = page(replace(report, stages=[], rows=[replace(row, cost=cost) for row in report.rows]))
+    assert "Quality against training samples" in others and "Quality against device-hours" in others
+    assert "here a GPU elsewhere." in others
 
 
 def test_cells_that_are_wrong_are_told_in_percent_as_prompts_are():

@@ -1,0 +1,64 @@
+"""What a model cost after its teacher: training samples, and hours of devices."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from instaflow.evaluation.report import Report, Row, Stage
+from instaflow.provenance import Origin
+
+TRAINED = ("reflow", "distill")
+"""Kinds of stages whose samples are training's."""
+BEFORE = ("teacher", "model")
+"""Kinds of what a way begins with."""
+
+
+def training_samples(report: Report, row: Row) -> int:
+    """Training samples seen after the teacher, by all stages on the way to a row's model; 0 where that is not known."""
+    if row.cost is not None:
+        return row.cost.get("training_samples") or 0
+    return sum(stage.samples or 0 for stage in road(report.stages, row.model) if stage.kind in TRAINED)
+
+
+def device_hours(report: Report, row: Row) -> float | None:
+    """Hours times devices after the teacher, of all stages on the way to a row's model, couplings too.
+
+    None where a stage does not tell both, or there is no way.
+    """
+    if row.cost is not None:
+        return row.cost.get("device_hours")
+    return _hours(road(report.stages, row.model))
+
+
+def devices(report: Report) -> list[str]:
+    """What the stages after the teacher were computed on, each once."""
+    own = [stage.hardware for stage in report.stages if stage.kind not in ("teacher", "evaluate")]
+    others = [name for row in report.rows for name in (row.cost or {}).get("devices", ())]
+    return [name for name in dict.fromkeys([*own, *others]) if name]
+
+
+def road(stages: Iterable[Stage], model: str) -> list[Stage]:
+    """The stages that made `model`, itself included, without those that made a teacher."""
+    by_name = {stage.name: stage for stage in stages}
+    found: dict[str, Stage] = {}
+    waiting = [model]
+    while waiting:
+        stage = by_name.get(waiting.pop())
+        if stage and stage.kind != "teacher" and stage.name not in found:
+            found[stage.name] = stage
+            waiting += stage.parents
+    return list(found.values())
+
+
+def cost_of(origins: Sequence[Origin]) -> Mapping[str, Any]:
+    """A row's `cost`, of the way to its model; empty where there is no way, or a part of it is not known."""
+    way = [origin for origin in origins if origin.kind not in BEFORE]
+    trained = [origin.samples for origin in way if origin.kind in TRAINED]
+    if not trained or None in trained or any(origin.kind == "stage" for origin in way):
+        return {}
+    told = {"training_samples": sum(samples or 0 for samples in trained), "device_hours": _hours(way)}
+    return {**told, "devices": [name for name in dict.fromkeys(origin.hardware for origin in way) if name]}
+
+
+def _hours(way: Sequence[Stage] | Sequence[Origin]) -> float | None:
+    spent = [one.seconds * one.processes / 3600 for one in way if one.seconds is not None and one.processes]
+    return sum(spent) if way and len(spent) == len(way) else None
