@@ -200,7 +200,7 @@ add_stage_command(
 )
 add_stage_command(
     "evaluate",
-    "Measure models; write report.json and report.html.",
+    "Measure models; write report.html, report.md and report.json.",
     "instaflow evaluate digits",
     "instaflow evaluate digits --stage report --watch",
     more="""

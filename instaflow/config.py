@@ -60,7 +60,7 @@ class Experiment:
         return [self.source, "--run-dir", self.run, *(word for change in self.overrides for word in ("--set", change))]
 
     def resolved(self) -> str:
-        """The whole experiment as YAML, every default spelled out."""
+        """The whole experiment as YAML, every default spelled out that has a use."""
         stages = {name: in_story_order(stage) for name, stage in self.stages.items()}
         tree: dict[str, Any] = {"run": self.run, "seed": self.seed}
         if cluster := self.cluster.model_dump(mode="json", exclude_unset=True):
@@ -71,7 +71,7 @@ class Experiment:
 
 def in_story_order(stage: Stage) -> dict[str, Any]:
     """A stage's settings as a person would write them: its kind and what it builds on first."""
-    settings = stage.model_dump(mode="json")
+    settings = stage.model_dump(mode="json", exclude=stage.without_use())
     first = [key for key in ("kind", "method", *stage.parent_keys) if key in settings]
     return {**{key: settings[key] for key in first}, **settings}
 

@@ -58,6 +58,8 @@ DigitsForm = Literal["digits", "digits-grid"]
 
 ImageForm = Literal["coco2017-5k", "coco2014-30k", "imagenet64-50k"]
 """Published protocols, on images and captions of one's own disk."""
+FOR_IMAGES = ("captions", "captions_seed", "real", "features", "clip", "clip_prefix")
+"""An evaluate stage's keys that go with them alone."""
 NUM_SAMPLES = {"digits": 2000, "digits-grid": 2000, "coco2017-5k": 5000, "coco2014-30k": 30000, "imagenet64-50k": 50000}
 
 
@@ -83,6 +85,10 @@ class Stage(Section):
     def files(self) -> dict[str, str]:
         """Each place that names a file or folder whose content decides the result, with the path found there."""
         return {}
+
+    def without_use(self) -> set[str]:
+        """Keys that say nothing beside the others' values, and stand at their defaults."""
+        return set()
 
     def packages(self) -> dict[str, str]:
         """What the settings need that only an extra installs: the package, and the setting that asks for it."""
@@ -412,7 +418,7 @@ class ReflowStage(FlowStage):
 
 
 class EvaluateStage(Stage):
-    """Measures models by one protocol and writes report.json and report.html."""
+    """Measures models by one protocol and writes report.html, report.md and report.json."""
 
     parent_keys: ClassVar[dict[str, str]] = {"perceptual.network": "perceptual network"}
     remade: ClassVar[bool] = True
@@ -498,11 +504,13 @@ class EvaluateStage(Stage):
                 raise ValueError(f"perceptual.{key} goes with training: an evaluation compares whole images, as drawn")
         return self
 
+    def without_use(self) -> set[str]:
+        return set() if self.of_images else set(FOR_IMAGES)
+
     @model_validator(mode="after")
     def sources_of_the_protocol(self) -> "EvaluateStage":
         if not self.of_images:
-            keys = ("captions", "captions_seed", "real", "features", "clip", "clip_prefix")
-            given = [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
+            given = [key for key in FOR_IMAGES if getattr(self, key) != type(self).model_fields[key].default]
             if given:
                 raise ValueError(f"{given[0]} goes with protocol: {', '.join(get_args(ImageForm))}")
             return self

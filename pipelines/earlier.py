@@ -6,6 +6,7 @@ from pathlib import Path
 
 from instaflow.errors import ConfigError
 from instaflow.evaluation.card import OF_LOOKS, check_alike, difference
+from instaflow.evaluation.costs import told_cost
 from instaflow.evaluation.report import Row
 from instaflow.evaluation.saved import read_report
 from instaflow.rundir import StageFolder
@@ -27,6 +28,7 @@ def rows_beside(stage: StageFolder, subject: Subject) -> list[Row]:
         for row in report.rows:
             own, other = asdict(subject.card), row.card
             check_alike([(f"'{subject.label}'", own), (f"'{row.model}' in '{place}'", other)], but=OF_LOOKS)
+            row = replace(row, cost=told_cost(report, row))
             row = replace(row, model=f"{name}/{row.model}", beside=True, frechet_distance_teacher=None)
             row = replace(row, pixel_gap=None, perceptual_gap=None)  # they were to another teacher
             if difference(own, other):

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import shlex
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -129,14 +130,13 @@ def check_inputs(stages: dict[str, StageFolder]) -> None:
     for name, stage in stages.items():
         if stage.is_done():
             continue
-        if told := look_at_source(stage):
-            say(f"{name}: {told}")
+        told = look_at_source(stage)
         if isinstance(stage.stage, CoupleStage) and stage.stage.output:
             Store(stage.stage.output).sizes("")
         look_at_models(stage)
         look_at_perception(stage)
-        for told in look_at_measures(stage):
-            say(f"{name}: warning: {told}")
+        for line in with_warnings(name, told, look_at_measures(stage)):
+            say(line)
         for parent in stage.stage.parents().values():
             if parent not in stage.stage_names and not Path(parent).is_dir():
                 find_model(parent)
@@ -160,16 +160,22 @@ def check_inputs(stages: dict[str, StageFolder]) -> None:
 def check_files(experiment: Experiment, name: str | None, kind: str | None) -> None:
     """What a dry run looks at: the files that these stages read, where no network is asked for them.
 
+    What is to be said of them goes to the standard error: the output is the experiment's, or its scripts'.
     Raises ConfigError and DataError.
     """
     for stage in stage_folders(experiment).values():
         is_meant = stage.name == name if name else kind in (None, stage.stage.kind)
         if is_meant and not stage.is_done():
-            if "://" not in place_of_source(stage):
-                look_at_source(stage)
+            told = look_at_source(stage) if "://" not in place_of_source(stage) else None
             look_at_models(stage)
             look_at_perception(stage)
-            look_at_measures(stage)
+            for line in with_warnings(stage.name, told, look_at_measures(stage)):
+                print(line, file=sys.stderr)
+
+
+def with_warnings(name: str, told: str | None, warnings: list[str]) -> list[str]:
+    """What is said of a stage's inputs before it begins."""
+    return [*([f"{name}: {told}"] if told else []), *(f"{name}: warning: {line}" for line in warnings)]
 
 
 def look_at_models(stage: StageFolder) -> None:

@@ -329,7 +329,7 @@ class Watch:
     def let_go(self, course: Course, samples: int, subjects: list[Subject]) -> None:
         """Remove what was kept of a checkpoint that is done with."""
         for subject in subjects:
-            shutil.rmtree(subject.images.folder, ignore_errors=True)
+            shutil.rmtree(subject.images.folder)
         self.held(course, samples).unlink()
         self.draw()
 

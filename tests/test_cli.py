@@ -9,8 +9,10 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 import cli
+from instaflow.config import load_experiment
 from instaflow.world import Worker
 from pipelines import experiment
 from tests.compared import make_runs
@@ -171,6 +173,15 @@ def test_a_dry_run_writes_nothing_and_loads_again(typed, tmp_path, monkeypatch, 
     assert [path.name for path in tmp_path.iterdir()] == ["small.yaml"]
     assert "run: elsewhere\nseed: 7\n" in out
     assert typed(name, write(tmp_path, out, "again.yaml"), "--dry-run") == (0, out, "")
+
+
+def test_a_dry_run_leaves_out_what_has_no_use(typed):
+    of_images = {"captions", "captions_seed", "real", "features", "clip", "clip_prefix"}
+    _, digits, _ = typed("evaluate", "digits", "--dry-run")
+    assert not of_images & yaml.safe_load(digits)["stages"]["report"].keys()
+    changes = ["protocol=coco2017-5k", "captions=prompts.txt", "real=val2017"]
+    shown = load_experiment("digits", [f"stages.report.{change}" for change in changes]).resolved()
+    assert of_images < yaml.safe_load(shown)["stages"]["report"].keys()
 
 
 def test_a_dry_run_of_a_packaged_config_works_anywhere(typed, tmp_path, monkeypatch):

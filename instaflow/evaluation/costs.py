@@ -29,6 +29,15 @@ def device_hours(report: Report, row: Row) -> float | None:
     return _hours(road(report.stages, row.model))
 
 
+def told_cost(report: Report, row: Row) -> Mapping[str, Any]:
+    """A row's `cost`, also where it is the report's stages that tell it."""
+    if row.cost is not None:
+        return row.cost
+    made = road(report.stages, row.model)
+    samples = training_samples(report, row)
+    return _told(samples, made) if samples else {}
+
+
 def devices(report: Report) -> list[str]:
     """What the stages after the teacher were computed on, each once."""
     own = [stage.hardware for stage in report.stages if stage.kind not in ("teacher", "evaluate")]
@@ -55,8 +64,12 @@ def cost_of(origins: Sequence[Origin]) -> Mapping[str, Any]:
     trained = [origin.samples for origin in way if origin.kind in TRAINED]
     if not trained or None in trained or any(origin.kind == "stage" for origin in way):
         return {}
-    told = {"training_samples": sum(samples or 0 for samples in trained), "device_hours": _hours(way)}
-    return {**told, "devices": [name for name in dict.fromkeys(origin.hardware for origin in way) if name]}
+    return _told(sum(samples or 0 for samples in trained), way)
+
+
+def _told(samples: int, way: Sequence[Stage] | Sequence[Origin]) -> Mapping[str, Any]:
+    names = [name for name in dict.fromkeys(one.hardware for one in way) if name]
+    return {"training_samples": samples, "device_hours": _hours(way), "devices": names}
 
 
 def _hours(way: Sequence[Stage] | Sequence[Origin]) -> float | None:

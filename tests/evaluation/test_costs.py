@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from instaflow.evaluation.costs import cost_of, device_hours, devices, training_samples
+from instaflow.evaluation.costs import cost_of, device_hours, devices, told_cost, training_samples
 from instaflow.provenance import Origin
 from tests.evaluation.example import full_report
 
@@ -56,3 +56,8 @@ def test_a_row_s_own_cost_goes_before_the_stages():
     unknown = replace(student, cost={})
     assert (training_samples(report, unknown), device_hours(report, unknown)) == (0, None)
     assert devices(replace(report, rows=[student])) == ["a GPU", "a card"]
+    assert told_cost(report, student) == student.cost and told_cost(report, unknown) == {}
+    by_stages = told_cost(report, row_of(report, "student"))
+    hours = device_hours(report, row_of(report, "student"))
+    assert by_stages == {"training_samples": 580_000, "device_hours": hours, "devices": ["a GPU"]}
+    assert told_cost(report, row_of(report, "teacher")) == {}

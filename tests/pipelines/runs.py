@@ -80,16 +80,21 @@ def stop_when(
     return done
 
 
-def together(processes: int, *arguments: str | Path, module: str = "cli") -> None:
-    """Run a command in several processes, as torchrun does; fail with their output unless all of them succeed."""
+def together(processes: int, *arguments: str | Path, module: str = "cli") -> subprocess.CompletedProcess[str]:
+    """Run a command in several processes, as torchrun does, and give what the first of them said.
+
+    Fail with their output unless all of them succeed.
+    """
     among = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_PORT": free_port()}
     begun = []
     for rank in range(processes):
         named = {name: str(value) for name, value in {**among, "RANK": rank, "LOCAL_RANK": rank}.items()}
         where = environment() | named | {"MASTER_ADDR": "127.0.0.1"}
         begun.append(Started(module, *map(str, arguments), cwd=Path.cwd(), environment=where))
-    for done in [one.ended(timeout=600) for one in begun]:
+    ended = [one.ended(timeout=600) for one in begun]
+    for done in ended:
         assert not done.returncode, f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return ended[0]
 
 
 def copy_parents(run: Path, to: Path, *stages: str) -> Path:

@@ -609,12 +609,15 @@ def test_images_are_judged_by_inception_and_clip(judged):
     assert "CLIP score" in page and "KID" in page
 
 
-def test_real_images_and_samples_of_another_number_are_told(config, coco, judged, monkeypatch):
+def test_real_images_and_samples_of_another_number_are_told(config, coco, judged, tmp_path, monkeypatch, capsys):
     """Before work begins, and in the report."""
     stage = stage_folders(load_experiment(config, of_coco(config, coco), run=str(judged)))["report"]
     few = "not the protocol's 5,000: not to be compared with published figures"
     told = "not the 5,000 of val2017: not to be compared with published figures"
-    assert look_at_measures(stage) == [f"10 samples, {few}", f"'{coco['real']}' holds 12 real images, {told}"]
+    warnings = [f"10 samples, {few}", f"'{coco['real']}' holds 12 real images, {told}"]
+    assert look_at_measures(stage) == warnings
+    check_files(load_experiment(config, of_coco(config, coco), run=str(tmp_path / "run")), None, None)
+    assert capsys.readouterr() == ("", "".join(f"report: warning: {line}\n" for line in warnings))
     report = json.loads((judged / "report" / "report.json").read_text())
     assert report["protocol"]["reference_real"].endswith(f"to 8×8; {told}")
     assert report["protocol"]["samples"].startswith(f"10 prompts, {few}")

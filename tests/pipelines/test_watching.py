@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from instaflow.config import load_experiment
 from instaflow.errors import ConfigError, InstaFlowError, Interrupted
@@ -295,6 +296,47 @@ def test_a_checkpoint_that_training_removes_is_told_and_left_out(config, trained
     watch(config, run, "stages.report.models.1.num_steps=[1]")
     assert [line["samples_seen"] for line in scores(run)] == [12, 8, 4]
     assert "2rf at 16 of 16 samples: its checkpoint was removed before it could be scored" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("changes", [[], ["stages.report.models.1.num_steps=[1]"]])
+def test_a_checkpoint_that_draws_no_images_is_noted_and_the_watch_goes_on(
+    config, trained, tmp_path, monkeypatch, capsys, changes
+):
+    run, batches, one = copied(trained, tmp_path), drawn(monkeypatch), bool(changes)
+    broken = run / "2rf" / "checkpoints" / f"{12:012d}" / "ema.safetensors"
+    diverge(broken)
+    watch(config, run, *changes)
+    told = capsys.readouterr().out
+    assert "report: at 12 of 16 samples 2rf draws no images in " in told
+    assert "2rf was scored at 3 checkpoints; " in told
+    lost = [line for line in scores(run) if "diverged" in line]
+    assert [line["samples_seen"] for line in lost] == [12] and "not finite" in lost[0]["diverged"]
+    assert len(scores(run)) - 1 == 3 * (1 if one else 2)
+    page = (run / "report" / "watch" / "watch.html").read_text()
+    assert "has no score after 12 training samples" in page and "as it trained" in page
+    assert {path.name for path in (run / "report" / "watch").iterdir()} == {".lock", "scores.jsonl", "watch.html"}
+
+    batches.clear()
+    watch(config, run, *changes)
+    assert not batches and len(scores(run)) - 1 == 3 * (1 if one else 2)  # nor is it tried again
+    run_all(load_experiment(config, changes, run=str(run)), Stop())
+    report = json.loads((run / "report" / "report.json").read_text())
+    assert [curve["samples_seen"] for curve in report["scores"]] == [[4, 8, 16]] * (1 if one else 2)
+
+
+def diverge(file: Path) -> None:
+    tensors = load_file(file)
+    save_file({name: torch.full_like(value, torch.nan) for name, value in tensors.items()}, file)
+
+
+@pytest.mark.slow
+def test_processes_that_watch_together_go_on_alike_where_one_alone_draws_no_images(config, trained, tmp_path):
+    """The second process's batch: only its noise is too much for the weights."""
+    run = copied(trained, tmp_path)
+    done = together(2, "evaluate", config, "--run-dir", run, "--watch", module="tests.pipelines.diverging_worker")
+    assert "report: at 12 of 16 samples 2rf draws no images" in done.stdout
+    assert [line["samples_seen"] for line in scores(run) if "diverged" in line] == [12]
+    assert len(scores(run)) - 1 == 3 * 2
 
 
 def test_raw_weights_are_scored_beside_their_average(config, trained, tmp_path):
