@@ -155,8 +155,9 @@ def _seeds(comparison: Comparison, colours: Colours) -> str:
     plots = [dot_plot(comparison, name, colours) for name in (comparison.figure, second)]
     panels = "".join(f'<figure class="panel">{plot}</figure>' for plot in plots if plot)
     caption = (
-        "The one-step rows by rank. Faint, each seed’s value; bold, their mean, and a line over its 95 % interval. An "
-        "arrow: off the axis, at the mean that is named. Dashed, for scale: the best row of more steps."
+        "The one-step rows by rank. Faint, each seed’s value; bold, their mean, and a line over its 95 % interval, "
+        "with a head where that goes on beyond the axis. A head and a figure: the mean itself is off the axis. Dashed, "
+        "for scale: the best row of more steps."
     )
     return section(
         "Seed by seed", f'<div class="two">{panels}</div><p class="small soft">{caption}</p>' if panels else ""

@@ -65,14 +65,17 @@ def _name(label: str, left: float, y: float) -> str:
 
 
 def _dots(row: ComparedRow, figure: str, x: Axis, sides: tuple[float, float], y: float, colour: int) -> str:
-    """A row's seeds, mean and interval; an interval that leaves the axis ends at its edge."""
+    """A row's seeds, mean and interval; an interval that leaves the axis ends at its edge, in a head."""
     scale, unit = UNITS.get(figure, (1, ""))
     spread = row.figures[figure]
     mean = scale * (spread.mean or 0)
     parts = []
     if interval := ends(figure, spread):
+        low, high = interval
         left, right = (x.place(min(max(end, x.low), x.high), *sides) for end in interval)
         parts.append(f'<path class="band c{colour}" d="M{left:.1f} {y:.1f}H{right:.1f}"/>')
+        parts += [_head(sides[0], 1, y, colour)] if low < x.low else []
+        parts += [_head(sides[1], -1, y, colour)] if high > x.high else []
     for seed, value in spread.by_seed.items():
         if value is not None:
             told = f"{row.label}, seed {seed}: {number(scale * value)}{unit}"
@@ -88,6 +91,11 @@ def _arrow(row: ComparedRow, figure: str, sides: tuple[float, float], y: float, 
     text = said(figure, row.figures[figure])
     worse_is_right = BETTER[figure] > 0
     edge, step, anchor = (sides[1], -1, "end") if worse_is_right else (sides[0], 1, "start")
-    head = f"M{edge + 8 * step:.1f} {y - 4:.1f}L{edge:.1f} {y:.1f}L{edge + 8 * step:.1f} {y + 4:.1f}"
     shown = f'<text class="note" x="{edge + 13 * step:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}">{text}</text>'
-    return f'<path class="line c{colour}" d="{head}"/>{shown}'
+    return f"{_head(edge, step, y, colour)}{shown}"
+
+
+def _head(edge: float, step: int, y: float, colour: int) -> str:
+    """An arrow's head at an edge of the axis. step: 1 at its left, -1 at its right."""
+    drawn = f"M{edge + 8 * step:.1f} {y - 4:.1f}L{edge:.1f} {y:.1f}L{edge + 8 * step:.1f} {y + 4:.1f}"
+    return f'<path class="line c{colour}" d="{drawn}"/>'

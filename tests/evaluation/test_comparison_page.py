@@ -2,12 +2,14 @@
 
 import math
 import re
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 
 from instaflow.evaluation.comparison import Comparison, compare
 from instaflow.evaluation.comparison_page import comparison_page
+from instaflow.evaluation.comparison_plot import dot_plot
 from instaflow.evaluation.comparison_words import ends, headline
 from tests.evaluation.example import full_report
 from tests.evaluation.test_comparison import SEEDS, reports
@@ -111,6 +113,17 @@ def test_an_interval_of_a_share_ends_at_100_percent():
     assert "91.0 ± 2.5 %" in within and "ends at 0 or 100 %" not in within
     same = comparison_page(with_accuracies([1.0, 1.0, 1.0])).replace("\N{NO-BREAK SPACE}", " ")
     assert '<span class="best">100 ± 0 %</span>' in same
+
+
+def test_an_interval_that_goes_on_beyond_the_axis_ends_in_a_head():
+    def heads(**figures) -> int:
+        comparison = compare(reports(**figures), "real")
+        return len(re.findall(r'<path class="line ', dot_plot(comparison, comparison.figure, Counter())))
+
+    spread = {seed: 0.4 + 0.02 * place for place, seed in enumerate(SEEDS)}
+    assert heads(student=spread) == 1  # the teacher, which is off the axis
+    two = dict.fromkeys(SEEDS, math.nan) | {SEEDS[0]: 0.4, SEEDS[1]: 0.5}  # an interval of 12.7 times their deviation
+    assert heads(student=two) == 3
 
 
 def test_a_dash_for_straightness_is_explained():
