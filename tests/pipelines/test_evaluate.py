@@ -904,6 +904,45 @@ def test_a_model_that_draws_no_numbers_is_named(config, tmp_path):
     assert "dtype: float32" in error.value.hint
 
 
+TRAINED = """
+  pairs:
+    {kind: couple, model: TEACHER, prompts: [a seven], count: 16, records_per_shard: 8, num_steps: 2, guidance_scale: 2}
+  2rf:
+    {kind: reflow, init: TEACHER, couplings: pairs, preview: null, trackers: [],
+     phases: [{samples: 17, global_batch_size: 4, learning_rate: 1e-3}]}
+"""
+
+
+def test_what_a_model_cost_is_told_of_whatever_run_made_it(config, tmp_path):
+    """Of a stage of the same run, of its folder in another run, and of an earlier report's row."""
+    teacher = Path(config).parent / "teacher"
+    first = tmp_path / "first.yaml"
+    text = Path(config).read_text().replace(str(Path(config).parent / "flow"), "2rf")
+    first.write_text(text.replace("stages:", f"stages:{TRAINED.replace('TEACHER', str(teacher))}"))
+    small = ["stages.report.num_samples=20", "stages.report.straightness_samples=4"]
+    made = tmp_path / "made"
+    run_all(load_experiment(str(first), small, run=str(made)), Stop())
+    report = json.loads((made / "report" / "report.json").read_text())
+    hours = sum(read_done(made / name)["seconds"] for name in ("pairs", "2rf")) / 3600
+    cost = {"training_samples": 16, "device_hours": pytest.approx(hours), "devices": [hardware()]}
+    assert [row["cost"] for row in report["rows"]] == [{}, {}, cost]
+
+    entries = f"[{{model: {teacher}, num_steps: [3]}}, {{model: {made / '2rf' / 'model'}, num_steps: [2]}}]"
+    changes = [*small, f"stages.report.models={entries}", f"stages.report.beside=[{made / 'report' / 'report.json'}]"]
+    run_all(load_experiment(config, changes, run=str(tmp_path / "later")), Stop())
+    later = json.loads((tmp_path / "later" / "report" / "report.json").read_text())
+    assert [row["cost"] for row in later["rows"]] == [{}, cost, {}, {}, cost]
+    page = (tmp_path / "later" / "report" / "report.html").read_text()
+    assert "Quality against training samples" in page and "Quality against device-minutes" in page
+
+    report["rows"][2]["cost"] = None  # by an earlier version
+    (made / "report" / "report.json").write_text(json.dumps(report))
+    (tmp_path / "later" / "report" / "done.json").unlink()
+    run_all(load_experiment(config, changes, run=str(tmp_path / "later")), Stop())
+    later = json.loads((tmp_path / "later" / "report" / "report.json").read_text())
+    assert later["rows"][-1]["cost"] == cost
+
+
 def test_the_nearest_are_near(done):
     content = json.loads((done / "report" / "report.json").read_text())
     assert content["neighbours"]["shown"][0]["distance"] < 1.5 * content["neighbours"]["median"]
