@@ -4,7 +4,7 @@ Read from a run's files alone, or from `provenance.json`, which an exported mode
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,11 +86,8 @@ def provenance_of(folder: Path, lineage: list[dict[str, Any]]) -> Provenance:
             for entry in lineage
         ]
         return Provenance(origins=entries, licence=licence_of(f"XCLiu/{lineage[0]['stage']}" if lineage else ""))
-    content = fingerprint_of(folder)
-    found, origins = Beginnings(), list[Origin]()
-    for origin in stages_behind(stage, content, summaries, found):
-        if origin not in origins:
-            origins.append(origin)
+    content, found = fingerprint_of(folder), Beginnings()
+    origins = each_once(stages_behind(stage, content, summaries, found))
     weights = "raw" if folder.name == "model-raw" else "ema"
     made = read_json(stage / "done.json")["fingerprint"] if (stage / "done.json").is_file() else ""
     measured = weights == "raw" or content == made  # not where the folder was changed since
@@ -101,6 +98,25 @@ def provenance_of(folder: Path, lineage: list[dict[str, Any]]) -> Provenance:
         teacher=teacher,
         licence=licence_of(teacher),
     )
+
+
+def way_to(folder: Path) -> list[Origin]:
+    """The stages behind the model in a folder, oldest first, as far as files tell them; it is not hashed itself.
+
+    Raises DataError.
+    """
+    if (folder / FILE).is_file():
+        return read_provenance(folder / FILE).origins
+    stage = maker_of(folder)
+    return each_once(stages_behind(stage, "", {}, Beginnings())) if stage else []
+
+
+def each_once(origins: Iterable[Origin]) -> list[Origin]:
+    found: list[Origin] = []
+    for origin in origins:
+        if origin not in found:
+            found.append(origin)
+    return found
 
 
 @dataclass(frozen=True)

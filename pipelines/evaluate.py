@@ -24,13 +24,21 @@ from instaflow.files import fingerprint_of, write_file, write_json
 from instaflow.flow.straightness import straightness
 from instaflow.interruption import Stop
 from instaflow.models.samplers import NOISY
-from instaflow.provenance import provenance_of
+from instaflow.provenance import way_to
 from instaflow.rundir import StageFolder, locked
 from instaflow.sections import EvaluatedModel
 from instaflow.world import hardware, world
 from pipelines.earlier import rows_beside
 from pipelines.judging import Judging, Seen, look_at_models, perception_of
-from pipelines.measuring import Measure, floors, protocol_words, straightness_in_words, subset_size, versions
+from pipelines.measuring import (
+    Measure,
+    floors,
+    half_widths,
+    protocol_words,
+    straightness_in_words,
+    subset_size,
+    versions,
+)
 from pipelines.observing import Looks, Measured, Subject, bends_of, leave_if, observe
 from pipelines.showing import gallery, gaps, neighbours, profile_of, strips, trajectories
 
@@ -64,15 +72,22 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
         entry.model: model_kind(entry.model, stages) if entry.model in stage.stage_names else look.kind
         for entry, look in zip(settings.models, seen, strict=True)
     }
-    costs = {entry.model: cost_in(stage, entry) for entry in settings.models}
+    costs = {name: cost_in(stage, name) for name in kinds}
     rows = []
     for m in measured:
         name = m.subject.entry.model
         row, found = replace(measure.row(m, kinds[name]), cost=costs[name]), straight.get(m.label)
         stage.log(model=m.label, num_steps=row.num_steps, seconds_per_image=row.seconds_per_image)
         if found:
-            card = {**row.card, "straightness": straightness_in_words(stage)}
-            row = replace(row, straightness=found.value, straightness_relative=found.relative, card=card)
+            parts = {"straightness": found.paths.numpy(), "straightness_relative": found.paths_relative.numpy()}
+            row = replace(
+                row,
+                straightness=found.value,
+                straightness_relative=found.relative,
+                card={**row.card, "straightness": straightness_in_words(stage)},
+                parts={**row.parts, **parts},
+                intervals={**row.intervals, **half_widths(parts)},
+            )
         rows.append(row)
 
     rows += earlier
@@ -122,10 +137,10 @@ def content_of(stage: StageFolder, entry: EvaluatedModel) -> str:
     return stage.content(entry.model)
 
 
-def cost_in(stage: StageFolder, entry: EvaluatedModel) -> Mapping[str, Any] | None:
+def cost_in(stage: StageFolder, model: str) -> Mapping[str, Any] | None:
     """What the way to a model cost, as far as folders tell, of whatever runs; None of a model on the hub or a file."""
-    folder = Path(stage.locate(entry.model))
-    return cost_of(provenance_of(folder, []).origins) if folder.is_dir() else None
+    folder = Path(stage.locate(model))
+    return cost_of(way_to(folder)) if folder.is_dir() else None
 
 
 def looks_of(stage: StageFolder, protocol: Judging) -> Looks | None:

@@ -178,12 +178,15 @@ def reflow(report: Report) -> list[str]:
     if not flows or not teacher:
         return []
     flow = named(flows[0].label)
-    bent, straight = (_straightness(report, row) for row in (teacher, flows[0]))
-    if math.isfinite(bent) and math.isfinite(straight):
-        values = f"{number(bent)} for {named(teacher.label)}, {number(straight)} for {flow}"
+    bent, straight = (_with_straightness(report, row) for row in (teacher, flows[0]))
+    if bent and straight:
+        before, after = bent.straightness_relative, straight.straightness_relative
+        values = f"{number(before)} for {named(teacher.label)}, {number(after)} for {flow}"
         changes = ("straighter", "as straight as before", "no straighter: reflow missed its aim here")
-        change = changes[1 + comparison(straight, bent)]
-        found.append(f"Straightness, relative (0 is straight): {values}; the paths are {change}.")
+        change = f"the paths are {changes[1 + order(straight, bent, 'straightness_relative')]}"
+        if is_chance(straight, bent, "straightness_relative"):
+            change = "a difference that so few paths cannot tell from chance"
+        found.append(f"Straightness, relative (0 is straight): {values}; {change}.")
     found += _one_step_gain(in_steps(report, teacher, 1), _single(flows), "reflow")
     most = max((row for row in flows if row.label == flows[0].label), key=lambda row: row.num_steps)
     if most.num_steps > 1 and (measured := distances(most, teacher)):
@@ -385,8 +388,7 @@ def memory(report: Report) -> list[str]:
     return [f"{sides}; {verdicts[1 + comparison(found.median, found.real_median)]}"]
 
 
-def _straightness(report: Report, of: Row) -> float:
-    for row in report.rows:
-        if row.label == of.label and row.straightness_relative is not None:
-            return row.straightness_relative
-    return math.nan
+def _with_straightness(report: Report, of: Row) -> Row | None:
+    """A model's row that has S(Z), relative, in whatever number of steps."""
+    rows = [row for row in report.rows if row.label == of.label]
+    return next((row for row in rows if is_number(row.straightness_relative)), None)

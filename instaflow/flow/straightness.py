@@ -39,11 +39,17 @@ def euler(view: View, predict: Callable[[Tensor, Tensor], Tensor], noise: Tensor
 
 @dataclass(frozen=True)
 class Straightness:
-    """S(Z), S(Z) relative to the mean squared displacement per unit of time, and its profile over time."""
+    """S(Z), S(Z) relative to the mean squared displacement per unit of time, and its profile over time.
+
+    paths: what each path adds, whose mean is `value` [B]; paths_relative: the same of `relative`, a ratio of two means,
+    to first order.
+    """
 
     value: float
     relative: float
     profile: list[tuple[float, float]]
+    paths: Tensor
+    paths_relative: Tensor
 
 
 @dataclass(frozen=True)
@@ -79,4 +85,7 @@ def straightness(path: Trajectory | Bends) -> Straightness:
     scale = float(bends.lengths.mean())
     middles = (bends.times[1:] + bends.times[:-1]) / 2
     profile = [(round(float(t), 4), float(d)) for t, d in zip(middles, deviation, strict=True)]
-    return Straightness(value, value / scale if scale > 0 else 0.0, profile)
+    relative = value / scale if scale > 0 else 0.0
+    paths = (bends.deviations * steps).sum(1) / float(bends.times[-1] - bends.times[0])
+    ratios = relative + (paths - relative * bends.lengths) / scale if scale > 0 else torch.zeros_like(paths)
+    return Straightness(value, relative, profile, paths, ratios)

@@ -195,6 +195,10 @@ def test_without_real_images_the_distance_to_the_teacher_is_named_as_such():
 def test_reflow_is_said_to_straighten_only_if_it_did(flow, verdict):
     rows = [replace(row, straightness_relative=flow) if row.model == "2rf" else row for row in ROWS]
     assert verdict in told(findings.reflow(replace(full_report(), rows=rows)))
+    for half, chance in ((0.2, True), (0.001, False)):
+        few = [replace(row, intervals={"straightness_relative": half}) for row in rows]
+        text = told(findings.reflow(replace(full_report(), rows=few)))
+        assert ("a difference that so few paths cannot tell from chance." in text) == chance == (verdict not in text)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from scipy.special import stdtrit
 
+from instaflow.evaluation.intervals import of_mean
 from instaflow.flow.straightness import Bends, Trajectory, euler, straightness
 from instaflow.flow.views import VelocityView
 from tests.flow.test_schedules import runge_kutta
@@ -99,3 +101,29 @@ def test_paths_simulated_in_parts_are_as_straight_as_the_whole():
     assert found.value == pytest.approx(whole.value, rel=1e-6) and found.value > 0
     assert found.relative == pytest.approx(whole.relative, rel=1e-6)
     assert np.array(found.profile) == pytest.approx(np.array(whole.profile))
+
+
+def test_what_paths_add_tells_how_far_chance_carries_their_means():
+    """Half the width of the interval of 400 draws of 32 paths is what each draw's own paths say, within a sixth."""
+
+    def wavy(x, timestep):
+        return 3 * torch.sin(x * (1 + timestep.view(-1, 1, 1, 1) / 300))
+
+    def drawn(seed: int):
+        start = torch.randn(32, 2, 4, 4, generator=torch.Generator().manual_seed(seed))
+        return straightness(euler(VelocityView(), wavy, start, 8))
+
+    draws = [drawn(seed) for seed in range(400)]
+    for name in ("value", "relative"):
+        means = np.array([getattr(one, name) for one in draws])
+        paths = [(one.paths if name == "value" else one.paths_relative).numpy() for one in draws]
+        assert [float(own.mean()) for own in paths] == pytest.approx(means.tolist(), rel=1e-5)
+        told = np.mean([of_mean(own) for own in paths])
+        assert told == pytest.approx(stdtrit(31, 0.975) * means.std(ddof=1), rel=1 / 6)
+
+
+def test_of_paths_that_are_all_alike_chance_is_nothing():
+    result = straightness(euler(VelocityView(), curved, noise(), 10))
+    assert of_mean(result.paths.numpy()) == pytest.approx(0, abs=1e-5)
+    still = straightness(euler(VelocityView(), lambda x, timestep: torch.zeros_like(x), noise(), 5))
+    assert still.paths_relative.tolist() == [0.0] * len(noise())
