@@ -41,6 +41,7 @@ FIGURES = {
 """What is told of a report's row, in this order."""
 PROTOCOL = ("num_samples", "prompts", "seed", "features", "reference", "judge", "dtype", "hardware")
 """What is told of its protocol card."""
+GONE = "no longer where it was"
 TERMS = ("fake", "regression", "gan", "real")
 """The sections of a stage's settings that say how it was trained."""
 
@@ -142,23 +143,28 @@ def stages_behind(stage: Path, content: str, summaries: Mapping[str, str], found
         sibling, elsewhere = stage.parent / place, Path(place)
         name = place if is_hub_name(place) else elsewhere.name
         changed = Origin(name=name, kind="stage", content=parent, summary="made anew since, or changed")
-        from_elsewhere = key in ("init", "model", "teacher")
+        is_model = key in ("init", "model", "teacher")
         if (sibling / "done.json").is_file() and not elsewhere.is_absolute():
             if read_json(sibling / "done.json")["fingerprint"] == parent:
                 yield from stages_behind(sibling, parent, summaries, found)
             else:
                 yield changed
         elif maker := maker_of(elsewhere):
-            if key == "couplings" or fingerprint_of(elsewhere) == parent:
+            if maker == elsewhere or fingerprint_of(elsewhere) == parent:  # couplings are too large to be hashed
                 yield from stages_behind(maker, parent, summaries, found)
             else:
-                found.places.extend([place] if from_elsewhere else [])
+                found.places.extend([place] if is_model else [])
                 yield changed
         elif (elsewhere / FILE).is_file():
-            yield from read_provenance(elsewhere / FILE).origins
-        elif from_elsewhere:
+            told = read_provenance(elsewhere / FILE)
+            found.places.extend([told.teacher or place] if is_model else [])
+            yield from told.origins
+        elif is_model:
             found.places.append(place)
-            yield Origin(name=name, kind="model", content=parent)
+            is_here = is_hub_name(place) or elsewhere.exists()
+            yield Origin(name=name, kind="model", content=parent, summary="" if is_here else GONE)
+        elif key.endswith("couplings"):
+            yield Origin(name=name, kind="couple", content=parent, summary=GONE)
     if settings["kind"] == "teacher" and (stage / "model").is_dir():
         found.teachers.append(str(stage / "model"))
     hashed = next((f"{name} {value[:SHOWN]}" for name in ("prompts", "data") if (value := identity.get(name))), "")

@@ -140,7 +140,12 @@ def content_of(stage: StageFolder, entry: EvaluatedModel) -> str:
 def cost_in(stage: StageFolder, model: str) -> Mapping[str, Any] | None:
     """What the way to a model cost, as far as folders tell, of whatever runs; None of a model on the hub or a file."""
     folder = Path(stage.locate(model))
-    return cost_of(way_to(folder)) if folder.is_dir() else None
+    if not folder.is_dir():
+        return None
+    try:
+        return cost_of(way_to(folder))
+    except (InstaFlowError, OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        return {}  # a damaged file of another run spoils no evaluation
 
 
 def looks_of(stage: StageFolder, protocol: Judging) -> Looks | None:

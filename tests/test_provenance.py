@@ -5,14 +5,17 @@ import json
 import pytest
 
 from instaflow.errors import DataError
+from instaflow.evaluation.costs import cost_of
 from instaflow.files import fingerprint_of
 from instaflow.provenance import (
     FILE,
+    GONE,
     licence_of,
     provenance_of,
     read_provenance,
     samples_of,
     told,
+    way_to,
     write_provenance,
 )
 
@@ -140,6 +143,19 @@ def test_the_way_goes_on_through_other_runs(run, tmp_path):
         "teacher",
         "reflow",
     ]
+
+
+def test_a_way_that_leads_nowhere_is_told_and_has_no_cost(run):
+    student = run / "student" / "model"
+    assert cost_of(way_to(student)) == {"training_samples": 6400, "device_hours": None, "devices": ["a GPU"]}
+    settings = {"kind": "distill", "init": "runs/gone/2rf/model", "couplings": "pairs", "phases": [PHASE]}
+    write_stage(run, "student", settings, {"init": "its content", "couplings": "pairs-content"})
+    assert (way_to(student)[0].name, way_to(student)[0].summary) == ("model", GONE)
+    assert cost_of(way_to(student)) == {}
+    settings = {"kind": "distill", "init": HUB, "couplings": "runs/gone/pairs", "phases": [PHASE]}
+    write_stage(run, "student", settings, {"init": f"{HUB}@abc", "couplings": "their content"})
+    assert [(origin.kind, origin.summary) for origin in way_to(student)][:2] == [("model", ""), ("couple", GONE)]
+    assert cost_of(way_to(student)) == {}
 
 
 def test_elsewhere_the_lineage_is_all(tmp_path):

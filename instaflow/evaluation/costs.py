@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from instaflow.evaluation.report import Report, Row, Stage
-from instaflow.provenance import Origin
+from instaflow.provenance import GONE, Origin
 
 TRAINED = ("reflow", "distill")
 """Kinds of stages whose samples are training's."""
@@ -62,7 +62,8 @@ def cost_of(origins: Sequence[Origin]) -> Mapping[str, Any]:
     """A row's `cost`, of the way to its model; empty where there is no way, or a part of it is not known."""
     way = [origin for origin in origins if origin.kind not in BEFORE]
     trained = [origin.samples for origin in way if origin.kind in TRAINED]
-    if not trained or None in trained or any(origin.kind == "stage" for origin in way):
+    unknown = any(origin.kind == "stage" or origin.summary == GONE for origin in origins)
+    if not trained or None in trained or unknown:
         return {}
     return _told(sum(samples or 0 for samples in trained), way)
 
