@@ -42,6 +42,13 @@ FIGURES = {
 PROTOCOL = ("num_samples", "prompts", "seed", "features", "reference", "judge", "dtype", "hardware")
 """What is told of its protocol card."""
 GONE = "no longer where it was"
+PHASES = {
+    "autoencoder_phases": "autoencoder: ",
+    "text_phases": "text encoder: ",
+    "phases": "",
+    "perceptual_phases": "perceptual network: ",
+}
+"""A stage's trainings, and what they are called."""
 TERMS = ("fake", "regression", "gan", "real")
 """The sections of a stage's settings that say how it was trained."""
 
@@ -151,7 +158,8 @@ def stages_behind(stage: Path, content: str, summaries: Mapping[str, str], found
                 yield changed
         elif maker := maker_of(elsewhere):
             if maker == elsewhere or fingerprint_of(elsewhere) == parent:  # couplings are too large to be hashed
-                yield from stages_behind(maker, parent, summaries, found)
+                made = read_json(maker / "done.json")["fingerprint"] if maker == elsewhere else parent
+                yield from stages_behind(maker, made, summaries, found)
             else:
                 found.places.extend([place] if is_model else [])
                 yield changed
@@ -174,7 +182,7 @@ def stages_behind(stage: Path, content: str, summaries: Mapping[str, str], found
         content=content,
         summary=summaries.get(stage.name, ""),
         data=hashed,
-        phases=[phase_in_words(phase) for phase in settings.get("phases") or []],
+        phases=[f"{PHASES[key]}{phase_in_words(phase)}" for key in PHASES for phase in settings.get(key) or ()],
         terms=[words for key in TERMS if (words := term_in_words(key, settings.get(key)))],
         seconds=done.get("seconds"),
         hardware=done.get("hardware", ""),
@@ -193,8 +201,7 @@ def samples_of(settings: Mapping[str, Any]) -> int:
     """Couplings that a stage makes, or samples that its trainings see in whole batches."""
     if "count" in settings:
         return int(settings["count"])
-    keys = ("autoencoder_phases", "text_phases", "phases", "perceptual_phases")
-    phases = [phase for key in keys for phase in settings.get(key) or ()]
+    phases = [phase for key in PHASES for phase in settings.get(key) or ()]
     return sum(phase["samples"] - phase["samples"] % phase["global_batch_size"] for phase in phases)
 
 

@@ -490,7 +490,7 @@ class EvaluateStage(Stage):
     @property
     def batch(self) -> int:
         """Images made at a time."""
-        return self.batch_size or (16 if self.of_images else 250)
+        return min(self.batch_size or (16 if self.of_images else 250), self.count)
 
     @property
     def features_folder(self) -> str | None:

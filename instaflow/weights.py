@@ -226,10 +226,12 @@ def told(found: Found) -> str:
     weights, path = found.weights, found.path
     rule = published(weights, path) if path else weights.sha256
     parts = {"for": wrap(weights.use, TEXT), "file" if path else "goes to": [str(path or folder() / weights.file)]}
-    if found.fault:
+    if not path:
+        parts["to do"] = [f"instaflow weights {weights.name} --fetch, or bring it there"]
+    elif found.fault:
         parts["fault"] = wrap(f"it {found.fault}", TEXT)
         parts["to do"] = [f"instaflow weights {weights.name} --fetch, or bring it here again"]
-    elif path and not rule and not 0.8 <= (size := path.stat().st_size) / 1e6 / weights.megabytes <= 1.25:
+    elif not rule and not 0.8 <= (size := path.stat().st_size) / 1e6 / weights.megabytes <= 1.25:
         parts["but"] = wrap(f"it has {size:,} bytes, not about {weights.megabytes:,} MB: is it another file?", TEXT)
     parts["from"] = [weights.url]
     known = f"SHA-256 begins with {rule[:8]}" if rule else "no hash published"

@@ -29,7 +29,7 @@ def rows_beside(stage: StageFolder, subject: Subject) -> list[Row]:
             own, other = asdict(subject.card), row.card
             check_alike([(f"'{subject.label}'", own), (f"'{row.model}' in '{place}'", other)], but=OF_LOOKS)
             row = replace(row, cost=told_cost(report, row))
-            row = replace(row, model=f"{name}/{row.model}", beside=True, frechet_distance_teacher=None)
+            row = replace(row, model=f"{name}: {row.model}", beside=True, frechet_distance_teacher=None)
             row = replace(row, pixel_gap=None, perceptual_gap=None)  # they were to another teacher
             if difference(own, other):
                 row = replace(row, diversity=None, card={**other, **dict.fromkeys(OF_LOOKS, "")})

@@ -67,11 +67,11 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
     paths = {subject.label: subject.paths.joined() for subject in subjects if subject.paths}
     straight = {label: straightness(bends_of(observed)) for label, observed in paths.items()}
     stages = stages_so_far(stage)
-    measure = Measure.by(protocol, real, reference)
     kinds = {
         entry.model: model_kind(entry.model, stages) if entry.model in stage.stage_names else look.kind
         for entry, look in zip(settings.models, seen, strict=True)
     }
+    measure = Measure.by(protocol, real, reference, kinds[reference.subject.entry.model])
     costs = {name: cost_in(stage, name) for name in kinds}
     rows = []
     for m in measured:
@@ -163,7 +163,7 @@ def subjects_of(stage: StageFolder, protocol: Judging, seen: list[Seen], looks: 
         common = Card(
             model=entry.model,
             model_content=content_of(stage, entry),
-            weights=entry.weights,
+            weights=model.weights,
             num_steps=0,
             guidance_scale=model.guidance_scale,
             sampler=model.sampler,

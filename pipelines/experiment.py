@@ -128,7 +128,7 @@ def check_inputs(stages: dict[str, StageFolder]) -> None:
     """Look at the launch, prompts, models, packages and batch sizes before a stage starts. Raises InstaFlowError."""
     check_launch(next(iter(stages.values())).run)
     for name, stage in stages.items():
-        if stage.is_done():
+        if stage.is_done() and not changes_of(stage):
             continue
         told = look_at_source(stage)
         if isinstance(stage.stage, CoupleStage) and stage.stage.output:
@@ -165,12 +165,20 @@ def check_files(experiment: Experiment, name: str | None, kind: str | None) -> N
     """
     for stage in stage_folders(experiment).values():
         is_meant = stage.name == name if name else kind in (None, stage.stage.kind)
-        if is_meant and not stage.is_done():
+        changes = changes_of(stage) if is_meant and stage.is_done() else []
+        if changes:
+            print(f"{stage.name}: would be made anew, for {'; '.join(changes)}", file=sys.stderr)
+        if is_meant and (changes or not stage.is_done()):
             told = look_at_source(stage) if "://" not in place_of_source(stage) else None
             look_at_models(stage)
             look_at_perception(stage)
             for line in with_warnings(stage.name, told, look_at_measures(stage)):
                 print(line, file=sys.stderr)
+
+
+def changes_of(stage: StageFolder) -> list[str]:
+    """For what a done stage is made anew, in words; of one that is refused instead, nothing."""
+    return stage.changes() if stage.stage.remade else []
 
 
 def with_warnings(name: str, told: str | None, warnings: list[str]) -> list[str]:
@@ -293,7 +301,7 @@ def run_stage(stage: StageFolder, stop: Stop) -> bool:
         raise Interrupted(f"Stopped before stage '{stage.name}' ({why})", f"To go on: {stage.command()}")
     if world.as_the_leader_sees(stage.is_done()):
         stage.check_identity()
-        changes = stage.changes() if stage.stage.remade else []
+        changes = changes_of(stage)
         if not world.as_the_leader_sees(bool(changes)):
             say(f"{stage.name}: done before, in {stage.folder}")
             return False

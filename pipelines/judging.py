@@ -98,6 +98,8 @@ class Seen:
     sampler: str
     kind: str
     """"teacher", "flow" or "student", by its folder."""
+    weights: str = "ema"
+    """"ema" or "raw", by its folder."""
 
 
 def look_at_models(stage: StageFolder) -> tuple[Judging, list[Seen]]:
@@ -117,6 +119,7 @@ def look_at_models(stage: StageFolder) -> tuple[Judging, list[Seen]]:
                 guidance_scale=model.settings.guidance_scale,
                 sampler=type(model.scheduler).__name__,
                 kind=model.settings.kind,
+                weights=model.settings.weights,
             )
         )
         if seen[-1].latent_shape != seen[0].latent_shape:

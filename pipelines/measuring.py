@@ -44,12 +44,17 @@ class Measure:
     taught: np.ndarray
     """The reference's features [N, D]; none without one."""
     of_taught: Gaussian | None
+    called: str
+    """What the reference is called in a row."""
 
     @classmethod
-    def by(cls, protocol: Judging, real: np.ndarray, reference: Measured | None) -> "Measure":
-        """real: features of the real images [N, D]."""
+    def by(cls, protocol: Judging, real: np.ndarray, reference: Measured | None, kind: str = "teacher") -> "Measure":
+        """real: features of the real images [N, D]. kind: the reference's."""
+        called = "teacher" if kind == "teacher" else "reference"
         taught = features_of(reference.observed()) if reference else np.empty((0, real.shape[1]))
-        return cls(protocol, real, Gaussian.of(real), reference, taught, Gaussian.of(taught) if reference else None)
+        return cls(
+            protocol, real, Gaussian.of(real), reference, taught, Gaussian.of(taught) if reference else None, called
+        )
 
     def row(self, m: Measured, kind: str) -> Row:
         """All figures of what was sampled, but for straightness, which is its paths'."""
@@ -66,7 +71,7 @@ class Measure:
             kind=kind,
             num_steps=m.subject.num_steps,
             guidance_scale=m.subject.guidance_scale,
-            weights=m.subject.entry.weights,
+            weights=m.subject.card.weights,
             num_samples=m.subject.images.count,
             frechet_distance_real=frechet_distance(of_row, self.of_real),
             frechet_distance_teacher=0.0 if m is self.reference else to_teacher,
@@ -79,6 +84,7 @@ class Measure:
             diversity=None if m.own is None else float(m.own.mean()),
             seconds_per_image=float(np.median(observed["seconds"])) if timed_here(m.subject, card) else None,
             swept=m.subject.swept,
+            compared_with=self.called,
             card=card,
             parts=parts,
             intervals=half_widths(parts),
@@ -144,7 +150,7 @@ def protocol_words(
     looked = ""
     if looks:  # a network that the experiment itself trains is another one with each seed
         own = settings.perceptual.network in stage.stage_names
-        network = f"{looks.perception.words} of '{settings.perceptual.network}'" if own else str(looks.perception)
+        network = f"{looks.perception.words} ('{settings.perceptual.network}')" if own else str(looks.perception)
         looked = f"{network}; diversity of {looks}"
     unseen = int(protocol.unseen.sum())
     few = PRESETS[settings.protocol].told_of_samples(settings.count) if settings.of_images else ""
@@ -156,7 +162,7 @@ def protocol_words(
         noise=f"Philox, keyed by seed {stage.seed} and 'evaluate': no training stage saw it; the same for every model",
         features=protocol.features_in_words,
         reference_real=protocol.reference_in_words,
-        reference_teacher=f"the images of {reference.label} at {reference.subject.num_steps} steps, "
+        reference_teacher=f"the images of {reference.subject.entry.model} at {reference.subject.num_steps} steps, "
         f"guidance {reference.subject.guidance_scale:g}, for the same prompts and noise; gaps to them are of the first "
         f"{min(settings.compared_samples, settings.count):,} of a row"
         if reference

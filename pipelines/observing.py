@@ -73,7 +73,7 @@ class Subject:
 
     @property
     def label(self) -> str:
-        return labelled(self.entry.model, self.entry.weights, self.guidance_scale if self.swept else None)
+        return labelled(self.entry.model, self.card.weights, self.guidance_scale if self.swept else None)
 
 
 @dataclass(frozen=True)

@@ -282,7 +282,7 @@ class Watch:
         observe(self.stage, stop, self.protocol, [subject])
         self.reference = Measured(subject)
         if world().leads:
-            self.measure = Measure.by(self.protocol, self.measure.real, self.reference)
+            self.measure = Measure.by(self.protocol, self.measure.real, self.reference, seen[0].kind)
             self.compared = [self.measure.row(self.reference, seen[0].kind)]
             self.draw()
 
@@ -371,7 +371,7 @@ def in_words(row: Row) -> str:
     """A row's main figures."""
     found = [f"Fréchet distance {number(row.frechet_distance_real)} to the real images"]
     if row.frechet_distance_teacher:
-        found.append(f"{number(row.frechet_distance_teacher)} to the teacher's")
+        found.append(f"{number(row.frechet_distance_teacher)} to the {row.compared_with}'s")
     if row.prompt_accuracy is not None:
         found.append(f"{percent(row.prompt_accuracy)} drawn right")
     if row.clip_score is not None:

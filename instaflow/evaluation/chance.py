@@ -1,20 +1,26 @@
 """Which of two rows has the better figure, and whether chance may have made it so."""
 
 import math
+from collections.abc import Sequence
 
 from instaflow.evaluation.intervals import of_mean
 from instaflow.evaluation.report import Row
 from instaflow.evaluation.wording import is_number
 
 TIE = 0.05  # two Fréchet distances within 5 % of one another are called the same
-DISTANCES = {"frechet_distance_real": "the real images", "frechet_distance_teacher": "the teacher’s images"}
+DISTANCES = {"frechet_distance_real": "the real images", "frechet_distance_teacher": "the {}’s images"}
 
 
 def distances(*rows: Row) -> tuple[str, list[float]] | None:
     """(to what, Fréchet distances): to the real images where all rows have that, else to the teacher's, else None."""
     if not (key := by_which(*rows)):
         return None
-    return DISTANCES[key], [float(getattr(row, key)) for row in rows]
+    return DISTANCES[key].format(whose(rows)), [float(getattr(row, key)) for row in rows]
+
+
+def whose(rows: Sequence[Row]) -> str:
+    """What the rows' reference is called: the teacher, or else the reference; that of the report's own rows."""
+    return next((row.compared_with for row in rows if not row.beside), "teacher")
 
 
 def by_which(*rows: Row) -> str | None:

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 from instaflow.evaluation.comparison import Comparison, Pair, Spread
+from instaflow.evaluation.row_words import TO_TEACHER
 from instaflow.evaluation.wording import is_number, joined, named, plus_minus
 
 TITLES = {
@@ -29,6 +30,8 @@ def title(comparison: Comparison) -> str:
 def said(figure: str, spread: Spread) -> str:
     """A mean with its interval, in the figure's unit: 98.6 ± 1.2 %, or 99.5 (98.3 to 100) % where that ends."""
     scale, unit = UNITS.get(figure, (1, ""))
+    if figure in TO_TEACHER and spread.count and not any(spread.values):
+        return "itself"
     text = plus_minus(spread.mean, spread.interval, scale=scale)
     if is_cut(figure, spread):
         mean = text.partition("\N{NO-BREAK SPACE}±")[0]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from instaflow.evaluation.chance import TIE, by_chance, by_which, comparison, distances, is_chance, order, tie
+from instaflow.evaluation.chance import TIE, by_chance, by_which, comparison, distances, is_chance, order, tie, whose
 from instaflow.evaluation.costs import road, training_samples
 from instaflow.evaluation.report import Report, Row, distance_summary
 from instaflow.evaluation.wording import duration, is_number, joined, named, number, percent, steps, times
@@ -117,7 +117,7 @@ def headline(report: Report) -> list[str]:
         ratio = teacher.seconds_per_image / best.seconds_per_image
         than = f"{named(teacher.label)} at {steps(teacher.num_steps)}"
         each = f"An image takes {duration(best.seconds_per_image)}"
-        slower = f"takes {times(ratio)} as long" if ratio > 1.05 else "takes no longer"
+        slower = f"takes about {times(ratio)} as long" if ratio > 1.05 else "takes no longer"
         found.append(f"{each}; {than} {slower}.")
     return found
 
@@ -130,7 +130,8 @@ def nearer(report: Report, best: Row) -> list[str]:
     rows = [row for row in own_rows(report) if row.num_steps == 1 and row not in (nearest, best) and distances(row)]
     alike = joined([named(row.label) for row in rows if by_which(nearest, row) and is_chance(nearest, row)])
     doubt = f", not told apart from {alike}" if alike else ""
-    return [f"Of all one-step models {named(nearest.label)} comes nearest{doubt}: {number(both[1][0])}."]
+    reached = f"{named(nearest.label)} comes nearest in one step{doubt}: {number(both[1][0])}"
+    return [f"Of the models made for few steps {reached}."]
 
 
 def scale(report: Report) -> list[str]:
@@ -144,16 +145,7 @@ def scale(report: Report) -> list[str]:
     if is_number(report.floors.real_halves):
         halves = f"one half of the real images is {number(report.floors.real_halves)} from the other"
         found.append(f"For scale: {halves}; a set of fewer images lies further away by chance alone.")
-    return found + whose(report)
-
-
-def whose(report: Report) -> list[str]:
-    """Whose images the teacher's are, where what the rows are compared with is no teacher."""
-    row = target(report)
-    if row is None or row.kind == "teacher" or row.frechet_distance_teacher != 0:
-        return []
-    images = f"the images of {named(row.label)} in {steps(row.num_steps)}"
-    return [f"Where “the teacher’s images” are told of, {images} are meant, the reference of this report."]
+    return found
 
 
 def few_steps(report: Report) -> list[str]:
@@ -213,12 +205,17 @@ def _one_step_gain(before: Row | None, after: Row | None, what: str) -> list[str
         return []
     target, (old, new) = measured
     verdicts = (
-        f"{what} brings it {times(old / new)} nearer" if new else f"{what} brings it there",
+        f"{what} brings it {_by_how_much(old, new)} nearer" if old and new else f"{what} brings it there",
         by_chance(after) if is_chance(before, after) else f"{what} changes it by less than {TIE:.0%}",
         f"{what} makes it worse here",
     )
     values = f"{number(old)} for {named(before.label)}, {number(new)} for {named(after.label)}"
     return [f"Fréchet distance of one step to {target}: {values}; {verdicts[1 + order(after, before)]}."]
+
+
+def _by_how_much(old: float, new: float) -> str:
+    ratio = old / new
+    return times(ratio) if ratio >= 1.5 else f"{100 * (1 - new / old):.0f}\N{NO-BREAK SPACE}%"
 
 
 def control(report: Report) -> list[str]:
@@ -354,7 +351,7 @@ def gaps(report: Report) -> list[str]:
     found = []
     if summary["count"]:
         share = len(shown.worst) / summary["count"]
-        within = f"half lie within {number(summary['median'])} of the teacher’s"
+        within = f"half lie within {number(summary['median'])} of the {whose(report.rows)}’s"
         found.append(
             f"Of {summary['count']:,} images of {named(shown.student)}, {within} and 95\N{NO-BREAK SPACE}% within "
             f"{number(summary['percentile_95'])}, the furthest {number(summary['largest'])} away."
@@ -363,11 +360,13 @@ def gaps(report: Report) -> list[str]:
             found.append(f"The {len(shown.worst)} shown are the worst {percent(share)}.")
     if shown.unrelated is not None and math.isfinite(shown.unrelated):
         apart = f"{number(shown.unrelated)} apart (median)"
-        found.append(f"For scale: two teacher images of one prompt from different noise lie {apart}.")
+        found.append(f"For scale: two images of {named(shown.teacher)} of one prompt from different noise lie {apart}.")
     read = [gap for gap in shown.worst if gap.teacher_reading and gap.student_reading]
     if read:
         changed = sum(gap.teacher_reading != gap.student_reading for gap in read)
-        found.append(f"In {changed} of these {len(read)} the reader sees something else than in the teacher’s image.")
+        found.append(
+            f"In {changed} of these {len(read)} the reader sees something else than in that of {named(shown.teacher)}."
+        )
     return found
 
 

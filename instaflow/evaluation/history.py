@@ -10,13 +10,15 @@ from instaflow.rundir import StageFolder, read_stats
 
 
 def stages_so_far(stage: StageFolder) -> list[Stage]:
-    """The experiment's stages that are done, with their costs."""
+    """The experiment's stages that are done, with their costs, but for other reports."""
     done = []
     for name in stage.stage_names:
         folder = stage.run / name
         if name != stage.name and (folder / "done.json").is_file():
             record = json.loads((folder / "stage.json").read_text())
             settings, mark = record["settings"], json.loads((folder / "done.json").read_text())
+            if settings["kind"] == "evaluate":
+                continue  # another report made none of the models
             parents = [settings[key] for key in ("model", "init", "teacher", "couplings") if settings.get(key)]
             sections = (("regression", "couplings"), ("gan", "real"))
             parents += [settings[section][key] for section, key in sections if settings.get(section)]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from instaflow.evaluation import aims, findings
 from instaflow.evaluation.card import PROTOCOL
+from instaflow.evaluation.chance import whose
 from instaflow.evaluation.ranking import ranking
 from instaflow.evaluation.report import Report, Row
 from instaflow.evaluation.row_words import CARD_HEADS, card_told, circumstances, spread, told
@@ -11,14 +12,14 @@ from instaflow.evaluation.short_names import with_short_names
 
 FIGURES = {
     "frechet_distance_real": "Fréchet distance to real",
-    "frechet_distance_teacher": "to teacher",
+    "frechet_distance_teacher": "to {}",
     "prompt_accuracy": "drawn right",
     "kernel_distance": "KID × 1,000",
     "precision": "precision",
     "recall": "recall",
     "clip_score": "CLIP score",
-    "pixel_gap": "gap to teacher, pixels",
-    "perceptual_gap": "gap to teacher, perceptual",
+    "pixel_gap": "gap to {}, pixels",
+    "perceptual_gap": "gap to {}, perceptual",
     "diversity": "diversity",
     "straightness_relative": "S(Z), relative",
     "seconds_per_image": "time an image",
@@ -42,23 +43,25 @@ def markdown(report: Report) -> str:
         lines += ["", " ".join(notes)]
     found = aims.outcomes({report.seed: report})
     lines += ["", "Aims:", "", *(f"- {one.asked}: {one.verdict} ({one.found})" for one in found)] if found else []
-    lines += protocol(rows)
+    lines += protocol(report, rows)
     return "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ") + "\n"
 
 
 def columns_of(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
     """(title, a cell for each row): steps, guidance and figures."""
     scales = ["–" if row.guidance_scale is None else f"{row.guidance_scale:g}" for row in rows]
-    figures = [(title, [told(row, figure) for row in rows]) for figure, title in FIGURES.items()]
+    figures = [(title.format(whose(rows)), [told(row, figure) for row in rows]) for figure, title in FIGURES.items()]
     return [("steps", [str(row.num_steps) for row in rows]), ("guidance", scales), *figures]
 
 
-def protocol(rows: Sequence[Row]) -> list[str]:
+def protocol(report: Report, rows: Sequence[Row]) -> list[str]:
     """What all rows have in common, then what each one was; nothing where the first has no card."""
+    words = report.protocol
     if not rows or not rows[0].card:
         return []
     card = rows[0].card
-    lines = ["", "Protocol:", ""]
+    said = {"samples": words.samples, f"the {whose(rows)}’s images": words.reference_teacher}
+    lines = ["", "Protocol:", "", *(f"- {name}: {text}" for name, text in said.items() if text)]
     lines += [f"- {name.replace('_', ' ')}: {card[name]}" for name in PROTOCOL if card.get(name) not in (None, "")]
     lines += [f"- {whose}: {text}" for whose, text in circumstances(rows)]
     lines += ["", "Rows:", ""]

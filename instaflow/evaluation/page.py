@@ -11,6 +11,7 @@ import numpy as np
 
 from instaflow.evaluation import aims, findings
 from instaflow.evaluation.card import PROTOCOL
+from instaflow.evaluation.chance import whose
 from instaflow.evaluation.parts import (
     beside,
     card_table,
@@ -175,10 +176,11 @@ def _gaps(report: Report, colours: Colours) -> str:
     plot = gap_plot(gaps, colours)
     read = "; below, what the reader sees in each" if any(gap.student_reading for gap in gaps.worst) else ""
     found = paragraph(["These are the worst results, not typical ones.", *findings.gaps(report)])
+    follows = "A student that was distilled from a flow follows the flow’s images, which are not quite the teacher’s. "
+    follows = follows if whose(report.rows) == "teacher" else ""
     caption = (
-        f"Each one-step image is compared with the image of {gaps.teacher} for the same prompt and noise. A student "
-        "that was distilled from a flow follows the flow’s images, which are not quite the teacher’s. Dashed: 95 % of "
-        f"the images of {gaps.student} lie to the left."
+        f"Each one-step image is compared with the image of {gaps.teacher} for the same prompt and noise. {follows}"
+        f"Dashed: 95 % of the images of {gaps.student} lie to the left."
     )
     return section(
         "Where it falls short",
@@ -311,7 +313,7 @@ def protocol_entries(card: Protocol, floors: Mapping[str, str]) -> list[tuple[st
         ("Noise", card.noise),
         ("Features", card.features),
         ("Reference: real", card.reference_real),
-        ("Reference: teacher", card.reference_teacher),
+        ("Reference: of the same noise", card.reference_teacher),
         ("Prompt accuracy", card.reader),
         ("Perceptual distance", card.perceptual),
         ("Straightness", card.straightness),
@@ -320,5 +322,5 @@ def protocol_entries(card: Protocol, floors: Mapping[str, str]) -> list[tuple[st
         *card.notes.items(),
         ("Floor: real, half against half", floors["real_halves"]),
         ("Floor: autoencoder’s round trip", floors["autoencoder"]),
-        ("Floor: teacher, other noise", floors["teacher_again"]),
+        ("Floor: the reference, other noise", floors["teacher_again"]),
     ]

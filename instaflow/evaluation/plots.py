@@ -7,6 +7,7 @@ from itertools import product
 
 import numpy as np
 
+from instaflow.evaluation.chance import whose
 from instaflow.evaluation.report import (
     Floors,
     Gaps,
@@ -36,7 +37,7 @@ def quality_plots(rows: Sequence[Row], floors: Floors, colours: Colours, judged:
     judged: what the errors are a share of.
     """
     wrong = f"{judged.capitalize()} not drawn right"
-    again = _finite((floors.teacher_again, "teacher against itself, other noise"))
+    again = _finite((floors.teacher_again, "its images against those of other noise"))
     error = 1 - floors.reader_accuracy if floors.reader_accuracy is not None else None
     to_real = [(row, row.frechet_distance_real) for row in rows]
     to_teacher = [(row, row.frechet_distance_teacher) for row in rows]
@@ -46,7 +47,12 @@ def quality_plots(rows: Sequence[Row], floors: Floors, colours: Colours, judged:
     plots = [
         _quality_plot(to_real, "frechet_distance_real", colours, TO_REAL, _real(floors), count),
         _quality_plot(
-            to_teacher, "frechet_distance_teacher", colours, "Fréchet distance to the teacher’s images", again, count
+            to_teacher,
+            "frechet_distance_teacher",
+            colours,
+            f"Fréchet distance to the {whose(rows)}’s images",
+            again,
+            count,
         ),
         _quality_plot(errors, "prompt_accuracy", colours, wrong, _finite((error, "the reader’s own errors")), count),
     ]
@@ -224,9 +230,10 @@ def score_plots(curves: Sequence[ScoreCurve], rules: Sequence[tuple[str, Row]], 
 
     rules: rows to compare with, each with its name: dashed; those of a curve's own model beside its steps alone.
     """
+    of = whose([row for curve in curves for row in curve.rows])
     kinds: dict[str, tuple[str, Callable[[Row], float | None]]] = {
         "Fréchet distance to the real images": ("log", lambda row: row.frechet_distance_real),
-        "Fréchet distance to the teacher’s images": ("log", lambda row: row.frechet_distance_teacher),
+        f"Fréchet distance to the {of}’s images": ("log", lambda row: row.frechet_distance_teacher),
         "Drawn right": ("percent", lambda row: row.prompt_accuracy),
         "CLIP score": ("", lambda row: row.clip_score),
     }
@@ -305,7 +312,7 @@ def gap_plot(gaps: Gaps, colours: Colours) -> str:
         marks.append((gaps.unrelated, "other noise"))
     x = Axis(label=gaps.measure, low=0, high=float(edges[-1]))
     y = Axis(label="Share of images", low=0, high=1.12 * top, percent=True)
-    return chart(series, x=x, y=y, title="How far the images lie from the teacher’s", marks=marks)
+    return chart(series, x=x, y=y, title=f"How far the images lie from those of {gaps.teacher}", marks=marks)
 
 
 def path_plots(trajectories: Sequence[Trajectories], colours: Colours) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from instaflow.evaluation.aims import BETTER_WAY
+from instaflow.evaluation.chance import whose
 from instaflow.evaluation.comparison import HIGHER, LOWER
 from instaflow.evaluation.report import Row
 from instaflow.evaluation.row_words import is_itself, parted, told
@@ -12,7 +13,7 @@ from instaflow.evaluation.wording import is_number
 
 RANKED_BY = {
     "frechet_distance_real": "Fréchet distance to the real images",
-    "frechet_distance_teacher": "Fréchet distance to the teacher’s images",
+    "frechet_distance_teacher": "Fréchet distance to the {}’s images",
     "prompt_accuracy": "prompt accuracy",
     "clip_score": "CLIP score",
 }
@@ -41,6 +42,7 @@ class Ranking:
     """figure: by what is ranked, a key of RANKED_BY; "" where no row has any of them, and none has a rank."""
 
     figure: str
+    reference: str
     one_step: Sequence[Ranked]
     several: Sequence[Ranked]
 
@@ -52,13 +54,14 @@ class Ranking:
     def explained(self) -> str:
         """Ranked by the Fréchet distance to the real images"""
         article = "the " if self.figure.startswith("frechet") else ""
-        return f"Ranked by {article}{RANKED_BY[self.figure]}" if self.figure else ""
+        return f"Ranked by {article}{RANKED_BY[self.figure].format(self.reference)}" if self.figure else ""
 
 
 def ranking(rows: Sequence[Row]) -> Ranking:
     figure = next((name for name in RANKED_BY if any(math.isfinite(order(row, name)) for row in rows)), "")
     return Ranking(
         figure=figure,
+        reference=whose(rows),
         one_step=_ranked([row for row in rows if row.num_steps == 1], figure),
         several=_ranked([row for row in rows if row.num_steps != 1], figure),
     )

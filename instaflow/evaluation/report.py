@@ -22,7 +22,8 @@ class Row:
     kind: "teacher", "flow" (after reflow), "student" (distilled after reflow), "direct" (distilled from the teacher
     without reflow, the control), "progressive" (its steps halved, another control), "dmd" (distributions matched) or
     any other word, which is shown as it is; `model_kind` derives it from the stages.
-    frechet_distance_teacher is 0 for the reference itself: the teacher row all others are measured against.
+    frechet_distance_teacher is 0 for the reference itself: the row all others are measured against, most often a
+    teacher's. compared_with: what its model is called for that, "teacher", or "reference" of any other kind.
     prompt_accuracy_unseen is that of the caption template that no training stage saw.
     straightness: S(Z) = ∫ E||(Z1 - Z0) - v(Z_t, t)||² dt; straightness_relative is S(Z) / E||Z1 - Z0||².
     intervals: of the figures whose spread over prompts and noise is known, for model and reference as they are.
@@ -53,6 +54,7 @@ class Row:
     perceptual_gap: float | None = None  # the same by a perceptual network
     diversity: float | None = None  # the mean perceptual distance of two images of one prompt from different noise
     swept: bool = False  # one of several guidance scales of its model
+    compared_with: str = "teacher"
     beside: bool = False  # of an earlier report: shown beside this one's rows, and what is said is not of it
     intervals: Mapping[str, float] = field(default_factory=dict)  # figure -> half the width of its 95% interval
     cost: Mapping[str, Any] | None = None
@@ -180,7 +182,7 @@ class Gaps:
     """
 
     student: str
-    teacher: str
+    teacher: str  # or what else the reference is
     measure: str
     distances: Mapping[str, Sequence[float]]
     worst: Sequence[Gap]

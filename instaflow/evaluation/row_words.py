@@ -13,7 +13,7 @@ PER_THOUSAND = ("kernel_distance",)
 """Figures so small that they are read a thousandfold."""
 
 PERCENT = "\N{NO-BREAK SPACE}%"
-CARD_HEADS = ("Content", "Weights", "Steps", "Guidance", "Scheduler", "Precision")
+CARD_HEADS = ("Content", "Weights", "Steps", "Guidance", "Scheduler", "Precision", "Training samples", "Device-hours")
 
 
 def told(row: Row, figure: str) -> str:
@@ -65,8 +65,9 @@ def spread(rows: Sequence[Row]) -> str:
 
 
 def card_told(row: Row) -> list[str]:
-    """What a row was, by CARD_HEADS: its model's content, how it was sampled, and in what precision."""
-    card = row.card
+    """What a row was, by CARD_HEADS: its model's content, how it was sampled, in what precision, and what it cost."""
+    card, cost = row.card, row.cost or {}
+    samples, hours = cost.get("training_samples"), cost.get("device_hours")
     return [
         " ".join(word[:16] for word in str(card.get("model_content", "–")).split()),
         row.weights,
@@ -74,6 +75,8 @@ def card_told(row: Row) -> list[str]:
         "–" if row.guidance_scale is None else f"{row.guidance_scale:g}",
         str(card.get("sampler", "–")),
         str(card.get("dtype", "–")),
+        f"{samples:,}" if samples else "–",
+        "–" if hours is None else number(hours),
     ]
 
 

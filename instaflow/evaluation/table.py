@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from instaflow.evaluation.chance import is_chance
+from instaflow.evaluation.chance import is_chance, whose
 from instaflow.evaluation.findings import reference
 from instaflow.evaluation.parts import below, sign
 from instaflow.evaluation.plots import Colours
@@ -17,15 +17,15 @@ MANY = 9  # columns; a table of more is set smaller
 NOTHING = ("", "–")
 FIGURES = {
     "frechet_distance_real": "Fréchet distance to real",
-    "frechet_distance_teacher": "Fréchet distance to teacher",
+    "frechet_distance_teacher": "Fréchet distance to {}",
     "prompt_accuracy": "Prompt accuracy",
     "prompt_accuracy_unseen": "on an unseen template",
     "kernel_distance": "KID × 1,000",
     "precision": "Precision",
     "recall": "Recall",
     "clip_score": "CLIP score",
-    "pixel_gap": "Gap to teacher, pixels",
-    "perceptual_gap": "Gap to teacher, perceptual",
+    "pixel_gap": "Gap to {}, pixels",
+    "perceptual_gap": "Gap to {}, perceptual",
     "diversity": "Diversity",
     "straightness": "S(Z)",
     "straightness_relative": "S(Z), relative",
@@ -66,7 +66,10 @@ def columns_of(rows: Sequence[Row]) -> list[Column]:
         Column(title="Steps", texts=[str(row.num_steps) for row in rows]),
         Column(title="Guidance", texts=scales),
         Column(title="Samples", texts=[f"{row.num_samples:,}" if several_counts else "" for row in rows]),
-        *(Column(title=FIGURES[name], texts=[told(row, name) for row in rows], figure=name) for name in FIGURES),
+        *(
+            Column(title=FIGURES[name].format(whose(rows)), texts=[told(row, name) for row in rows], figure=name)
+            for name in FIGURES
+        ),
     ]
     return [column for column in columns if any(text not in NOTHING for text in column.texts)]
 

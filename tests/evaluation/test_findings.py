@@ -5,11 +5,14 @@ import pytest
 
 from instaflow.evaluation import findings
 from instaflow.evaluation.chance import interval_of_difference, is_chance, order
+from instaflow.evaluation.markdown import markdown
 from instaflow.evaluation.page import page
+from instaflow.evaluation.ranking import ranking
 from instaflow.evaluation.report import Row, Stage
 from instaflow.evaluation.wording import number
 from instaflow.sections import Aim
 from tests.evaluation.example import ROWS, full_report, with_distance
+from tests.evaluation.test_page import Reader
 
 
 def told(sentences: list[str]) -> str:
@@ -144,11 +147,11 @@ def test_the_nearest_of_all_is_told_with_those_that_chance_may_have_put_behind()
     near = [replace(rows[5], model=name, frechet_distance_real=real) for name, real in (("a", 0.33), ("b", 0.30))]
     report = replace(full_report(), rows=[*[replace(row, frechet_distance_real=0.9) for row in rows], *near])
     report = replace(report, aims=[Aim(model="student", figure="frechet_distance_real", value=1.0)])
-    assert "Of all one-step models `b` comes nearest, not told apart from `a`: 0.300." in told(
+    assert "Of the models made for few steps `b` comes nearest in one step, not told apart from `a`: 0.300." in told(
         findings.headline(report)
     )
     exact = replace(report, rows=[replace(row, intervals={}) for row in report.rows])
-    assert "`b` comes nearest: 0.300." in told(findings.headline(exact))
+    assert "`b` comes nearest in one step: 0.300." in told(findings.headline(exact))
 
 
 def test_every_verdict_on_distances_minds_chance():
@@ -179,7 +182,7 @@ def test_the_headline_gives_the_result_its_teacher_and_the_speed():
     assert "at a Fréchet distance of 0.312 from the real images; `teacher` reaches" in text
     assert "`teacher` reaches 0.271 in 25 steps and 6.41 in one step." in text
     assert "99.2 % of prompts are drawn right (`teacher`: 99.6 %)." in text
-    assert "An image takes 2.70 ms; `teacher` at 25 steps takes 25 times as long." in text
+    assert "An image takes 2.70 ms; `teacher` at 25 steps takes about 25 times as long." in text
 
 
 def test_without_real_images_the_distance_to_the_teacher_is_named_as_such():
@@ -216,7 +219,12 @@ def test_reflow_states_its_price_at_many_steps(at_25_steps, verdict):
 
 @pytest.mark.parametrize(
     ("student", "verdict"),
-    [(0.261, "brings it 2.0 times nearer"), (0.52, "changes it by less than 5%"), (0.7, "makes it worse here")],
+    [
+        (0.261, "brings it 2.0 times nearer"),
+        (0.4, "brings it 24 % nearer"),
+        (0.52, "changes it by less than 5%"),
+        (0.7, "makes it worse here"),
+    ],
 )
 def test_distillation_is_judged_against_one_step_of_the_flow(student, verdict):
     assert f"distillation {verdict}" in told(findings.distillation(with_distance("student", student)))
@@ -313,21 +321,20 @@ def test_a_missing_model_leaves_sentences_out_and_names_no_number(missing):
 def test_the_nearest_one_step_model_is_named_where_it_is_another():
     assert "comes nearest" not in told(findings.headline(full_report()))
     text = told(findings.headline(with_distance("direct", 0.2)))
-    assert "Of all one-step models `direct` comes nearest: 0.200." in text
+    assert "Of the models made for few steps `direct` comes nearest in one step: 0.200." in text
     assert "comes nearest" not in told(findings.headline(with_distance("direct", 0.31)))  # as good as the same
 
 
-def test_of_a_reference_that_is_no_teacher_it_is_told_whose_images_are_meant():
-    report = full_report()
-    assert findings.whose(report) == []
-    rows = [
-        replace(row, frechet_distance_teacher=0.0 if (row.model, row.num_steps) == ("2rf", 25) else 0.1)
-        for row in report.rows
-    ]
-    [said] = findings.whose(replace(report, rows=rows))
-    assert "the images of `2rf` in 25 steps are meant" in said and said in findings.scale(replace(report, rows=rows))
-    none = [replace(row, frechet_distance_teacher=None) for row in report.rows]
-    assert findings.whose(replace(report, rows=none)) == []
+def test_of_a_reference_that_is_no_teacher_no_teacher_is_told():
+    rows = [replace(row, compared_with="reference", frechet_distance_real=None) for row in ROWS]
+    report = replace(full_report(), rows=rows, scores=[])
+    assert "0.0710 from the reference’s images." in told(findings.headline(report))
+    shown = Reader(page(report)).text
+    for words in ("to the teacher", "to teacher", "the teacher’s images"):
+        assert words not in shown and words.replace("teacher", "reference") in shown
+    text = markdown(report)
+    assert "| to reference |" in text and "gap to reference, pixels" in text and "to teacher" not in text
+    assert "to the teacher’s images" in ranking([replace(row, compared_with="teacher") for row in rows]).explained
 
 
 @pytest.mark.parametrize(

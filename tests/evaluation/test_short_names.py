@@ -66,12 +66,12 @@ def test_names_stay_distinct(names, expected):
 
 def test_raw_weights_guidance_and_the_earlier_report_are_still_told():
     raw, swept = called(ROWS[0], FOLDER, weights="raw"), called(ROWS[0], FOLDER, swept=True)
-    earlier = replace(raw, model=f"night/run/{FOLDER}", beside=True)
+    earlier = replace(raw, model=f"night/run: {FOLDER}", beside=True)
     report = replace(full_report(), rows=[raw, swept, earlier, ROWS[5]])
     assert [row.label for row in with_short_names(report).rows] == [
         "teacher/model (raw)",
         "teacher/model (guidance 2)",
-        "night/run/teacher/model (raw)",
+        "night/run: teacher/model (raw)",
         "student",
     ]
 

@@ -214,11 +214,22 @@ def test_a_model_more_is_all_that_is_sampled_anew(config, done, tmp_path, monkey
     assert len(one) == 4
     for row in rows(done):
         same = one[row["model"], row["num_steps"]]
-        assert {**same, "straightness": None, "straightness_relative": None} == {
-            **row,
-            "straightness": None,
-            "straightness_relative": None,
-        }
+        assert less(same, "straightness", "straightness_relative") == less(row, "straightness", "straightness_relative")
+
+
+def test_what_a_done_report_is_made_anew_with_is_looked_at_before_it_is_undone(config, done, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(done, run)
+    missing = [f"stages.report.perceptual={{network: alex, weights: {tmp_path / 'none.pth'}}}"]
+    for work in (check_files, lambda experiment, name, kind: run_all(experiment, Stop())):
+        with pytest.raises(DataError, match=r"none\.pth"):
+            work(load_experiment(config, missing, run=str(run)), None, None)
+    assert (run / "report" / "done.json").exists()
+    capsys.readouterr()
+    check_files(load_experiment(config, ["stages.report.num_samples=20"], run=str(run)), None, None)
+    assert capsys.readouterr().err == "report: would be made anew, for 'num_samples' was 70, is now 20\n"
+    check_files(load_experiment(config, run=str(run)), None, None)
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.slow
@@ -279,7 +290,7 @@ def test_rows_of_an_earlier_report_stand_beside(config, done, tmp_path):
     found = rows(tmp_path / "run")
     assert len(found) == 3 + 3
     for old, shown in zip(rows(done), found[3:], strict=True):
-        assert shown["model"] == f"run/{old['model']}"
+        assert shown["model"] == f"run: {old['model']}"
         assert shown["frechet_distance_real"] == old["frechet_distance_real"]
         assert shown["frechet_distance_teacher"] is None  # of another run's teacher
         assert shown["straightness"] == old["straightness"] and shown["beside"] and not old["beside"]
