@@ -120,11 +120,8 @@ def way_to(folder: Path) -> list[Origin]:
 
 
 def each_once(origins: Iterable[Origin]) -> list[Origin]:
-    found: list[Origin] = []
-    for origin in origins:
-        if origin not in found:
-            found.append(origin)
-    return found
+    """Also where a folder and an exported model's `provenance.json` tell the same stage in other words."""
+    return [*{(origin.name, origin.kind, origin.content): origin for origin in origins}.values()]
 
 
 @dataclass(frozen=True)
@@ -135,10 +132,18 @@ class Beginnings:
     """Of models from elsewhere."""
     teachers: list[str] = field(default_factory=list)
     """Of those that teacher stages made."""
+    stages: set[Path] = field(default_factory=set)
+    """The folders of stages that the way has come by: each is told once, and hashed once."""
 
 
 def stages_behind(stage: Path, content: str, summaries: Mapping[str, str], found: Beginnings) -> Iterator[Origin]:
-    """What a stage was made from, oldest first, and the stage; in whatever runs that was, as long as they lie here."""
+    """What a stage was made from, oldest first, and the stage; in whatever runs that was, as long as they lie here.
+
+    Nothing of a stage that `found` holds.
+    """
+    if stage.resolve() in found.stages:
+        return
+    found.stages.add(stage.resolve())
     record = read_json(stage / "stage.json")
     done = read_json(stage / "done.json") if (stage / "done.json").is_file() else {}
     identity, settings = record["identity"], record["settings"]
@@ -157,6 +162,8 @@ def stages_behind(stage: Path, content: str, summaries: Mapping[str, str], found
             else:
                 yield changed
         elif maker := maker_of(elsewhere):
+            if maker.resolve() in found.stages:
+                continue
             if maker == elsewhere or fingerprint_of(elsewhere) == parent:  # couplings are too large to be hashed
                 made = read_json(maker / "done.json")["fingerprint"] if maker == elsewhere else parent
                 yield from stages_behind(maker, made, summaries, found)

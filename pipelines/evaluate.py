@@ -24,7 +24,7 @@ from instaflow.files import fingerprint_of, write_file, write_json
 from instaflow.flow.straightness import straightness
 from instaflow.interruption import Stop
 from instaflow.models.samplers import NOISY
-from instaflow.provenance import way_to
+from instaflow.provenance import Origin, way_to
 from instaflow.rundir import StageFolder, locked
 from instaflow.sections import EvaluatedModel
 from instaflow.world import hardware, world
@@ -71,8 +71,11 @@ def run(stage: StageFolder, stop: Stop) -> Callable[[], str]:
         entry.model: model_kind(entry.model, stages) if entry.model in stage.stage_names else look.kind
         for entry, look in zip(settings.models, seen, strict=True)
     }
+    ways = {name: way_in(stage, name) for name in kinds}
+    reflowed = {name for name, way in ways.items() if any(origin.kind == "reflow" for origin in way or ())}
+    kinds = {name: "student" if kind == "direct" and name in reflowed else kind for name, kind in kinds.items()}
     measure = Measure.by(protocol, real, reference, kinds[reference.subject.entry.model])
-    costs = {name: cost_in(stage, name) for name in kinds}
+    costs = {name: cost_in(way) for name, way in ways.items()}
     rows = []
     for m in measured:
         name = m.subject.entry.model
@@ -137,15 +140,22 @@ def content_of(stage: StageFolder, entry: EvaluatedModel) -> str:
     return stage.content(entry.model)
 
 
-def cost_in(stage: StageFolder, model: str) -> Mapping[str, Any] | None:
-    """What the way to a model cost, as far as folders tell, of whatever runs; None of a model on the hub or a file."""
+def way_in(stage: StageFolder, model: str) -> list[Origin] | None:
+    """The stages behind a model, as far as folders tell, of whatever runs; None of a model on the hub or a file."""
     folder = Path(stage.locate(model))
     if not folder.is_dir():
         return None
     try:
-        return cost_of(way_to(folder))
-    except (InstaFlowError, OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError):
-        return {}  # a damaged file of another run spoils no evaluation
+        return way_to(folder)
+    except (InstaFlowError, OSError, AttributeError, KeyError, TypeError, ValueError):
+        return []  # a damaged file of another run spoils no evaluation
+
+
+def cost_in(way: list[Origin] | None) -> Mapping[str, Any] | None:
+    try:
+        return None if way is None else cost_of(way)
+    except (AttributeError, TypeError):  # values of a provenance.json that was written by hand
+        return {}
 
 
 def looks_of(stage: StageFolder, protocol: Judging) -> Looks | None:

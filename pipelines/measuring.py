@@ -15,6 +15,7 @@ from instaflow.evaluation.kernel_distance import kernel_distance
 from instaflow.evaluation.precision_recall import precision_recall
 from instaflow.evaluation.presets import PRESETS
 from instaflow.evaluation.report import Floors, Protocol, Row
+from instaflow.evaluation.wording import steps
 from instaflow.models.device import device
 from instaflow.models.loading import load_model
 from instaflow.rundir import StageFolder
@@ -162,7 +163,7 @@ def protocol_words(
         noise=f"Philox, keyed by seed {stage.seed} and 'evaluate': no training stage saw it; the same for every model",
         features=protocol.features_in_words,
         reference_real=protocol.reference_in_words,
-        reference_teacher=f"the images of {reference.subject.entry.model} at {reference.subject.num_steps} steps, "
+        reference_teacher=f"the images of {reference.subject.entry.model} in {steps(reference.subject.num_steps)}, "
         f"guidance {reference.subject.guidance_scale:g}, for the same prompts and noise; gaps to them are of the first "
         f"{min(settings.compared_samples, settings.count):,} of a row"
         if reference

@@ -176,13 +176,15 @@ def observe(
         latents = model.sample(
             noise, protocol.prompts[batch], num_steps=subject.num_steps, guidance_scale=subject.guidance_scale
         )
-        if not torch.isfinite(latents).all():
+        images = model.decode(latents).cpu()
+        if not torch.isfinite(latents).all() or not torch.isfinite(images).all():
+            half = stage.stage.dtype != "float32"
+            hint = ", or overflow in this precision: leave it out, or try dtype: float32" if half else ": leave it out"
             raise NotFiniteError(
                 f"{subject.label} draws no images in {steps(subject.num_steps)}: of prompts {batch.start:,} to "
                 f"{batch.stop - 1:,} some values are not finite",
-                "Its weights may have diverged, or overflow in this precision: leave it out, or try dtype: float32",
+                f"Its weights may have diverged{hint}",
             )
-        images = model.decode(latents).cpu()
         seconds = (time.perf_counter() - began) / len(noise)
         kept = images[: max(0, stage.stage.compared_samples - batch.start)]
         return {"seconds": np.full(len(images), seconds), "images": pixels(kept), **protocol.observe(images, batch)}

@@ -23,7 +23,7 @@ from instaflow.config import Experiment
 from instaflow.errors import ConfigError, Interrupted, NotFiniteError
 from instaflow.evaluation.card import Card
 from instaflow.evaluation.observations import Observations
-from instaflow.evaluation.report import Report, Row, plain
+from instaflow.evaluation.report import Report, Row, labelled, plain
 from instaflow.evaluation.scores import FILE, WATCH, diverged, score_curves, scored, training_of
 from instaflow.evaluation.watch_page import write_watch_page
 from instaflow.evaluation.wording import duration, joined, named, number, percent, steps
@@ -157,9 +157,11 @@ class Watch:
             self.draw(over=True)
             for name in ("held", "observed"):  # whatever killed watches left there
                 shutil.rmtree(self.folder / name, ignore_errors=True)
+            lost = [{seen for card in one.cards for seen in self.lost(card)} for one in self.courses]
             counts = [
-                f"{course.name} was scored at {len(self.scored(course) - self.lost(course))} checkpoints"
-                for course in self.courses
+                f"{course.name} was scored at {len(self.scored(course) - without)} checkpoints"
+                + (f" and in part or not at all at {len(without)}" if without else "")
+                for course, without in zip(self.courses, lost, strict=True)
             ]
             say(f"{self.stage.name}: {', '.join(counts)}; {self.folder / 'watch.html'}")
 
@@ -238,12 +240,13 @@ class Watch:
 
     def scored(self, course: Course) -> set[int]:
         """The samples at which all rows of a course were scored, or can't be."""
-        found = [{*scored(self.stage.folder, card.key(), self.beside)} for card in course.cards]
-        return (set.intersection(*found) if found else set()) | self.lost(course)
+        report, keys = self.stage.folder, [card.key() for card in course.cards]
+        found = [{*scored(report, key, self.beside), *diverged(report, key)} for key in keys]
+        return set.intersection(*found) if found else set()
 
-    def lost(self, course: Course) -> set[int]:
-        """The samples at which a row of a course has no score, since it drew no images."""
-        return {seen for card in course.cards for seen in diverged(self.stage.folder, card.key())}
+    def lost(self, card: Card) -> set[int]:
+        """The samples at which a row has no score, since it drew no images."""
+        return diverged(self.stage.folder, card.key())
 
     @property
     def beside(self) -> Card | None:
@@ -299,53 +302,56 @@ class Watch:
             images = Observations(self.folder / "observed" / own.key(), settings.count, settings.batch)
             subjects.append(Subject(course.entry, own, images, None, load))
         course.turns += 1
-        try:
-            observe(replace(self.stage, stage=settings), stop, self.protocol, subjects, quiet=True)
-        except NotFiniteError as error:
-            if world().leads:
-                self.give_up(course, samples, subjects, error)
-            return
+        faults = self.sample(replace(self.stage, stage=settings), subjects, stop)
         if world().leads:
             cost = cost_at(course.training, samples)
-            rows = [self.measure.row(Measured(subject), course.kind) for subject in subjects]
             told = {**cost, "scoring_seconds": round(time.monotonic() - began, 3), "at": now()}
-            for card, row in zip(course.cards, rows, strict=True):
-                if samples in scored(self.stage.folder, card.key(), self.beside):
+            for card, subject, fault in zip(course.cards, subjects, faults, strict=True):
+                if samples in {*scored(self.stage.folder, card.key(), self.beside), *self.lost(card)}:
                     continue  # a watch was killed before it came to the next row
+                if fault:
+                    line = {"samples_seen": samples, "curve": card.key(), "diverged": fault, "at": now()}
+                    append_stats(self.folder / FILE, line)
+                    say(f"{self.stage.name}: at {samples:,} of {course.total:,} samples {fault}")
+                    continue
+                row = self.measure.row(Measured(subject), course.kind)
                 marks = {"curve": card.key(), "reference": self.beside and self.beside.subject()}
                 line = {"samples_seen": samples, **row.plain(), **told, **marks}
                 append_stats(self.folder / FILE, plain(line))
                 seen = f"{row.label} at {samples:,} of {course.total:,} samples, {steps(row.num_steps)}"
                 say(f"{self.stage.name}: {seen}: {in_words(row)}; {after(told)}".replace("\N{NO-BREAK SPACE}", " "))
-            self.let_go(course, samples, subjects)
+            for subject in subjects:
+                shutil.rmtree(subject.images.folder)
+            self.held(course, samples).unlink()
+            self.draw()
 
-    def give_up(self, course: Course, samples: int, subjects: list[Subject], error: NotFiniteError) -> None:
-        """Note a checkpoint that draws no images."""
-        mark = {"curve": course.cards[0].key(), "diverged": error.message, "at": now()}
-        append_stats(self.folder / FILE, {"samples_seen": samples, **mark})
-        say(f"{self.stage.name}: at {samples:,} of {course.total:,} samples {error.message}")
-        self.let_go(course, samples, subjects)
-
-    def let_go(self, course: Course, samples: int, subjects: list[Subject]) -> None:
-        """Remove what was kept of a checkpoint that is done with."""
-        for subject in subjects:
-            shutil.rmtree(subject.images.folder)
-        self.held(course, samples).unlink()
-        self.draw()
+    def sample(self, stage: StageFolder, subjects: list[Subject], stop: Stop) -> list[str]:
+        """Sample a checkpoint's rows; of each why it draws no images, or nothing. Raises Interrupted."""
+        try:
+            observe(stage, stop, self.protocol, subjects, quiet=True)
+        except NotFiniteError as error:
+            if len(subjects) == 1:
+                return [error.message]
+            return [fault for subject in subjects for fault in self.sample(stage, [subject], stop)]
+        return [""] * len(subjects)
 
     def draw(self, *, over: bool = False) -> None:
         """Write the page anew. over: all trainings are done."""
         said, curves, rows = [], [], [*self.compared]
         for course in self.courses:
             own = score_curves(self.stage.folder, [card.key() for card in course.cards], self.beside)
-            said += [] if own else [f"{named(course.name)} has no score yet."]
+            some = own or any(self.lost(card) for card in course.cards)
+            said += [] if some else [f"{named(course.name)} has no score yet."]
             for curve in own:
                 row, seen = curve.rows[-1], curve.samples_seen[-1]
                 at = f"after {seen:,} of {course.total:,} training samples, in {steps(row.num_steps)}"
                 said.append(f"{named(curve.label)} {at}: {in_words(row)}.")
                 rows += [row] if seen == course.total else []
-            if lost := joined([f"{seen:,}" for seen in sorted(self.lost(course))]):
-                said.append(f"{named(course.name)} has no score after {lost} training samples: images were not finite.")
+            for card in course.cards:
+                if lost := joined([f"{seen:,}" for seen in sorted(self.lost(card))]):
+                    scale = card.guidance_scale if len(course.entry.scales) > 1 else None
+                    name = f"{named(labelled(card.model, card.weights, scale))} in {steps(card.num_steps)}"
+                    said.append(f"{name} has no score after {lost} training samples: its images were not finite.")
             curves += own
         for row in self.compared:
             said.append(f"To compare with, {named(row.label)} in {steps(row.num_steps)}: {in_words(row)}.")

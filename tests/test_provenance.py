@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from instaflow import provenance
 from instaflow.errors import DataError
 from instaflow.evaluation.costs import cost_of
 from instaflow.files import fingerprint_of
@@ -145,9 +146,48 @@ def test_the_way_goes_on_through_other_runs(run, tmp_path):
     ]
 
 
+def test_a_stage_is_counted_and_hashed_once_by_whichever_ways_it_is_reached(run, tmp_path, monkeypatch):
+    """Raw weights of a flow, couplings of its average by name and by path, and the flow exported."""
+    (run / "2rf" / "model").mkdir(parents=True)
+    (run / "2rf" / "model-raw").mkdir()
+    (run / "2rf" / "model-raw" / "weights").write_text("raw")
+    average, raw = (fingerprint_of(run / "2rf" / name) for name in ("model", "model-raw"))
+    first = {"init": f"{HUB}@abc", "couplings": "pairs-content"}
+    write_stage(
+        run, "2rf", {"kind": "reflow", "init": HUB, "couplings": "pairs", "phases": [PHASE]}, first, content=average
+    )
+    write_stage(run, "pairs2", {"kind": "couple", "model": "2rf"}, {"model": average})
+    exported = tmp_path / "exported"
+    exported.mkdir()
+    write_provenance(exported, provenance_of(run / "2rf" / "model", LINEAGE))
+    hashed = []
+    monkeypatch.setattr(provenance, "fingerprint_of", lambda folder: hashed.append(folder) or fingerprint_of(folder))
+    for place, content, count in ((run / "2rf" / "model-raw", raw, 1), (exported, "exported", 0)):
+        settings = {"kind": "distill", "init": str(place), "couplings": str(run / "pairs2"), "phases": [PHASE]}
+        settings["regression"] = {"couplings": str(run / "pairs")}
+        parents = {"init": content, "couplings": "of all files", "regression.couplings": "of all files"}
+        write_stage(tmp_path / "other", "student", settings, parents)
+        (tmp_path / "other" / "student" / "model").mkdir(exist_ok=True)
+        hashed.clear()
+        way = way_to(tmp_path / "other" / "student" / "model")
+        assert sorted(origin.name for origin in way) == ["2rf", "pairs", "pairs2", HUB, "student"]
+        assert cost_of(way)["training_samples"] == 2 * 6400 and len(hashed) == count
+
+
+def test_runs_that_lead_back_to_themselves_come_to_an_end(run):
+    settings = {"kind": "distill", "init": HUB, "couplings": str(run / "student"), "phases": [PHASE]}
+    write_stage(run, "student", settings, {"init": f"{HUB}@abc", "couplings": "of all files"})
+    assert [origin.name for origin in way_to(run / "student" / "model")] == [HUB, "student"]
+
+
 def test_a_way_that_leads_nowhere_is_told_and_has_no_cost(run):
     student = run / "student" / "model"
-    assert cost_of(way_to(student)) == {"training_samples": 6400, "device_hours": None, "devices": ["a GPU"]}
+    assert cost_of(way_to(student)) == {
+        "training_samples": 6400,
+        "seconds": 7210.0,
+        "device_hours": None,
+        "devices": ["a GPU"],
+    }
     settings = {"kind": "distill", "init": "runs/gone/2rf/model", "couplings": "pairs", "phases": [PHASE]}
     write_stage(run, "student", settings, {"init": "its content", "couplings": "pairs-content"})
     assert (way_to(student)[0].name, way_to(student)[0].summary) == ("model", GONE)

@@ -38,6 +38,13 @@ def told_cost(report: Report, row: Row) -> Mapping[str, Any]:
     return _told(samples, made) if samples else {}
 
 
+def seconds(report: Report, row: Row) -> float:
+    """Of all stages after the teacher on the way to a row's model; 0 where that is not known."""
+    if row.cost is not None:
+        return row.cost.get("seconds") or 0.0
+    return sum(stage.seconds or 0.0 for stage in road(report.stages, row.model))
+
+
 def devices(report: Report) -> list[str]:
     """What the stages after the teacher were computed on, each once."""
     own = [stage.hardware for stage in report.stages if stage.kind not in ("teacher", "evaluate")]
@@ -70,7 +77,9 @@ def cost_of(origins: Sequence[Origin]) -> Mapping[str, Any]:
 
 def _told(samples: int, way: Sequence[Stage] | Sequence[Origin]) -> Mapping[str, Any]:
     names = [name for name in dict.fromkeys(one.hardware for one in way) if name]
-    return {"training_samples": samples, "device_hours": _hours(way), "devices": names}
+    spent = [one.seconds for one in way if one.seconds is not None]
+    taken = sum(spent) if len(spent) == len(way) else None
+    return {"training_samples": samples, "seconds": taken, "device_hours": _hours(way), "devices": names}
 
 
 def _hours(way: Sequence[Stage] | Sequence[Origin]) -> float | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from instaflow.evaluation.chance import TIE, by_chance, by_which, comparison, distances, is_chance, order, tie, whose
-from instaflow.evaluation.costs import road, training_samples
+from instaflow.evaluation.costs import seconds, training_samples
 from instaflow.evaluation.report import Report, Row, distance_summary
 from instaflow.evaluation.wording import duration, is_number, joined, named, number, percent, steps, times
 
@@ -280,16 +280,15 @@ def _against(report: Report, kind: str, follows: tuple[str, str, str], mine: str
 
 def _budgets(report: Report, student: Row, other: Row) -> list[str]:
     """What the two roads cost after the teacher, and whether they are alike."""
-    roads = [road(report.stages, row.model) for row in (student, other)]
-    seconds = [sum(stage.seconds or 0 for stage in road) for road in roads]
+    spent = [seconds(report, row) for row in (student, other)]
     samples = [training_samples(report, row) for row in (student, other)]
     found = []
     if all(samples):
         favoured = (other.model, "", student.model)[1 + comparison(samples[0], samples[1])]
         unequal = f", which favours {named(favoured)}" if favoured else ""
         found.append(f"Training samples seen on the way: {samples[0]:,} and {samples[1]:,}{unequal}.")
-    if all(seconds):
-        found.append(f"Time after the teacher: {duration(seconds[0])} and {duration(seconds[1])}.")
+    if all(spent):
+        found.append(f"Time after the teacher: {duration(spent[0])} and {duration(spent[1])}.")
     return [*found, "Each was trained once, with one seed."]
 
 

@@ -27,8 +27,8 @@ class Row:
     prompt_accuracy_unseen is that of the caption template that no training stage saw.
     straightness: S(Z) = ∫ E||(Z1 - Z0) - v(Z_t, t)||² dt; straightness_relative is S(Z) / E||Z1 - Z0||².
     intervals: of the figures whose spread over prompts and noise is known, for model and reference as they are.
-    cost: what its model cost after the teacher, in whatever runs: `training_samples`, `device_hours` and `devices`;
-    empty where that is not known, None where the report's stages alone tell it.
+    cost: what its model cost after the teacher, in whatever runs (`training_samples`, `seconds`, `device_hours`,
+    `devices`); empty where that is not known, None where the report's stages alone tell it.
     parts: what each prompt and its noise add to such a figure [N], up to a constant: two rows' are subtracted to know
     how far apart the rows are; in memory alone, no file holds them.
     """

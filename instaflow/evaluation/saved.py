@@ -59,6 +59,7 @@ def _report(content: dict[str, Any]) -> Report:
             raise TypeError(f"the card of {row.label} is {row.card!r}")
         for key in FIGURES:
             _check_number(f"{row.label}, '{key}'", getattr(row, key))
+        _check_cost(row)
         if not isinstance(row.intervals, dict):
             raise TypeError(f"the intervals of {row.label} are {row.intervals!r}")
         for key, value in row.intervals.items():
@@ -88,6 +89,17 @@ def _part(kind: type[Part], values: Mapping[str, Any]) -> Part:
         if field.name not in values and field.default is field.default_factory is dataclasses.MISSING:
             raise KeyError(field.name)
     return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values})
+
+
+def _check_cost(row: Row) -> None:
+    cost = {} if row.cost is None else row.cost
+    if not isinstance(cost, dict):
+        raise TypeError(f"the cost of {row.label} is {cost!r}")
+    for key in ("training_samples", "seconds", "device_hours"):
+        _check_number(f"{row.label}, cost, '{key}'", cost.get(key))
+    names = cost.get("devices", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{row.label}, cost, 'devices' is {names!r}")
 
 
 def _check_number(what: str, value: Any) -> None:

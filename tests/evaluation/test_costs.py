@@ -31,7 +31,8 @@ def test_hours_are_those_of_all_devices_and_of_all_stages_after_the_teacher():
 
 
 def test_a_way_s_cost_is_that_of_its_stages_after_the_teacher():
-    assert cost_of(WAY) == {"training_samples": 704, "device_hours": 2 + 2 + 0.5, "devices": ["a GPU", "a card"]}
+    told = {"seconds": 6300.0, "device_hours": 2 + 2 + 0.5, "devices": ["a GPU", "a card"]}
+    assert cost_of(WAY) == {"training_samples": 704, **told}
     hub = Origin(name="a/b", kind="model", content="a/b@1")
     assert cost_of([hub, *WAY[1:]]) == cost_of(WAY)
     assert cost_of([TEACHER]) == cost_of([]) == {}
@@ -59,5 +60,5 @@ def test_a_row_s_own_cost_goes_before_the_stages():
     assert told_cost(report, student) == student.cost and told_cost(report, unknown) == {}
     by_stages = told_cost(report, row_of(report, "student"))
     hours = device_hours(report, row_of(report, "student"))
-    assert by_stages == {"training_samples": 580_000, "device_hours": hours, "devices": ["a GPU"]}
+    assert by_stages == {"training_samples": 580_000, "seconds": 207.0, "device_hours": hours, "devices": ["a GPU"]}
     assert told_cost(report, row_of(report, "teacher")) == {}

@@ -25,12 +25,13 @@ from instaflow.evaluation.observations import Observations
 from instaflow.evaluation.precision_recall import precision_recall
 from instaflow.evaluation.presets import PRESETS
 from instaflow.interruption import Stop
+from instaflow.models.loading import load_model
 from instaflow.models.settings import ModelSettings
 from instaflow.rundir import append_stats, locked, read_done, stage_folders
 from instaflow.training.perceptual import load_network, save_network, small_layers, write_tiny_network
 from instaflow.weights import WEIGHTS
 from instaflow.world import hardware
-from pipelines import evaluate, showing
+from pipelines import evaluate, observing, showing
 from pipelines.earlier import told_apart
 from pipelines.evaluate import reference_of, subjects_of
 from pipelines.experiment import check_files, look_at_measures, run_all, run_one
@@ -156,9 +157,14 @@ def test_figures_carry_the_interval_that_their_own_images_show(looked):
     content = json.loads((looked / "report" / "report.json").read_text())
     judged = {"frechet_distance_real", "prompt_accuracy", "prompt_accuracy_unseen"}
     everywhere = judged | {"pixel_gap", "perceptual_gap", "diversity"}
+    straight = {"straightness", "straightness_relative"}
     for place, row in enumerate(content["rows"]):
         own = row["intervals"]
-        assert {*own} == everywhere | ({"frechet_distance_teacher"} if place else set())  # 0 of the reference itself
+        followed = straight if row["straightness"] is not None else set()
+        assert {*own} - followed == everywhere | (
+            {"frechet_distance_teacher"} if place else set()
+        )  # 0 of the reference
+        assert all(0 < own[name] < row[name] for name in followed)
         assert own["prompt_accuracy"] == pytest.approx(of_share(row["prompt_accuracy"], 70))
         assert (own["pixel_gap"] == 0) == (own["perceptual_gap"] == 0) == (place == 0)
         assert 0 < own["frechet_distance_real"] < row["frechet_distance_real"] and own["diversity"] > 0
@@ -903,7 +909,7 @@ def test_damage_to_what_was_seen_is_made_good(config, done, tmp_path):
     assert rows(run) == rows(done)
 
 
-def test_a_model_that_draws_no_numbers_is_named(config, tmp_path):
+def test_a_model_that_draws_no_numbers_is_named(config, tmp_path, monkeypatch):
     broken = tmp_path / "broken"
     shutil.copytree(Path(config).parent / "flow", broken)
     [file] = (broken / "unet").glob("*.safetensors")
@@ -912,7 +918,15 @@ def test_a_model_that_draws_no_numbers_is_named(config, tmp_path):
     changes = [f"stages.report.models.1.model={broken}", "stages.report.num_samples=20"]
     with pytest.raises(InstaFlowError, match=f"{broken} draws no images in 1 step: of prompts 0 to 15 some") as error:
         run_all(load_experiment(config, changes, run=str(tmp_path / "run")), Stop())
-    assert "dtype: float32" in error.value.hint
+    assert error.value.hint == "Its weights may have diverged: leave it out"
+    model = load_model(str(broken), device=torch.device("cpu"))
+    with torch.no_grad():
+        model.vae.decoder.conv_out.bias[0] = torch.inf  # latents that are finite, images that are not
+    monkeypatch.setattr(observing, "load_model", lambda *_, **__: model)
+    [*_, half] = changes, "stages.report.dtype=bfloat16"
+    with pytest.raises(InstaFlowError, match="draws no images in 3 steps") as error:
+        run_all(load_experiment(config, [changes[1], half], run=str(tmp_path / "half")), Stop())
+    assert error.value.hint.endswith("overflow in this precision: leave it out, or try dtype: float32")
 
 
 TRAINED = """
@@ -935,7 +949,8 @@ def test_what_a_model_cost_is_told_of_whatever_run_made_it(config, tmp_path):
     run_all(load_experiment(str(first), small, run=str(made)), Stop())
     report = json.loads((made / "report" / "report.json").read_text())
     hours = sum(read_done(made / name)["seconds"] for name in ("pairs", "2rf")) / 3600
-    cost = {"training_samples": 16, "device_hours": pytest.approx(hours), "devices": [hardware()]}
+    told = {"seconds": pytest.approx(3600 * hours), "device_hours": pytest.approx(hours), "devices": [hardware()]}
+    cost = {"training_samples": 16, **told}
     assert [row["cost"] for row in report["rows"]] == [{}, {}, cost]
 
     entries = f"[{{model: {teacher}, num_steps: [3]}}, {{model: {made / '2rf' / 'model'}, num_steps: [2]}}]"
@@ -952,6 +967,28 @@ def test_what_a_model_cost_is_told_of_whatever_run_made_it(config, tmp_path):
     run_all(load_experiment(config, changes, run=str(tmp_path / "later")), Stop())
     later = json.loads((tmp_path / "later" / "report" / "report.json").read_text())
     assert later["rows"][-1]["cost"] == cost
+
+
+def test_a_student_of_another_run_s_flow_is_a_student_and_has_the_whole_cost(config, tmp_path):
+    teacher = Path(config).parent / "teacher"
+    own = tmp_path / "own.yaml"
+    head, _, report = Path(config).read_text().partition("  report:")
+    own.write_text(f"{head}{TRAINED.replace('TEACHER', str(teacher)).strip(chr(10))}\n  report:{report}")
+    first, other = tmp_path / "first", tmp_path / "other"
+    for name in ("pairs", "2rf"):
+        run_one(load_experiment(str(own), run=str(first)), name, Stop())
+    phases = "[{samples: 8, global_batch_size: 4, learning_rate: 1e-3}]"
+    student = (
+        f"kind: distill, init: {first / '2rf' / 'model'}, couplings: {first / 'pairs'}, preview: null, trackers: []"
+    )
+    own.write_text(f"{head}  student: {{{student}, phases: {phases}}}\n  report:{report}")
+    entries = f"[{{model: {teacher}, num_steps: [3]}}, {{model: student, num_steps: [1]}}]"
+    small = [f"stages.report.models={entries}", "stages.report.num_samples=20", "stages.report.straightness_samples=4"]
+    run_all(load_experiment(str(own), small, run=str(other)), Stop())
+    row = json.loads((other / "report" / "report.json").read_text())["rows"][1]
+    spent = [read_done(first / "pairs"), read_done(first / "2rf"), read_done(other / "student")]
+    assert row["kind"] == "student" and row["cost"]["training_samples"] == 16 + 8
+    assert row["cost"]["seconds"] == pytest.approx(sum(done["seconds"] for done in spent))
 
 
 def test_the_nearest_are_near(done):

@@ -16,6 +16,7 @@ from instaflow.errors import ConfigError, InstaFlowError, Interrupted
 from instaflow.evaluation.observations import Observations
 from instaflow.files import write_json
 from instaflow.interruption import Stop
+from instaflow.models.text_to_image import TextToImage
 from instaflow.rundir import StageFolder, locked, stage_folders
 from instaflow.world import hardware
 from pipelines import watching
@@ -298,30 +299,51 @@ def test_a_checkpoint_that_training_removes_is_told_and_left_out(config, trained
     assert "2rf at 16 of 16 samples: its checkpoint was removed before it could be scored" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("changes", [[], ["stages.report.models.1.num_steps=[1]"]])
+@pytest.mark.parametrize("broken", ["weights", "two steps"])
 def test_a_checkpoint_that_draws_no_images_is_noted_and_the_watch_goes_on(
-    config, trained, tmp_path, monkeypatch, capsys, changes
+    config, trained, tmp_path, monkeypatch, capsys, broken
 ):
-    run, batches, one = copied(trained, tmp_path), drawn(monkeypatch), bool(changes)
-    broken = run / "2rf" / "checkpoints" / f"{12:012d}" / "ema.safetensors"
-    diverge(broken)
-    watch(config, run, *changes)
+    """By its weights it draws none at all; or it draws some in one step, and not all of those in two."""
+    run, batches = copied(trained, tmp_path), drawn(monkeypatch)
+    if broken == "weights":
+        diverge(run / "2rf" / "checkpoints" / f"{12:012d}" / "ema.safetensors")
+    else:
+        sample = TextToImage.sample
+
+        def diverged(self, noise, *words, num_steps, **options):
+            latents = sample(self, noise, *words, num_steps=num_steps, **options)
+            if num_steps == 2 and "000000000012" in str(loaded):
+                latents[1] = torch.inf
+            return latents
+
+        loaded: list[Path] = []
+        monkeypatch.setattr(TextToImage, "sample", diverged)
+        load_at = watching.model_at
+        monkeypatch.setattr(
+            watching, "model_at", lambda *words: (loaded.__setitem__(slice(None), [words[1]]), load_at(*words))[1]
+        )
+    watch(config, run)
     told = capsys.readouterr().out
-    assert "report: at 12 of 16 samples 2rf draws no images in " in told
-    assert "2rf was scored at 3 checkpoints; " in told
-    lost = [line for line in scores(run) if "diverged" in line]
-    assert [line["samples_seen"] for line in lost] == [12] and "not finite" in lost[0]["diverged"]
-    assert len(scores(run)) - 1 == 3 * (1 if one else 2)
-    page = (run / "report" / "watch" / "watch.html").read_text()
-    assert "has no score after 12 training samples" in page and "as it trained" in page
+    assert "report: at 12 of 16 samples 2rf draws no images in 2 steps" in told
+    assert "2rf was scored at 3 checkpoints and in part or not at all at 1; " in told
+    lost = {line["curve"]: line for line in scores(run) if "diverged" in line}
+    assert len(lost) == len([line for line in scores(run) if "diverged" in line]) == (2 if broken == "weights" else 1)
+    assert all(line["samples_seen"] == 12 and "not finite" in line["diverged"] for line in lost.values())
+    at = sorted((line["num_steps"], line["samples_seen"]) for line in scores(run) if "diverged" not in line)
+    one = [4, 8, 16] if broken == "weights" else SAMPLES
+    assert at == [*((1, seen) for seen in one), *((2, seen) for seen in (4, 8, 16))]
+    page = (run / "report" / "watch" / "watch.html").read_text().replace("\N{NO-BREAK SPACE}", " ")
+    assert "in 2 steps has no score after 12 training samples" in page and "as it trained" in page
+    assert ("in 1 step has no score after 12" in page) == (broken == "weights") and "no score yet" not in page
     assert {path.name for path in (run / "report" / "watch").iterdir()} == {".lock", "scores.jsonl", "watch.html"}
 
     batches.clear()
-    watch(config, run, *changes)
-    assert not batches and len(scores(run)) - 1 == 3 * (1 if one else 2)  # nor is it tried again
-    run_all(load_experiment(config, changes, run=str(run)), Stop())
+    before = scores(run)
+    watch(config, run)
+    assert not batches and scores(run) == before  # nor is it tried again
+    run_all(load_experiment(config, run=str(run)), Stop())
     report = json.loads((run / "report" / "report.json").read_text())
-    assert [curve["samples_seen"] for curve in report["scores"]] == [[4, 8, 16]] * (1 if one else 2)
+    assert [curve["samples_seen"] for curve in report["scores"]] == [[4, 8, 16], one]
 
 
 def diverge(file: Path) -> None:
@@ -335,8 +357,8 @@ def test_processes_that_watch_together_go_on_alike_where_one_alone_draws_no_imag
     run = copied(trained, tmp_path)
     done = together(2, "evaluate", config, "--run-dir", run, "--watch", module="tests.pipelines.diverging_worker")
     assert "report: at 12 of 16 samples 2rf draws no images" in done.stdout
-    assert [line["samples_seen"] for line in scores(run) if "diverged" in line] == [12]
-    assert len(scores(run)) - 1 == 3 * 2
+    assert [line["samples_seen"] for line in scores(run) if "diverged" in line] == [12, 12]
+    assert len(scores(run)) - 2 == 3 * 2
 
 
 def test_raw_weights_are_scored_beside_their_average(config, trained, tmp_path):
