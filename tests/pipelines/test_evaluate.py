@@ -259,7 +259,7 @@ def test_a_sweep_of_guidance_is_a_row_each(config, tmp_path):
     assert [row["frechet_distance_teacher"] == 0 for row in found] == [False, False, True, False, False]
     assert [row["pixel_gap"] == 0 for row in found] == [False, False, True, False, False]
     told = json.loads((tmp_path / "run" / "report" / "report.json").read_text())["protocol"]["reference_teacher"]
-    assert "at 3 steps, guidance 3, " in told
+    assert "in 3 steps, guidance 3, " in told
     assert [(row["num_steps"], row["guidance_scale"]) for row in found] == [(3, 1), (1, 1), (3, 3), (1, 3), (1, 1.5)]
     assert len({row["frechet_distance_real"] for row in found}) == 5
     assert found[0]["straightness"] != found[2]["straightness"]

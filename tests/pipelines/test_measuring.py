@@ -23,7 +23,7 @@ def measure():
     """Beside a reference and real images; nothing is read in the images."""
     protocol = SimpleNamespace(parts=lambda observed: {"clip_score": observed["scores"]})
     real, taught = np.random.default_rng(5).standard_normal((300, SIZE)), made(6)
-    return Measure(protocol, real, Gaussian.of(real), object(), taught, Gaussian.of(taught))
+    return Measure(protocol, real, Gaussian.of(real), object(), taught, Gaussian.of(taught), "teacher")
 
 
 def parts_of(measure: Measure, features: np.ndarray, **seen) -> dict[str, np.ndarray]:
