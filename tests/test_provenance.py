@@ -160,6 +160,7 @@ def test_a_stage_is_counted_and_hashed_once_by_whichever_ways_it_is_reached(run,
     exported = tmp_path / "exported"
     exported.mkdir()
     write_provenance(exported, provenance_of(run / "2rf" / "model", LINEAGE))
+    assert [origin.name for origin in way_to(exported)] == [HUB, "pairs", "2rf"]
     hashed = []
     monkeypatch.setattr(provenance, "fingerprint_of", lambda folder: hashed.append(folder) or fingerprint_of(folder))
     for place, content, count in ((run / "2rf" / "model-raw", raw, 1), (exported, "exported", 0)):

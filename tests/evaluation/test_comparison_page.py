@@ -116,14 +116,22 @@ def test_an_interval_of_a_share_ends_at_100_percent():
 
 
 def test_an_interval_that_goes_on_beyond_the_axis_ends_in_a_head():
-    def heads(**figures) -> int:
+    def heads(**figures) -> list[str]:
+        """The side that each points to."""
         comparison = compare(reports(**figures), "real")
-        return len(re.findall(r'<path class="line ', dot_plot(comparison, comparison.figure, Counter())))
+        plot = dot_plot(comparison, comparison.figure, Counter())
+        bands = [[float(end) for end in band] for band in re.findall(r'class="band [^"]*" d="M(\S+) \S+H(\S+)"', plot)]
+        assert all(0 < left < right < 440 for left, right in bands)  # within the plot
+        drawn = re.findall(r'<path class="line [^"]*" d="M(\S+) \S+L(\S+) ', plot)
+        edges = {"left": min(left for left, _ in bands), "right": max(right for _, right in bands)}
+        sides = ["left" if float(tip) < float(end) else "right" for end, tip in drawn]
+        assert all(float(tip) == edges[side] for side, (_, tip) in zip(sides, drawn, strict=True) if len(drawn) > 1)
+        return sides
 
     spread = {seed: 0.4 + 0.02 * place for place, seed in enumerate(SEEDS)}
-    assert heads(student=spread) == 1  # the teacher, which is off the axis
+    assert heads(student=spread) == ["right"]  # the teacher, which is off the axis
     two = dict.fromkeys(SEEDS, math.nan) | {SEEDS[0]: 0.4, SEEDS[1]: 0.5}  # an interval of 12.7 times their deviation
-    assert heads(student=two) == 3
+    assert sorted(heads(student=two)) == ["left", "right", "right"]
 
 
 def test_a_dash_for_straightness_is_explained():
