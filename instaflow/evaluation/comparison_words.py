@@ -74,7 +74,7 @@ def verdict(pair: Pair) -> str:
 
 def headline(comparison: Comparison) -> list[str]:
     """The best one-step row, who may be as good, and the next that is not."""
-    measure, seeds = comparison.figure, len(comparison.runs)
+    measure = comparison.figure
     best = comparison.best(measure)
     if best is None:
         return []
@@ -84,7 +84,9 @@ def headline(comparison: Comparison) -> list[str]:
         "teacher": f"comes nearest to the teacher’s images in one step, at a Fréchet distance of {reached}",
         "accuracy": f"follows its prompts best in one step, {reached} of them",
     }
-    found = [f"{named(best.label)} {texts[comparison.by]} (mean of {seeds} seeds)."]
+    count, all_of = best.figures[measure].count, len(comparison.runs)
+    seeds = f"{count} seeds" if count == all_of else f"{count} of {all_of} seeds"
+    found = [f"{named(best.label)} {texts[comparison.by]} (mean of {seeds})."]
     near = comparison.not_told_apart(measure)
     if near:
         found.append(f"Not told apart from it: {joined([named(row.label) for row in near])}.")

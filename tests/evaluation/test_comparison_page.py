@@ -134,6 +134,12 @@ def test_an_interval_that_goes_on_beyond_the_axis_ends_in_a_head():
     assert sorted(heads(student=two)) == ["left", "right", "right"]
 
 
+def test_the_headline_counts_the_seeds_that_have_the_figure():
+    student = dict.fromkeys(SEEDS, math.nan) | {SEEDS[0]: 0.20, SEEDS[1]: 0.21}
+    assert f"(mean of 2 of {len(SEEDS)} seeds)." in headline(compare(reports(student=student), "real"))[0]
+    assert f"(mean of {len(SEEDS)} seeds)." in headline(compare(reports(), "real"))[0]
+
+
 def test_a_dash_for_straightness_is_explained():
     assert "of the others a dash" in comparison_page(compare(reports(), "real"))
     curved = {
