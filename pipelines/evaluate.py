@@ -173,7 +173,7 @@ def subjects_of(stage: StageFolder, protocol: Judging, seen: list[Seen], looks: 
         common = Card(
             model=entry.model,
             model_content=content_of(stage, entry),
-            weights=model.weights,
+            weights="raw" if entry.weights == "raw" else model.weights,
             num_steps=0,
             guidance_scale=model.guidance_scale,
             sampler=model.sampler,
