@@ -322,7 +322,7 @@ class Watch:
                 say(f"{self.stage.name}: {seen}: {in_words(row)}; {after(told)}".replace("\N{NO-BREAK SPACE}", " "))
             for subject in subjects:
                 shutil.rmtree(subject.images.folder)
-            self.held(course, samples).unlink()
+            file.unlink()
             self.draw()
 
     def sample(self, stage: StageFolder, subjects: list[Subject], stop: Stop) -> list[str]:

@@ -12,11 +12,18 @@ BEFORE = ("teacher", "model")
 """Kinds of what a way begins with."""
 
 
+def told_cost(report: Report, row: Row) -> Mapping[str, Any]:
+    """A row's `cost`, also where it is the report's stages that tell it."""
+    if row.cost is not None:
+        return row.cost
+    made = road(report.stages, row.model)
+    samples = sum(stage.samples or 0 for stage in made if stage.kind in TRAINED)
+    return _told(samples, made) if made else {}
+
+
 def training_samples(report: Report, row: Row) -> int:
     """Training samples seen after the teacher, by all stages on the way to a row's model; 0 where that is not known."""
-    if row.cost is not None:
-        return row.cost.get("training_samples") or 0
-    return sum(stage.samples or 0 for stage in road(report.stages, row.model) if stage.kind in TRAINED)
+    return told_cost(report, row).get("training_samples") or 0
 
 
 def device_hours(report: Report, row: Row) -> float | None:
@@ -24,25 +31,12 @@ def device_hours(report: Report, row: Row) -> float | None:
 
     None where a stage does not tell both, or there is no way.
     """
-    if row.cost is not None:
-        return row.cost.get("device_hours")
-    return _hours(road(report.stages, row.model))
+    return told_cost(report, row).get("device_hours")
 
 
-def told_cost(report: Report, row: Row) -> Mapping[str, Any]:
-    """A row's `cost`, also where it is the report's stages that tell it."""
-    if row.cost is not None:
-        return row.cost
-    made = road(report.stages, row.model)
-    samples = training_samples(report, row)
-    return _told(samples, made) if samples else {}
-
-
-def seconds(report: Report, row: Row) -> float:
-    """Of all stages after the teacher on the way to a row's model; 0 where that is not known."""
-    if row.cost is not None:
-        return row.cost.get("seconds") or 0.0
-    return sum(stage.seconds or 0.0 for stage in road(report.stages, row.model))
+def seconds(report: Report, row: Row) -> float | None:
+    """Of all stages after the teacher on the way to a row's model; None where one does not tell them."""
+    return told_cost(report, row).get("seconds")
 
 
 def devices(report: Report) -> list[str]:

@@ -287,7 +287,7 @@ def _budgets(report: Report, student: Row, other: Row) -> list[str]:
         favoured = (other.model, "", student.model)[1 + comparison(samples[0], samples[1])]
         unequal = f", which favours {named(favoured)}" if favoured else ""
         found.append(f"Training samples seen on the way: {samples[0]:,} and {samples[1]:,}{unequal}.")
-    if all(spent):
+    if spent[0] and spent[1]:
         found.append(f"Time after the teacher: {duration(spent[0])} and {duration(spent[1])}.")
     return [*found, "Each was trained once, with one seed."]
 
